@@ -1,0 +1,30 @@
+PYTHON ?= python3.11
+BIN := .venv/bin
+STAMP := .venv/.ready
+
+.PHONY: demo test check bench clean
+
+demo: $(STAMP)  ## run the main job on the bundled models, into sinklens-demo/
+	$(BIN)/sinklens demo
+
+test: $(STAMP)  ## run the tests
+	$(BIN)/python -m pytest
+
+check: $(STAMP)  ## lint, types, import layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright
+	$(BIN)/lint-imports
+
+bench: $(STAMP)  ## run the benchmarks
+	$(BIN)/python benchmarks/loop_overhead.py
+
+clean:
+	rm -rf .venv sinklens-demo .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+
+# torch by itself first: a plain pip install of this very version may come as a CPU build from a local wheel folder.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt torch==2.13.0
+	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e ".[dev]"
+	touch $(STAMP)

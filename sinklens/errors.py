@@ -1,0 +1,29 @@
+"""The errors users meet. Each says what was given, what was expected and what to do."""
+
+
+class SinklensError(Exception):
+    """Base of every error that sinklens raises on purpose."""
+
+
+class PlanError(SinklensError, ValueError):
+    """A decoding plan that cannot be carried out."""
+
+
+class CheckpointError(SinklensError, ValueError):
+    """A checkpoint that cannot be loaded faithfully."""
+
+
+class CheckFailed(SinklensError, RuntimeError):
+    """A loaded model failed its calibration (`HookedDLM.check`)."""
+
+
+class HookNeverFired(SinklensError, RuntimeError):
+    """A probe or an edit was attached and the model never called it."""
+
+
+class ScopeError(SinklensError, ValueError):
+    """A `Where` that selects nothing, or names what the model does not have."""
+
+
+class RecordError(SinklensError, ValueError):
+    """A record file that cannot be read or written."""

@@ -1,0 +1,383 @@
+"""HookedDLM: a TransformerBridge around a diffusion language model, with calibrated hook points."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformer_lens.factories.architecture_adapter_factory import ArchitectureAdapterFactory
+from transformer_lens.model_bridge.sources import build_bridge_from_module
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from sinklens import attention, loading
+from sinklens.errors import CheckFailed
+from sinklens.families import FAMILIES, Family
+from sinklens.loading import Checkpoint, SpecialIds
+
+TOLERANCE = {torch.float32: 2e-4, torch.float16: 3e-2, torch.bfloat16: 2e-1}
+
+
+class HookedDLM:
+    """A masked diffusion language model (or an autoregressive baseline) on TransformerLens hook points.
+
+    Holds a `TransformerBridge` (`dlm.bridge`) and forwards what TransformerLens's tools ask for, so it is a
+    `TransformerLensModel`. Make one with `from_pretrained` or `from_transformers`.
+
+    Attributes:
+        bridge: The TransformerBridge.
+        family: What kind of checkpoint it is.
+        ids: Special-token ids (mask, eos, bos, pad, eot).
+        name: What it was loaded as.
+        revision: Hub commit, if any.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, *, check: bool = True) -> None:
+        model, self.family, self.ids = checkpoint.model, checkpoint.family, checkpoint.ids
+        self.name, self.revision = checkpoint.name, checkpoint.revision
+        self.reference: PreTrainedModel | None = None
+        if not getattr(model, "hf_device_map", None):
+            self.reference = loading.plain_twin(model)
+        _register()
+        self.bridge = build_bridge_from_module(
+            model, self.family.architecture, hf_config=model.config, model_name=self.name
+        )
+        # The bridge may switch the model to eager attention; sdpa's masks are what `attention` expects.
+        model.set_attn_implementation("sdpa")
+        self.cfg.attention_dir = "causal" if self.is_causal else "bidirectional"
+        if checkpoint.tokenizer is not None:
+            self.bridge.tokenizer = checkpoint.tokenizer
+            added = checkpoint.tokenizer("")["input_ids"]
+            self.cfg.tokenizer_prepends_bos = added[:1] == [self.ids.bos]
+            self.cfg.tokenizer_appends_eos = added[-1:] == [self.ids.eos]
+        # TransformerLens wires its own module hooks on first use; count them as nobody's.
+        with torch.no_grad():
+            self.bridge.run_with_cache(torch.zeros((1, 1), dtype=torch.long, device=self.device))
+        self._modules = list(self.bridge.modules())
+        self._own_hooks = self._count_hooks()
+        if check:
+            self.check()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_folder: str,
+        *,
+        dtype: torch.dtype | None = None,
+        device: str | torch.device | None = None,
+        device_map: Any = None,
+        revision: str | None = None,
+        check: bool = True,
+    ) -> HookedDLM:
+        """Load a bundled twin ("tiny-dlm", "tiny-arm"), a folder, or a Hub id.
+
+        Args:
+            name_or_folder: What to load. Hub ids come out of the local cache under HF_HUB_OFFLINE=1.
+            dtype: Weight dtype; the checkpoint's own when None.
+            device: Where to put the model; the CPU when None.
+            device_map: As in transformers (several devices), instead of `device`.
+            revision: Hub branch, tag or commit.
+            check: Run `check()` on the loaded model.
+
+        Raises:
+            CheckpointError: a layout, field, weight or file that cannot be loaded faithfully.
+            CheckFailed: the loaded model failed its calibration.
+        """
+        checkpoint = loading.load(
+            str(name_or_folder), dtype=dtype, device=device, device_map=device_map, revision=revision
+        )
+        return cls(checkpoint, check=check)
+
+    @classmethod
+    def from_transformers(
+        cls,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None,
+        family: Family | str,
+        *,
+        ids: SpecialIds | None = None,
+        check: bool = True,
+    ) -> HookedDLM:
+        """Wrap a stock transformers model (Llama, Qwen2, Qwen3) that is in memory. It is modified in place.
+
+        Args:
+            model: The decoder, of the class that the family names.
+            tokenizer: Its tokenizer; None restricts prompts to token ids.
+            family: A Family or its name, for example "LLaDA".
+            ids: Special-token ids, when neither the model's config nor the tokenizer has them.
+            check: Run `check()`.
+        """
+        if isinstance(family, str):
+            by_name = {known.name.lower(): known for known in FAMILIES}
+            if family.lower() not in by_name:
+                raise ValueError(
+                    f"family {family!r} is unknown; the families are {', '.join(f.name for f in FAMILIES)}"
+                )
+            family = by_name[family.lower()]
+        wanted = f"{family.decoder}ForCausalLM"
+        if type(model).__name__ != wanted:
+            raise ValueError(f"family {family.name} wraps a {wanted}, not a {type(model).__name__}")
+        loading.set_direction(model, causal=family.causal)
+        name = getattr(model.config, "name_or_path", "") or family.name
+        ids = ids or loading.special_ids(model.config.to_dict(), tokenizer, family, name)
+        return cls(Checkpoint(model.eval(), tokenizer, family, ids, name, None), check=check)
+
+    # What TransformerLens's tools ask for.
+
+    @property
+    def cfg(self) -> Any:
+        """The bridge's config."""
+        return self.bridge.cfg
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer, or None."""
+        return self.bridge.tokenizer
+
+    @property
+    def hook_dict(self) -> dict[str, Any]:
+        """Hook points by name."""
+        return self.bridge.hook_dict
+
+    @property
+    def is_causal(self) -> bool:
+        """True for the autoregressive baselines."""
+        return self.family.causal
+
+    @property
+    def device(self) -> torch.device:
+        """Where the embedding lives."""
+        return next(self.bridge.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Weight dtype."""
+        return next(self.bridge.parameters()).dtype
+
+    @cached_property
+    def n_layers(self) -> int:
+        """Number of layers."""
+        return int(self.cfg.n_layers)
+
+    @cached_property
+    def n_heads(self) -> int:
+        """Number of query heads."""
+        return int(self.cfg.n_heads)
+
+    @cached_property
+    def n_ctx(self) -> int:
+        """Longest sequence that the model was built for."""
+        return int(self.cfg.n_ctx)
+
+    def __getattr__(self, name: str) -> Any:
+        """Forward the rest of the bridge: blocks, hooks, add_hook, reset_hooks, to_string, W_Q, ..."""
+        if name.startswith("_") or "bridge" not in self.__dict__:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(self.bridge, name)
+
+    def __repr__(self) -> str:
+        return f"HookedDLM({self.name!r}, {self.family.name}, {self.n_layers} layers x {self.n_heads} heads)"
+
+    def to_tokens(self, *args: Any, **kwargs: Any) -> Tensor:
+        """TransformerLens's `to_tokens`."""
+        return self.bridge.to_tokens(*args, **kwargs)
+
+    def run_with_hooks(self, *args: Any, **kwargs: Any) -> Any:
+        """TransformerLens's `run_with_hooks`; logits come back aligned with positions."""
+        out = self.bridge.run_with_hooks(*args, **kwargs)
+        return self._aligned(out) if kwargs.get("return_type", "logits") == "logits" else out
+
+    def run_with_cache(self, *args: Any, **kwargs: Any) -> Any:
+        """TransformerLens's `run_with_cache`; logits come back aligned with positions."""
+        out, cache = self.bridge.run_with_cache(*args, **kwargs)
+        return (self._aligned(out) if kwargs.get("return_type", "logits") == "logits" else out), cache
+
+    def to(self, *args: Any, **kwargs: Any) -> HookedDLM:
+        """Move or cast the model."""
+        self.bridge.to(*args, **kwargs)
+        if self.reference is not None:
+            self.reference.to(*args, **kwargs)
+        return self
+
+    # Forward.
+
+    def __call__(
+        self, tokens: Int[Tensor, "batch pos"], attention_mask: Bool[Tensor, "batch pos"] | None = None
+    ) -> Float[Tensor, "batch pos vocab"]:
+        """Logits ALIGNED with positions: row i scores the token at position i (Dream's shift is undone).
+
+        For the autoregressive baselines row i scores token i + 1, as everywhere in transformers.
+
+        Args:
+            tokens: Token ids.
+            attention_mask: True (or 1) at real positions; all real when None.
+        """
+        return self._aligned(self._raw(tokens, attention_mask))
+
+    def _raw(self, tokens: Tensor, attention_mask: Tensor | None) -> Tensor:
+        arguments = self._arguments(attention_mask)
+        if self.reference is not None and not self.hooked:
+            return self.reference(tokens, **arguments).logits
+        return self.bridge(tokens, return_type="logits", **arguments)
+
+    def _arguments(self, attention_mask: Tensor | None) -> dict[str, Any]:
+        if attention_mask is None or bool(attention_mask.all()):
+            return {"use_cache": False}
+        mask = attention_mask.long()
+        return {"use_cache": False, "attention_mask": mask, "position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
+
+    def _aligned(self, logits: Tensor) -> Tensor:
+        return torch.cat([logits[:, :1], logits[:, :-1]], 1) if self.family.shift else logits
+
+    def _count_hooks(self) -> int:
+        return sum(
+            len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) + len(m._backward_pre_hooks)
+            for m in self._modules
+        )
+
+    @property
+    def hooked(self) -> bool:
+        """Whether anybody hooks anything. If not, a forward costs what the plain transformers model costs."""
+        return self._count_hooks() != self._own_hooks
+
+    # Text.
+
+    def encode(self, prompt: str | Sequence[int] | Tensor, *, chat: bool = False) -> list[int]:
+        """Token ids of one prompt: text through the tokenizer, ids as they are.
+
+        Args:
+            prompt: Text, or token ids.
+            chat: Put the text into the tokenizer's chat template as one user turn.
+        """
+        if isinstance(prompt, Tensor):
+            prompt = prompt.tolist()
+        if not isinstance(prompt, str):
+            ids = [int(token) for token in prompt]
+            wrong = [token for token in ids if not 0 <= token < self.cfg.d_vocab]
+            if wrong:
+                raise ValueError(f"token id {wrong[0]} is outside the vocabulary of {self.cfg.d_vocab}")
+            return ids
+        if self.tokenizer is None:
+            raise ValueError(f"{self.name} has no tokenizer; give prompts as token ids, not as text {prompt[:40]!r}")
+        try:
+            if chat:
+                message = [{"role": "user", "content": prompt}]
+                text = self.tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+                return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+            return list(self.tokenizer(prompt)["input_ids"])
+        except Exception as error:  # tokenizers raises bare Exceptions
+            raise ValueError(f"{self.name}'s tokenizer cannot read {prompt[:60]!r}: {error}") from error
+
+    def decode(self, ids: Sequence[int] | Tensor) -> str:
+        """Text of token ids, special tokens left out."""
+        ids = ids.tolist() if isinstance(ids, Tensor) else list(ids)
+        return self.tokenizer.decode(ids, skip_special_tokens=True) if self.tokenizer is not None else str(ids)
+
+    def token_strings(self, ids: Sequence[int] | Tensor) -> list[str]:
+        """One readable string per token id."""
+        ids = ids.tolist() if isinstance(ids, Tensor) else list(ids)
+        if self.tokenizer is None:
+            return [str(token) for token in ids]
+        return [self.tokenizer.decode([token]) for token in ids]
+
+    # Calibration.
+
+    @torch.no_grad()
+    def check(self) -> dict[str, float]:
+        """Calibrate the instrument: is what the hooks show what the model computes? Runs on load.
+
+        Returns:
+            The measured deviations, by name.
+
+        Raises:
+            CheckFailed: naming the claim that does not hold and by how much.
+        """
+        size = min(8, self.n_ctx)
+        pads = min(3, size - 2)
+        generator = torch.Generator().manual_seed(0)
+        tokens = torch.randint(0, int(self.cfg.d_vocab), (1, size), generator=generator).to(self.device)
+        names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(self.n_layers)]
+        patterns: dict[str, Tensor] = {}
+
+        def keep(tensor: Tensor, *, hook: Any) -> None:
+            patterns[hook.name] = tensor
+
+        def paths(tokens: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
+            """Aligned logits by every path: unhooked, the bridge's fused attention, the bridge's pattern."""
+            arguments = self._arguments(mask)
+            out = {"fused": self._aligned(self.bridge(tokens, return_type="logits", **arguments))}
+            with self.bridge.hooks(fwd_hooks=[(name, keep) for name in names]):
+                out["pattern"] = self._aligned(self.bridge(tokens, return_type="logits", **arguments))
+            return {"plain": self(tokens, mask), **out} if self.reference is not None else out
+
+        def gap(a: Tensor, b: Tensor) -> float:
+            return float((a - b).float().abs().max()) / scale
+
+        logits = paths(tokens)
+        hooked, scale = logits["pattern"], float(logits["pattern"].float().abs().max().clamp(min=1))
+        shape = (1, self.n_heads, size, size)
+        wrong = [name for name in names if name not in patterns or tuple(patterns[name].shape) != shape]
+        self._demand(not wrong, f"{wrong[:1]} did not carry a pattern of shape {shape}")
+        found = {"row_sums": max(float((patterns[name].float().sum(-1) - 1).abs().max()) for name in names)}
+        found["reference"] = max(gap(hooked, other) for other in logits.values())
+        for layer in {0, self.n_layers - 1}:
+            # Every pattern is hooked here, too, so that a discarded edit changes nothing at all.
+            edit = {names[layer]: lambda pattern, *, hook: pattern.roll(1, -1)}
+            edited = self.run_with_hooks(tokens, fwd_hooks=[(name, edit.get(name, keep)) for name in names])
+            found["edit"] = min(gap(edited, hooked), found.get("edit", float("inf")))
+            self._demand(found["edit"] > 0, f"an edit of {names[layer]} did not change the logits")
+        real = tokens[:, : size - pads]
+        padded = torch.cat([torch.cat([tokens[:, :pads], real], 1), tokens])
+        mask = torch.ones_like(padded, dtype=torch.bool)
+        mask[0, :pads] = False
+        alone, together = paths(real), paths(padded, mask)
+        # The first real row is left out: where logits are shifted it belongs to the padding before it.
+        found["padding"] = max(gap(together[path][0, pads + 1 :], alone[path][0, 1:]) for path in alone)
+        tolerance = TOLERANCE.get(self.dtype, 2e-1)
+        self._demand(found["row_sums"] < max(tolerance, 1e-3), f"pattern rows sum to 1 +- {found['row_sums']:.2g}")
+        self._demand(
+            found["reference"] < tolerance,
+            f"hooked logits differ from the unhooked transformers model by {found['reference']:.2g} (relative)",
+        )
+        self._demand(found["padding"] < tolerance, f"left padding changes real positions by {found['padding']:.2g}")
+        return found
+
+    def _demand(self, holds: bool, claim: str) -> None:
+        if not holds:
+            raise CheckFailed(
+                f"{self.name} failed its calibration: {claim}. Its numbers would be wrong; load with check=False only "
+                "to look into it."
+            )
+
+    @torch.no_grad()
+    def hook_table(self) -> dict[str, tuple[int, ...]]:
+        """Every hook point that fires, with the shape it carries for one prompt of 5 tokens (batch first)."""
+        shapes: dict[str, tuple[int, ...]] = {}
+
+        def note(tensor: Any, *, hook: Any) -> None:
+            if isinstance(tensor, Tensor):
+                shapes[hook.name] = tuple(tensor.shape)
+
+        # Point by point: by name, TransformerLens warns about those that are switched off.
+        points = list({id(point): point for point in self.hook_dict.values()}.values())
+        handles = [(point, point.add_hook(note)) for point in points]
+        tokens = torch.zeros((1, min(5, self.n_ctx)), dtype=torch.long, device=self.device)
+        try:
+            self.bridge(tokens, return_type="logits")
+        finally:
+            for point, handle in handles:
+                handle.hook.remove()
+                point.fwd_hooks.remove(handle)
+        return shapes
+
+
+def _register() -> None:
+    """Register the adapters where the entry points are not seen (a source tree on the path)."""
+    ArchitectureAdapterFactory.discover_entry_points()
+    for decoder in ("Llama", "Qwen2", "Qwen3"):
+        name = f"Sinklens{decoder}"
+        if name not in ArchitectureAdapterFactory._adapters:
+            ArchitectureAdapterFactory.register_adapter(name, getattr(attention, f"{name}Adapter"))

@@ -1,0 +1,5 @@
+"""Probes: one file per measurement."""
+
+from sinklens.probes.received import ReceivedAttention
+
+__all__ = ["ReceivedAttention"]

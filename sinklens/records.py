@@ -1,0 +1,179 @@
+"""Records: one xarray Dataset per run, with named dims, units in attributes and provenance.
+
+Dims: prompt, step, layer, head, key. Keys are counted from each prompt's first real token, so key 0 is the same
+token in a batch and alone; what a row does not have is nan (floats), -1 (integers) or "" (strings), never zero.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from sinklens.errors import RecordError
+from sinklens.hooks import Canvas, Probe
+
+SCHEMA = 1
+ABOUT = {
+    "token": ("id", "final token id of each position, -1 where the row is shorter"),
+    "text": ("", "final token as text"),
+    "prompt_length": ("tokens", "number of given tokens of each prompt"),
+    "given": ("1/0", "1 where the position was given in the prompt"),
+    "canvas": ("id", "token id before each step; the mask token where not yet committed"),
+    "masked": ("1/0", "1 where the position is still to be committed before the step"),
+    "commit_step": ("step", "step at which the position was committed; -1 for given positions"),
+    "confidence": ("score", "the remasking rule's confidence in the committed token"),
+    "predicted": ("id", "the token the model chose when the position was committed (differs from token if forced)"),
+}
+
+
+class Recorder:
+    """Collects what a run measures, step by step, and turns it into a Dataset.
+
+    Args:
+        probes: The run's probes.
+        starts: First real position of each row on the canvas.
+    """
+
+    def __init__(self, probes: Sequence[Probe], starts: Sequence[int]) -> None:
+        self.probes, self.starts = list(probes), list(starts)
+        self.measured: dict[str, list[np.ndarray]] = {probe.name: [] for probe in probes}
+        self.canvases: list[np.ndarray] = []
+        self.masks: list[np.ndarray] = []
+
+    def add(self, canvas: Canvas, active: Tensor, length: int, steps: int | None) -> None:
+        """Keep one step: the canvas and every probe's values; rows that are done keep nothing."""
+        self.canvases.append(self._left(canvas.tokens, canvas.valid & active[:, None], length, -1))
+        self.masks.append(self._left(canvas.masked.long(), canvas.valid & active[:, None], length, -1))
+        for probe in self.probes:
+            if not probe.where.at(canvas.step, steps):
+                self.measured[probe.name].append(np.empty(0))
+                continue
+            values = probe.values().float()
+            on_keys = probe.dims[-1:] == ("key",)
+            keep = canvas.valid & active[:, None]
+            view = (len(values), *[1] * (values.ndim - 2), -1) if on_keys else (-1, *[1] * (values.ndim - 1))
+            values = values.masked_fill(~(keep if on_keys else active).to(values.device).view(view), float("nan"))
+            out = self._left(values, None, length, np.nan) if on_keys else values.cpu().numpy()
+            self.measured[probe.name].append(out)
+
+    def _left(self, values: Tensor, keep: Tensor | None, length: int, fill: float) -> np.ndarray:
+        """Move each row's first real position to index 0 and fill up to `length`."""
+        source = values.cpu().numpy()
+        if keep is not None:
+            source = np.where(keep.cpu().numpy(), source, fill)
+        out = np.full((*source.shape[:-1], length), fill, source.dtype)
+        for row, start in enumerate(self.starts):
+            width = min(source.shape[-1] - start, length)
+            out[row, ..., :width] = source[row, ..., start : start + width]
+        return out
+
+    def dataset(
+        self, final: Mapping[str, tuple[Tensor, float]], texts: list[list[str]], provenance: dict
+    ) -> xr.Dataset:
+        """The record of what was collected so far.
+
+        Args:
+            final: Per-position results [prompt, key on the canvas] with their fill value.
+            texts: Token strings per row, aligned to the row's own positions.
+            provenance: What made the numbers.
+        """
+        length = max((len(row) for row in texts), default=0)
+        rows = len(self.starts)
+        data: dict[str, Any] = {
+            name: (("prompt", "key"), self._left(values, None, length, fill)) for name, (values, fill) in final.items()
+        }
+        data["text"] = (("prompt", "key"), np.array([row + [""] * (length - len(row)) for row in texts], dtype=object))
+        data["prompt_length"] = ("prompt", (data["given"][1] == 1).sum(-1))
+        if self.canvases:
+            data["canvas"] = (("prompt", "step", "key"), np.stack(self.canvases, 1).astype(np.int32))
+            data["masked"] = (("prompt", "step", "key"), np.stack(self.masks, 1).astype(np.int8))
+        for probe in self.probes:
+            steps = self.measured[probe.name]
+            shape = next((step.shape for step in steps if step.size), None)
+            if shape is None:
+                continue
+            filled = [step if step.size else np.full(shape, np.nan, np.float32) for step in steps]
+            data[probe.name] = (("prompt", "step", *probe.dims), np.stack(filled, 1))
+        dataset = xr.Dataset(data)
+        for name, variable in dataset.data_vars.items():
+            unit, definition = ABOUT.get(str(name), ("", ""))
+            variable.attrs.update(units=unit, definition=definition)
+        for probe in self.probes:
+            if probe.name in dataset:
+                dataset[probe.name].attrs.update(units=probe.unit, definition=probe.definition)
+        dataset.attrs.update(sinklens_schema=SCHEMA, provenance=json.dumps(provenance), prompts=rows)
+        return dataset
+
+
+def provenance(dlm: Any, **more: Any) -> dict[str, Any]:
+    """Model, versions, dtype and device that made a record, and whatever else the run adds."""
+    packages = ("sinklens", "torch", "transformers", "transformer-lens")
+    return {
+        "model": dlm.name,
+        "revision": dlm.revision,
+        "family": dlm.family.name,
+        "dtype": str(dlm.dtype).removeprefix("torch."),
+        "device": str(dlm.device),
+        "versions": {package: importlib.metadata.version(package) for package in packages},
+        **more,
+    }
+
+
+def save(record: xr.Dataset, path: str | Path) -> Path:
+    """Write a record as netCDF, whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    encoding = {
+        name: {"zlib": True, "complevel": 4} for name, v in record.data_vars.items() if v.dtype.kind in "fiu" and v.ndim
+    }
+    try:
+        record.to_netcdf(partial, engine="h5netcdf", encoding=encoding)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def open(path: str | Path) -> xr.Dataset:
+    """Read a record into memory.
+
+    Raises:
+        RecordError: no such file, a truncated file, or one that is no sinklens record.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise RecordError(f"there is no record at {str(path)!r}")
+    try:
+        with xr.open_dataset(path, engine="h5netcdf") as stored:
+            record = stored.load()
+    except (OSError, ValueError, KeyError) as error:
+        raise RecordError(f"{str(path)!r} cannot be read as netCDF (truncated or foreign): {error}") from error
+    if "sinklens_schema" not in record.attrs:
+        raise RecordError(
+            f"{str(path)!r} is a netCDF file, but no sinklens record: it has no sinklens_schema attribute"
+        )
+    return record
+
+
+def seeds_for(seed: int | Sequence[int], rows: int) -> tuple[int, ...]:
+    """One seed per row: the same for all, so that a row's result does not depend on its batch."""
+    if isinstance(seed, int):
+        return (seed,) * rows
+    if len(seed) != rows:
+        raise ValueError(f"seed has {len(seed)} entries for {rows} prompts; give one integer, or one per prompt")
+    return tuple(int(value) for value in seed)
+
+
+def to_numpy(tensor: Tensor) -> np.ndarray:
+    """A tensor as numpy, bfloat16 as float32."""
+    return tensor.detach().to(torch.float32 if tensor.dtype == torch.bfloat16 else tensor.dtype).cpu().numpy()

@@ -1,0 +1,154 @@
+"""Which masked positions a denoising step commits, and to which token. Pure torch, batched over rows.
+
+Every row draws from its own generator, in the order, shape and dtype of the official samplers, so that one
+prompt under `torch.manual_seed(s)` there and under `seed=s` here gives the same tokens, alone or in a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Generator, Tensor
+
+Logits = Float[Tensor, "*batch pos vocab"]
+Mask = Bool[Tensor, "batch pos"]
+Confidence = Float[Tensor, "batch pos"]
+
+
+class Draws:
+    """Seeded random numbers, one generator per row; a row's left padding draws nothing.
+
+    Args:
+        seeds: One seed per row.
+        starts: First real position of each row.
+    """
+
+    def __init__(self, seeds: Sequence[int], starts: Sequence[int]) -> None:
+        self.starts = list(starts)
+        self.generators = [Generator().manual_seed(int(seed)) for seed in seeds]
+
+    def uniform(self, like: Tensor, dtype: torch.dtype) -> Tensor:
+        """Uniform numbers in [0, 1) of the shape of `like` [batch, pos, ...]; 0.5 on padding."""
+        out = torch.full(like.shape, 0.5, dtype=dtype)
+        for row, (generator, start) in enumerate(zip(self.generators, self.starts, strict=True)):
+            out[row, start:] = torch.rand(out[row, start:].shape, dtype=dtype, generator=generator)
+        return out.to(like.device)
+
+    def where(self, mask: Mask) -> Tensor:
+        """Uniform numbers in [0, 1) where the mask is set, one draw per set position; 1 elsewhere."""
+        out = torch.ones(mask.shape)
+        for row, generator in enumerate(self.generators):
+            chosen_here = mask[row].cpu()
+            out[row, chosen_here] = torch.rand(int(chosen_here.sum()), generator=generator)
+        return out.to(mask.device)
+
+    def categorical(self, probabilities: Float[Tensor, "batch pos vocab"], mask: Mask) -> Int[Tensor, "batch pos"]:
+        """One token per set position from its distribution; 0 elsewhere."""
+        out = torch.zeros(mask.shape, dtype=torch.long)
+        for row, generator in enumerate(self.generators):
+            chosen_here = mask[row].cpu()
+            if chosen_here.any():
+                weights = probabilities[row].cpu()[chosen_here]
+                out[row, chosen_here] = torch.multinomial(weights, 1, replacement=True, generator=generator).squeeze(-1)
+        return out.to(mask.device)
+
+    def subset(self, weights: Float[Tensor, "batch pos"], counts: Sequence[int]) -> Mask:
+        """`counts[row]` positions per row without replacement, in proportion to the weights."""
+        out = torch.zeros(weights.shape, dtype=torch.bool)
+        for row, (generator, start) in enumerate(zip(self.generators, self.starts, strict=True)):
+            if counts[row]:
+                index = torch.multinomial(weights[row, start:].cpu(), counts[row], generator=generator)
+                out[row, start + index] = True
+        return out.to(weights.device)
+
+
+def even_split(masks: int, steps: int) -> list[int]:
+    """How many tokens each step commits: an even split, the remainder to the first steps.
+
+    Source: ML-GSAI/LLaDA generate.py, get_num_transfer_tokens.
+    """
+    return [masks // steps + (step < masks % steps) for step in range(steps)]
+
+
+def timestep_count(masks: int, step: int, steps: int, eps: float) -> int:
+    """How many of `masks` tokens Dream commits at this step: int(masks (1 - s/t)), all at the last step.
+
+    t and s are neighbours in linspace(1, eps, steps + 1). Source: Dream generation_utils, in float32 as there.
+    """
+    if step == steps - 1:
+        return masks
+    return int(torch.tensor(float(masks)) * reveal_probability(step, steps, eps))
+
+
+def reveal_probability(step: int, steps: int, eps: float) -> Tensor:
+    """Dream's 1 - s/t for this step (float32); 1 at the last step."""
+    if step == steps - 1:
+        return torch.tensor(1.0)
+    times = torch.linspace(1, eps, steps + 1)
+    return 1 - times[step + 1] / times[step]
+
+
+def gumbel_argmax(logits: Logits, temperature: float, draws: Draws) -> Int[Tensor, "*batch pos"]:
+    """LLaDA's draw: argmax of `exp(logits) / (-log U)^temperature` in float64; plain argmax at temperature 0.
+
+    Computed as its logarithm, which orders the candidates alike and cannot overflow.
+    """
+    if temperature == 0:
+        return logits.argmax(-1)
+    uniform = draws.uniform(logits, torch.float64)
+    return (logits.double() - temperature * torch.log(-torch.log(uniform))).argmax(-1)
+
+
+def tempered(logits: Logits, temperature: float, top_p: float | None, top_k: int | None) -> Logits:
+    """Dream's sampling distribution [batch, pos, vocab]: tempered, cut to the nucleus top_p, then to the top_k.
+
+    Source: Dream generation_utils, sample_tokens (the token that crosses top_p stays).
+    """
+    if temperature > 0:
+        logits = logits / temperature
+    lowest = torch.finfo(logits.dtype).min
+    if top_p is not None and top_p < 1:
+        ordered, index = logits.sort(descending=True, dim=-1)
+        beyond = ordered.softmax(-1).cumsum(-1) > top_p
+        beyond = torch.cat([torch.zeros_like(beyond[..., :1]), beyond[..., :-1]], -1)
+        logits = logits.masked_fill(torch.zeros_like(beyond).scatter(-1, index, beyond), lowest)
+    if top_k is not None:
+        kth = logits.topk(min(top_k, logits.shape[-1]), -1).values[..., -1:]
+        logits = logits.masked_fill(logits < kth, lowest)
+    return logits.softmax(-1)
+
+
+def chosen(probabilities: Logits, tokens: Int[Tensor, "*batch pos"]) -> Float[Tensor, "*batch pos"]:
+    """Confidence = probability of the chosen token, in [0, 1] (low_confidence, maskgit_plus)."""
+    return probabilities.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+
+
+def margin(probabilities: Logits) -> Float[Tensor, "*batch pos"]:
+    """Confidence = gap between the two likeliest tokens, in [0, 1] (Dream's topk_margin)."""
+    best = probabilities.topk(2, -1).values
+    return best[..., 0] - best[..., 1]
+
+
+def negative_entropy(probabilities: Logits) -> Float[Tensor, "*batch pos"]:
+    """Confidence = sum p log p in nats, at most 0 = certain (Dream's entropy, with its 1e-10 guard)."""
+    return (probabilities * torch.log(probabilities + 1e-10)).sum(-1)
+
+
+def most_confident(confidence: Confidence, eligible: Mask, counts: Int[Tensor, " batch"]) -> Mask:
+    """The `counts[row]` most confident eligible positions of each row (all when fewer); ties go to the left."""
+    order = confidence.masked_fill(~eligible, float("-inf")).argsort(dim=-1, descending=True, stable=True)
+    rank = torch.empty_like(order).scatter(
+        -1, order, torch.arange(order.shape[-1], device=order.device).expand_as(order)
+    )
+    return (rank < counts.to(rank.device).unsqueeze(-1)) & eligible
+
+
+def above_threshold(confidence: Confidence, eligible: Mask, threshold: float) -> Mask:
+    """Every eligible position with confidence >= threshold, and always the most confident one of a row.
+
+    Source: NVlabs/Fast-dLLM llada/generate.py (parallel decoding, without its caches).
+    """
+    one = torch.ones(len(confidence), dtype=torch.long)
+    return most_confident(confidence, eligible, one) | (eligible & (confidence >= threshold))

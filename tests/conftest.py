@@ -1,0 +1,96 @@
+"""Shared fixtures: the recorded checkpoints, and tiny random stock models of every family."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import hypothesis
+import pytest
+import torch
+import transformers
+
+from sinklens import HookedDLM
+from sinklens.families import FAMILIES
+from sinklens.loading import SpecialIds
+
+torch.set_num_threads(1)
+hypothesis.settings.register_profile("sinklens", deadline=None, derandomize=True, max_examples=25, database=None)
+hypothesis.settings.load_profile("sinklens")
+
+FIDELITY = Path(__file__).parent / "data" / "fidelity"
+IDS = SpecialIds(mask=62, eos=1, bos=0, pad=1)
+DECODER = {family.name: family.decoder for family in FAMILIES}
+
+TinyStock = Callable[..., transformers.PreTrainedModel]
+TinyModel = Callable[..., HookedDLM]
+
+
+@pytest.fixture(scope="session")
+def fidelity() -> Path:
+    """The folder of recorded official outputs."""
+    return FIDELITY
+
+
+def _stock(decoder: str, *, layers: int = 2, heads: int = 4, kv_heads: int = 2, seed: int = 0, **config: object):
+    config = {"max_position_embeddings": 64, **config}
+    model_config = getattr(transformers, f"{decoder}Config")(
+        vocab_size=64,
+        hidden_size=8 * heads,
+        intermediate_size=48,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=8,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=1,
+        tie_word_embeddings=False,
+        **config,
+    )
+    model = getattr(transformers, f"{decoder}ForCausalLM")(model_config).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():  # large enough weights that attention is far from uniform and every layer matters
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(1 + 0.3 * noise if "norm" in name else 0.4 * noise)
+    return model
+
+
+@pytest.fixture(scope="session")
+def tiny_stock() -> TinyStock:
+    """Make a random stock decoder ("Llama", "Qwen2" or "Qwen3") with weights large enough to matter."""
+    return _stock
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> TinyModel:
+    """Make a random HookedDLM of a family, grouped-query attention included; config arguments pass through."""
+
+    def make(family: str, **config: object) -> HookedDLM:
+        return HookedDLM.from_transformers(_stock(DECODER[family], **config), None, family, ids=IDS)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def official(fidelity: Path) -> Callable[[str], HookedDLM]:
+    """Load the recorded checkpoint of one folder (llada, dream, mmada, a2d_qwen3), once per module."""
+    loaded: dict[str, HookedDLM] = {}
+
+    def load(folder: str) -> HookedDLM:
+        if folder not in loaded:
+            loaded[folder] = HookedDLM.from_pretrained(str(fidelity / folder / "checkpoint"))
+        return loaded[folder]
+
+    return load
+
+
+@pytest.fixture
+def no_forward(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any forward of any model fails the test: what is asserted happens before anything is computed."""
+
+    def forward(self: HookedDLM, *args: object, **kwargs: object) -> torch.Tensor:
+        raise AssertionError("a forward was run")
+
+    monkeypatch.setattr(HookedDLM, "__call__", forward)
