@@ -1,0 +1,303 @@
+"""Train the two bundled models from nothing: one architecture, one toy language, two objectives.
+
+    python examples/train_twins.py                      # both twins, seed 0, about 8 minutes on 2 cores
+    python examples/train_twins.py --seeds 0 1 2        # three seeds, one after the other
+    python examples/train_twins.py --install 0          # make seed 0's models the bundled ones
+
+tiny-dlm learns the LLaDA objective (mask each token with probability t, cross-entropy on masked tokens weighted
+1/t), tiny-arm next-token prediction. Nothing rewards sinks and no weight is set by hand. A run that was stopped
+goes on where it was; logs (one JSON object per line) and checkpoints lie in runs/twins/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import re
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import sinklens
+from sinklens.families.llada import KEY_MAPPING
+from sinklens.loading import set_direction
+from sinklens.sinks import SinkRule, received_attention, uniform_null
+from sinklens.tasks import EchoGrammar, echo_tokenizer
+
+KINDS = ("tiny-dlm", "tiny-arm")
+LENGTH, BATCH, UPDATES, PEAK_LR = 64, 64, 4000, 3e-3
+CHECKPOINTS = (0, 50, 150, 400, 1000, 2000)  # and the last
+SHAPE = {"hidden_size": 96, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+GRAMMAR = EchoGrammar()
+BUNDLE = Path(sinklens.__file__).parent / "twins"
+
+
+def new_model(kind: str, seed: int) -> LlamaForCausalLM:
+    """An untrained twin: unit-variance embeddings and 1/sqrt(fan-in) matrices; both twins start from one draw."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(GRAMMAR.tokens),
+        max_position_embeddings=128,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=False,
+        bos_token_id=GRAMMAR.bos,
+        eos_token_id=GRAMMAR.eos,
+        pad_token_id=GRAMMAR.eos,
+        **SHAPE,
+    )
+    model = LlamaForCausalLM(config)
+    for weight in model.parameters():
+        if weight.ndim == 2:
+            torch.nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
+    torch.nn.init.normal_(model.model.embed_tokens.weight)
+    set_direction(model, causal=kind == "tiny-arm")
+    return model
+
+
+def loss_of(kind: str, model: LlamaForCausalLM, seed: int, step: int) -> tuple[Tensor, int]:
+    """The objective on the batch of this step, and how many tokens it had. The batch depends on seed and step alone."""
+    rng = np.random.default_rng([seed, step])
+    length = LENGTH if rng.random() < 0.5 else int(rng.integers(24, LENGTH + 1))
+    tokens = torch.from_numpy(GRAMMAR.sample(BATCH, length, rng))
+    if kind == "tiny-arm":
+        logits = model(tokens, use_cache=False).logits[:, :-1]
+        target = tokens[:, 1:].clone()
+        target[(tokens[:, :-1] == GRAMMAR.eos)] = -100  # the first EOS is learned, the padding behind it is not
+        return F.cross_entropy(logits.flatten(0, 1), target.flatten(), ignore_index=-100), tokens.numel()
+    noise = torch.from_numpy(rng.random((BATCH, 1)))
+    t = (noise[:1] + torch.arange(BATCH)[:, None] / BATCH) % 1 * (1 - 1e-3) + 1e-3
+    masked = torch.from_numpy(rng.random((BATCH, length))) < t
+    visible = np.where(rng.random((BATCH, 1)) < 0.5, 1, rng.integers(1, length // 2, (BATCH, 1)))
+    masked &= torch.from_numpy(np.arange(length) >= visible)
+    logits = model(torch.where(masked, GRAMMAR.mask, tokens), use_cache=False).logits
+    each = F.cross_entropy(logits[masked], tokens[masked], reduction="none")
+    return (each / t.expand_as(tokens)[masked]).sum() / tokens.numel(), tokens.numel()
+
+
+@torch.no_grad()
+def measure(kind: str, model: LlamaForCausalLM) -> dict[str, object]:
+    """Accuracy at rule-decided positions and sink figures on 64 held-out texts."""
+    ids = GRAMMAR.sample(64, LENGTH, np.random.default_rng(10**6))
+    tokens, decided = torch.from_numpy(ids), torch.from_numpy(GRAMMAR.decided(ids)[0])
+    rule, out = SinkRule(), {}
+    model.eval().set_attn_implementation("eager")
+    for ratio in (0.0,) if kind == "tiny-arm" else (0.15, 0.5, 0.9):
+        masked = torch.from_numpy(np.random.default_rng(5).random(ids.shape) < ratio)
+        masked[:, 0] = False
+        seen = torch.where(masked, GRAMMAR.mask, tokens)
+        result = model(seen, use_cache=False, output_attentions=True)
+        patterns = torch.stack(result.attentions, 1)
+        guess = result.logits.argmax(-1)
+        if kind == "tiny-arm":
+            right, where = guess[:, :-1] == tokens[:, 1:], decided[:, 1:]
+            idle = torch.from_numpy((GRAMMAR.rule[ids] == 0) & (ids != GRAMMAR.eos) & (np.arange(LENGTH) >= 16))
+            share = torch.einsum("blhq,bq->lh", patterns[..., 0], idle.float()) / idle.sum()
+            null = (1 / torch.arange(1, LENGTH + 1)).expand(idle.shape)[idle].mean()
+            out |= {
+                "bos_share": [[round(x, 3) for x in row] for row in share.tolist()],
+                "bos_null": round(float(null), 3),
+            }
+        else:
+            right, where = guess == tokens, masked & decided
+        sinks = rule(received_attention(patterns))
+        where_sinks = {
+            name: sinks[mask[:, None, None].expand_as(sinks)].sum().item() for name, mask in classes(seen).items()
+        }
+        out[f"mask_{ratio}"] = {
+            "accuracy": round(right[where].float().mean().item(), 4),
+            "sinks_per_layer": [round(x, 3) for x in sinks.float().sum(-1).mean((0, 2)).tolist()],
+            "sinks_on": {name: round(count / max(1, int(sinks.sum())), 3) for name, count in where_sinks.items()},
+        }
+    out["null_sinks"] = int(rule(uniform_null(LENGTH, causal=kind == "tiny-arm")).sum())
+    model.train().set_attn_implementation("sdpa")
+    return out
+
+
+def classes(tokens: Tensor) -> dict[str, Tensor]:
+    """Token class masks of Echo texts."""
+    special = {"bos": GRAMMAR.bos, "eos": GRAMMAR.eos, "mask": GRAMMAR.mask}
+    rule, first = torch.from_numpy(GRAMMAR.rule), GRAMMAR.first_word
+    named = {name: tokens == token for name, token in special.items()}
+    return named | {
+        "word": tokens >= first,
+        "trigger": rule[tokens] > 0,
+        "mark": (tokens > 2) & (tokens < first) & (rule[tokens] == 0),
+    }
+
+
+def schedule(step: int) -> float:
+    """Learning rate: 50 steps of warm-up, flat, linear decay over the last 40 %."""
+    return PEAK_LR * min(1, (step + 1) / 50) * max(0.05, min(1, (UPDATES - step) / (0.4 * UPDATES)))
+
+
+def save(model: LlamaForCausalLM, kind: str, folder: Path) -> None:
+    """Write one checkpoint: tiny-dlm in LLaDA's layout, tiny-arm in Llama's."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: tensor.contiguous().clone() for name, tensor in model.state_dict().items()}
+    special = {"bos_token_id": GRAMMAR.bos, "eos_token_id": GRAMMAR.eos, "pad_token_id": GRAMMAR.eos}
+    if kind == "tiny-dlm":
+        weights = {to_llada(name): tensor for name, tensor in weights.items()}
+        config = {
+            "model_type": "llada",
+            "architectures": ["LLaDAModelLM"],
+            "block_type": "llama",
+            "rope": True,
+            "alibi": False,
+            "activation_type": "silu",
+            "layer_norm_type": "rms",
+            "weight_tying": False,
+            "include_bias": False,
+            "include_qkv_bias": False,
+            "d_model": SHAPE["hidden_size"],
+            "mlp_hidden_size": SHAPE["intermediate_size"],
+            "n_layers": SHAPE["num_hidden_layers"],
+            "n_heads": SHAPE["num_attention_heads"],
+            "n_kv_heads": SHAPE["num_attention_heads"],
+            "max_sequence_length": 128,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 10000.0,
+            "vocab_size": len(GRAMMAR.tokens),
+            "embedding_size": len(GRAMMAR.tokens),
+            "mask_token_id": GRAMMAR.mask,
+        }
+    else:
+        config = {
+            "model_type": "llama",
+            "architectures": ["LlamaForCausalLM"],
+            "hidden_act": "silu",
+            "rope_theta": 10000.0,
+            "max_position_embeddings": 128,
+            "rms_norm_eps": 1e-5,
+            "tie_word_embeddings": False,
+            "vocab_size": len(GRAMMAR.tokens),
+            **SHAPE,
+        }
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config | special | {"dtype": "float32"}, indent=2) + "\n")
+    echo_tokenizer(GRAMMAR).save_pretrained(folder)
+
+
+def to_llada(name: str) -> str:
+    """The official LLaDA name of a Llama weight: the family's renames, backwards."""
+    for pattern, target in KEY_MAPPING.items():
+        official = pattern.removeprefix("^").replace("\\.", ".")
+        match = re.match(re.escape(target).replace(r"\\1", r"(\d+)"), name)
+        if match:
+            filled = official.replace(r"(\d+)", match.group(1)) if match.groups() else official
+            return filled + name[match.end() :]
+    raise KeyError(name)
+
+
+def train(kind: str, seed: int, root: Path, position: int) -> None:
+    """Train one twin; resume from its last saved state."""
+    torch.set_num_threads(1)
+    folder, log = root / kind, root / f"{kind}.jsonl"
+    model = new_model(kind, seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_LR, weight_decay=0.01, betas=(0.9, 0.95))
+    begin, seconds, seen, state = 0, 0.0, 0, root / f"{kind}-state.safetensors"
+    if (folder / "final" / "model.safetensors").is_file():
+        return
+    if state.is_file():
+        begin, seconds, seen = restore(model, optimizer, state)
+    bar = tqdm(range(begin, UPDATES), initial=begin, total=UPDATES, desc=f"{kind} seed {seed}", position=position)
+    for step in bar:
+        started = time.monotonic()
+        if step in CHECKPOINTS:
+            save(model, kind, folder / f"step-{step}")
+        if step % 200 == 0 or step in CHECKPOINTS:
+            write(log, {"step": step, "tokens": seen, "seconds": round(seconds), **measure(kind, model)})
+        loss, tokens = loss_of(kind, model, seed, step)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = schedule(step)
+        optimizer.step()
+        seen, seconds = seen + tokens, seconds + time.monotonic() - started
+        if step % 50 == 0:
+            bar.set_postfix(loss=f"{loss.item():.3f}")
+        if step % 250 == 249:
+            store(model, optimizer, state, step + 1, seconds, seen)
+    write(log, {"step": UPDATES, "tokens": seen, "seconds": round(seconds), **measure(kind, model)})
+    save(model, kind, folder / "final")
+
+
+def write(log: Path, line: dict[str, object]) -> None:
+    """Append one line to a log."""
+    with log.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def store(
+    model: LlamaForCausalLM, optimizer: torch.optim.AdamW, path: Path, step: int, seconds: float, seen: int
+) -> None:
+    """Write model and optimizer atomically (safetensors, no pickle)."""
+    tensors = {f"model.{name}": tensor.contiguous() for name, tensor in model.state_dict().items()}
+    for index, values in optimizer.state_dict()["state"].items():
+        tensors |= {f"adam.{index}.{name}": value.contiguous() for name, value in values.items()}
+    partial = path.with_suffix(".partial")
+    save_file(tensors, partial, metadata={"step": str(step), "seconds": str(seconds), "tokens": str(seen)})
+    partial.replace(path)
+
+
+def restore(model: LlamaForCausalLM, optimizer: torch.optim.AdamW, path: Path) -> tuple[int, float, int]:
+    """Read what `store` wrote."""
+    from safetensors import safe_open
+
+    tensors = load_file(path)
+    model.load_state_dict({name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model.")})
+    adam: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("adam."):
+            _, index, key = name.split(".")
+            adam.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({"state": adam, "param_groups": optimizer.state_dict()["param_groups"]})
+    with safe_open(path, "pt") as file:
+        meta = file.metadata()
+    return int(meta["step"]), float(meta["seconds"]), int(meta["tokens"])
+
+
+def install(seed: int, root: Path) -> None:
+    """Copy one seed's models and checkpoints into the package."""
+    for kind in KINDS:
+        target = BUNDLE / kind
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(root / f"seed-{seed}" / kind / "final", target)
+        for step in CHECKPOINTS:
+            shutil.copytree(root / f"seed-{seed}" / kind / f"step-{step}", target / "checkpoints" / f"step-{step}")
+        shutil.copy(root / f"seed-{seed}" / f"{kind}.jsonl", target / "training.jsonl")
+
+
+def main() -> None:
+    """Train, or install what was trained."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="train both twins for each of these seeds")
+    parser.add_argument("--install", type=int, metavar="SEED", help="copy this seed's models into the package and stop")
+    parser.add_argument("--out", type=Path, default=Path("runs/twins"), help="where logs and checkpoints go")
+    arguments = parser.parse_args()
+    if arguments.install is not None:
+        install(arguments.install, arguments.out)
+        return
+    for seed in arguments.seeds:
+        root = arguments.out / f"seed-{seed}"
+        root.mkdir(parents=True, exist_ok=True)
+        jobs = [multiprocessing.Process(target=train, args=(kind, seed, root, i)) for i, kind in enumerate(KINDS)]
+        for job in jobs:
+            job.start()
+        for job in jobs:
+            job.join()
+        if any(job.exitcode for job in jobs):
+            raise SystemExit(f"training of seed {seed} stopped; run the same command again to resume")
+
+
+if __name__ == "__main__":
+    main()
