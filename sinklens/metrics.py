@@ -1,0 +1,132 @@
+"""What records say: pure functions of a record."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pandas as pd
+import torch
+import xarray as xr
+
+from sinklens.errors import RecordError
+from sinklens.sinks import SinkRule, uniform_null
+
+CLASSES = ("bos", "eos", "mask", "white space", "punctuation", "digit", "word")
+_MARKS = {
+    "bos": r"<\|(bos|startoftext|begin_of_text)\|>|<s>",
+    "eos": r"<\|(eos|endoftext|eot_id|end_of_text|im_end)\|>|</s>",
+}
+
+
+def received(record: xr.Dataset) -> xr.DataArray:
+    """The received attention of a record.
+
+    Raises:
+        RecordError: the run had no ReceivedAttention probe.
+    """
+    if "received" not in record:
+        raise RecordError("this record has no received attention; run denoise with probes=[ReceivedAttention()]")
+    return record["received"]
+
+
+def sinks(record: xr.Dataset, rule: SinkRule | None = None) -> xr.DataArray:
+    """Which keys are sinks, per prompt, step, layer, head and key (bool; False where there is no key).
+
+    The same rule object that edits use online. Unit: yes/no.
+    """
+    values = received(record)
+    tensor = torch.from_numpy(values.to_numpy())
+    keys = ~tensor.isnan()
+    flags = (rule or SinkRule())(tensor.nan_to_num(0.0), keys)
+    return values.copy(data=flags.numpy())
+
+
+def real(record: xr.Dataset) -> xr.DataArray:
+    """Which (prompt, step, key) existed, bool."""
+    return received(record).notnull().isel(layer=0, head=0)
+
+
+def per_layer(record: xr.Dataset, rule: SinkRule | None = None, *, causal: bool) -> pd.DataFrame:
+    """Sinks per layer, with the uniform null beside them.
+
+    Columns: layer; sinks (sink keys per head and step, >= 0); not_sinks (share of keys that are no sinks, in
+    [0, 1]; arXiv 2510.15731 asks for at least 0.96); null (the same count if attention were uniform: 0 for a
+    bidirectional model, about 1 for a causal one, where the first key passes epsilon = 3 without being a sink).
+    """
+    rule = rule or SinkRule()
+    flags, exists = sinks(record, rule), real(record)
+    keys = exists.sum("key")
+    happened = keys > 0
+    counts = flags.sum("key").where(happened)
+    nulls = {int(n): int(rule(uniform_null(int(n), causal=causal)).sum()) for n in np.unique(keys) if n > 0}
+    null = xr.apply_ufunc(np.vectorize(lambda n: nulls.get(int(n), np.nan), otypes=[float]), keys)
+    rows = []
+    for layer in range(record.sizes["layer"]):
+        here = counts.isel(layer=layer)
+        share = 1 - here.sum(["head"]) / (keys.where(happened) * record.sizes["head"])
+        rows.append((layer, float(here.mean()), float(share.mean()), float(null.where(happened).mean())))
+    return pd.DataFrame(rows, columns=["layer", "sinks", "not_sinks", "null"])
+
+
+def token_class(text: str) -> str:
+    """Class of a token by its text: bos, eos, mask, white space, punctuation, digit or word."""
+    for name, pattern in _MARKS.items():
+        if re.fullmatch(pattern, text):
+            return name
+    if re.fullmatch(r"<\|?\w*mask\w*\|?>|\[MASK\]", text, re.IGNORECASE):
+        return "mask"
+    stripped = text.strip()
+    if not stripped:
+        return "white space"
+    if stripped.isdigit():
+        return "digit"
+    return "word" if any(character.isalnum() for character in stripped) else "punctuation"
+
+
+def classes(record: xr.Dataset) -> xr.DataArray:
+    """Class of the token that stands at each key at each step, as an index into CLASSES; -1 where there is none."""
+    final = record["text"].to_numpy()
+    index = np.vectorize(lambda text: CLASSES.index(token_class(text)), otypes=[int])(final)
+    at_step = np.where(record["masked"] == 1, CLASSES.index("mask"), index[:, None, :])
+    return record["masked"].copy(data=np.where(real(record), at_step, -1))
+
+
+def token_classes(record: xr.Dataset, rule: SinkRule | None = None) -> pd.DataFrame:
+    """On which token classes sinks fall, beside how common the classes are.
+
+    Columns: token_class; share_of_sinks and share_of_keys, both in [0, 1] and summing to 1 over the classes
+    (share_of_sinks is nan if there is no sink at all).
+    """
+    flags, kind = sinks(record, rule), classes(record)
+    weight = flags.sum(["layer", "head"])
+    total, keys = int(weight.sum()), int((kind >= 0).sum())
+    rows = []
+    for index, name in enumerate(CLASSES):
+        here = kind == index
+        share = float(weight.where(here).sum()) / total if total else float("nan")
+        rows.append((name, share, int(here.sum()) / keys))
+    return pd.DataFrame(rows, columns=["token_class", "share_of_sinks", "share_of_keys"])
+
+
+def movement(record: xr.Dataset, rule: SinkRule | None = None) -> pd.DataFrame:
+    """How the set of sink keys changes from step to step, per layer.
+
+    Columns: layer; jaccard (overlap of a head's sink sets at consecutive steps, in [0, 1]: 1 = the same keys,
+    0 = all others; steps without sinks on both sides do not count; nan if none count); ever (keys that are ever a
+    sink of a head in a run); always (keys that are sinks at every step of it).
+    """
+    flags, exists = sinks(record, rule), real(record)
+    steps = exists.any("key")
+    now, after = flags.isel(step=slice(None, -1)).to_numpy(), flags.isel(step=slice(1, None)).to_numpy()
+    both = (steps.isel(step=slice(None, -1)).to_numpy() & steps.isel(step=slice(1, None)).to_numpy())[:, :, None, None]
+    union, shared = (now | after).sum(-1), (now & after).sum(-1)
+    jaccard = np.where((union > 0) & both, shared / np.maximum(union, 1), np.nan)
+    ever = flags.any("step").sum("key")
+    always = (flags | ~steps).all("step").sum("key")
+    rows = []
+    for layer in range(record.sizes["layer"]):
+        values = jaccard[:, :, layer]
+        mean = float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
+        rows.append((layer, mean, float(ever.isel(layer=layer).mean()), float(always.isel(layer=layer).mean())))
+    return pd.DataFrame(rows, columns=["layer", "jaccard", "ever", "always"])
