@@ -1,15 +1,36 @@
 """sinklens: measure and edit attention sinks in diffusion language models, on TransformerLens hook points."""
 
-from sinklens import interventions, metrics, probes, sinks, tasks
-from sinklens.denoise import Run, Step, denoise, denoising_steps
-from sinklens.experiment import AblationResult, ablate
-from sinklens.hooks import Canvas, Where
-from sinklens.interventions import MaskSinks, PreviousStep, SameStep, ZeroSinks
-from sinklens.model import HookedDLM
-from sinklens.plan import Plan
-from sinklens.records import open, save
-from sinklens.sinks import SinkRule
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from sinklens.version import __version__
+
+if TYPE_CHECKING:
+    from sinklens import interventions, metrics, plots, probes, report, sinks, tasks
+    from sinklens.denoising import Run, Step, denoise, denoising_steps
+    from sinklens.experiment import AblationResult, ablate
+    from sinklens.hooks import Canvas, Where
+    from sinklens.interventions import MaskSinks, PreviousStep, SameStep, ZeroSinks
+    from sinklens.model import HookedDLM
+    from sinklens.plan import Plan
+    from sinklens.records import open, save
+    from sinklens.sinks import SinkRule
+
+# Where each public name lives. Resolved on first use, so that `import sinklens` and `sinklens --help` stay quick.
+_HOMES = {
+    "denoising": ("Run", "Step", "denoise", "denoising_steps"),
+    "experiment": ("AblationResult", "ablate"),
+    "hooks": ("Canvas", "Where"),
+    "interventions": ("MaskSinks", "PreviousStep", "SameStep", "ZeroSinks"),
+    "model": ("HookedDLM",),
+    "plan": ("Plan",),
+    "records": ("open", "save"),
+    "sinks": ("SinkRule",),
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+_MODULES = ("interventions", "metrics", "plots", "probes", "report", "sinks", "tasks")
 
 __all__ = [
     "AblationResult",
@@ -31,8 +52,26 @@ __all__ = [
     "interventions",
     "metrics",
     "open",
+    "plots",
     "probes",
+    "report",
     "save",
     "sinks",
     "tasks",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used."""
+    if name in _HOME:
+        value = getattr(importlib.import_module(f"sinklens.{_HOME[name]}"), name)
+    elif name in _MODULES:
+        value = importlib.import_module(f"sinklens.{name}")
+    else:
+        raise AttributeError(f"module 'sinklens' has no attribute {name!r}; its names are {', '.join(__all__)}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

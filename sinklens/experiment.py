@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 from transformer_lens.utilities.statistics import bootstrap_ci, success_rate_ci
 
-from sinklens.denoise import denoise
+from sinklens.denoising import denoise
 from sinklens.interventions import SinkEdit, random_control
 from sinklens.model import HookedDLM
 from sinklens.plan import Plan
@@ -215,7 +215,7 @@ def ablate(
 
 def _fingerprint(dlm: HookedDLM, task: Task, plan: Plan, edit: SinkEdit | None, outcome: str) -> str:
     """What a stored row depends on besides prompt and seed. A row of another model, plan or edit is never reused."""
-    weights = [float(weight.double().sum()) for weight in list(dlm.bridge.parameters())[:3]]
+    weights = [float(weight.detach().double().sum()) for weight in list(dlm.bridge.parameters())[:3]]
     parts = (__version__, dlm.name, dlm.revision, dlm.dtype, weights, task.name, plan, edit, outcome)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 

@@ -155,7 +155,11 @@ class Hookable(Protocol):
 
 @runtime_checkable
 class Probe(Hookable, Protocol):
-    """A measurement: reduces inside its hooks and hands the reduction over after the forward."""
+    """A measurement: reduces inside its hooks and hands the reduction over after the forward.
+
+    A probe whose dims are not simply 0, 1, 2, ... (only some layers, say) also has a method `coords()` that gives
+    `{dim: indices}`.
+    """
 
     @property
     def name(self) -> str:

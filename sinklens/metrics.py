@@ -47,6 +47,10 @@ def real(record: xr.Dataset) -> xr.DataArray:
     return received(record).notnull().isel(layer=0, head=0)
 
 
+def _layers(record: xr.Dataset) -> list[int]:
+    return [int(layer) for layer in received(record)["layer"]]
+
+
 def per_layer(record: xr.Dataset, rule: SinkRule | None = None, *, causal: bool) -> pd.DataFrame:
     """Sinks per layer, with the uniform null beside them.
 
@@ -62,8 +66,8 @@ def per_layer(record: xr.Dataset, rule: SinkRule | None = None, *, causal: bool)
     nulls = {int(n): int(rule(uniform_null(int(n), causal=causal)).sum()) for n in np.unique(keys) if n > 0}
     null = xr.apply_ufunc(np.vectorize(lambda n: nulls.get(int(n), np.nan), otypes=[float]), keys)
     rows = []
-    for layer in range(record.sizes["layer"]):
-        here = counts.isel(layer=layer)
+    for at, layer in enumerate(_layers(record)):
+        here = counts.isel(layer=at)
         share = 1 - here.sum(["head"]) / (keys.where(happened) * record.sizes["head"])
         rows.append((layer, float(here.mean()), float(share.mean()), float(null.where(happened).mean())))
     return pd.DataFrame(rows, columns=["layer", "sinks", "not_sinks", "null"])
@@ -125,8 +129,8 @@ def movement(record: xr.Dataset, rule: SinkRule | None = None) -> pd.DataFrame:
     ever = flags.any("step").sum("key")
     always = (flags | ~steps).all("step").sum("key")
     rows = []
-    for layer in range(record.sizes["layer"]):
-        values = jaccard[:, :, layer]
+    for at, layer in enumerate(_layers(record)):
+        values = jaccard[:, :, at]
         mean = float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
-        rows.append((layer, mean, float(ever.isel(layer=layer).mean()), float(always.isel(layer=layer).mean())))
+        rows.append((layer, mean, float(ever.isel(layer=at).mean()), float(always.isel(layer=at).mean())))
     return pd.DataFrame(rows, columns=["layer", "jaccard", "ever", "always"])

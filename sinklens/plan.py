@@ -142,5 +142,5 @@ class Plan:
 
     def for_causal(self) -> Plan:
         """The same plan without what only diffusion models use: for running a baseline beside them."""
-        keep = ("new_tokens", "temperature", "top_p", "top_k", "suppress_eos", "chat")
+        keep = ("new_tokens", "temperature", "top_p", "top_k", "suppress_eos", "allow_mask", "chat")
         return Plan(**{f.name: getattr(self, f.name) for f in fields(self) if f.name in keep})

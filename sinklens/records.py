@@ -96,14 +96,20 @@ class Recorder:
         if self.canvases:
             data["canvas"] = (("prompt", "step", "key"), np.stack(self.canvases, 1).astype(np.int32))
             data["masked"] = (("prompt", "step", "key"), np.stack(self.masks, 1).astype(np.int8))
+        measured: list[xr.DataArray] = []
         for probe in self.probes:
             steps = self.measured[probe.name]
             shape = next((step.shape for step in steps if step.size), None)
             if shape is None:
                 continue
             filled = [step if step.size else np.full(shape, np.nan, np.float32) for step in steps]
-            data[probe.name] = (("prompt", "step", *probe.dims), np.stack(filled, 1))
-        dataset = xr.Dataset(data)
+            stacked = np.stack(filled, 1)
+            dims = ("prompt", "step", *probe.dims)
+            measured.append(xr.DataArray(stacked, dims=dims, coords=getattr(probe, "coords", dict)(), name=probe.name))
+        dataset = xr.merge([xr.Dataset(data), *measured], join="outer", compat="equals")
+        for dim in ("prompt", "step", "layer", "head", "key"):
+            if dim in dataset.dims and dim not in dataset.coords:
+                dataset = dataset.assign_coords({dim: np.arange(dataset.sizes[dim])})
         for name, variable in dataset.data_vars.items():
             unit, definition = ABOUT.get(str(name), ("", ""))
             variable.attrs.update(units=unit, definition=definition)

@@ -138,7 +138,10 @@ def negative_entropy(probabilities: Logits) -> Float[Tensor, "*batch pos"]:
 
 def most_confident(confidence: Confidence, eligible: Mask, counts: Int[Tensor, " batch"]) -> Mask:
     """The `counts[row]` most confident eligible positions of each row (all when fewer); ties go to the left."""
-    order = confidence.masked_fill(~eligible, float("-inf")).argsort(dim=-1, descending=True, stable=True)
+    least = torch.finfo(confidence.dtype).min  # an eligible position stays ahead of every other
+    order = (
+        confidence.clamp(min=least).masked_fill(~eligible, float("-inf")).argsort(dim=-1, descending=True, stable=True)
+    )
     rank = torch.empty_like(order).scatter(
         -1, order, torch.arange(order.shape[-1], device=order.device).expand_as(order)
     )

@@ -49,10 +49,14 @@ class ReceivedAttention:
         queries = seen.where(self.where.queries)[:, None].to(pattern.device)
         self._by_layer[layer] = received_attention(pattern, queries)
 
+    def coords(self) -> dict[str, list[int]]:
+        """The layers that were measured."""
+        return {"layer": sorted(self._by_layer)}
+
     def values(self) -> Float[Tensor, "batch layer head key"]:
         """What the last forward measured."""
         device = next(iter(self._by_layer.values())).device
         return torch.stack([self._by_layer[layer].to(device) for layer in sorted(self._by_layer)], 1)
 
     def __repr__(self) -> str:
-        return f"ReceivedAttention({'' if self.where == Where() else self.where!r})"
+        return f"ReceivedAttention({'' if self.where == Where() else repr(self.where)})"

@@ -1,0 +1,233 @@
+"""One self-contained HTML page: text, tables and interactive figures, with nothing to load from anywhere."""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+import numbers
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import xarray as xr
+
+from sinklens import plots
+from sinklens.sinks import SinkRule
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+PROMPTS = 4  # of one record on a page; each figure of a long run is megabytes
+
+# The policy makes the browser refuse every request, whatever a figure or a text holds.
+POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
+STYLE = """
+body { font: 16px/1.5 Helvetica, Arial, 'Liberation Sans', sans-serif; color: #111; background: white; margin: 0; }
+main { max-width: 1300px; margin: 0 auto; padding: 24px; box-sizing: border-box; }
+h1 { font-size: 28px; line-height: 1.2; margin: 0 0 12px; }
+h2 { font-size: 21px; margin: 44px 0 8px; padding-top: 12px; border-top: 1px solid #999; }
+p { max-width: 75ch; margin: 0 0 12px; }
+nav { margin: 20px 0; } nav ol { margin: 4px 0; padding-left: 24px; } a { color: #0b3c6f; }
+.table { overflow-x: auto; margin: 18px 0; }
+table { border-collapse: collapse; font-size: 14px; border-bottom: 1.5px solid #111; }
+caption { text-align: left; font-weight: bold; padding-bottom: 6px; }
+th, td { text-align: left; vertical-align: top; padding: 3px 22px 3px 0; overflow-wrap: anywhere; }
+thead th { border-top: 1.5px solid #111; border-bottom: 1px solid #111; overflow-wrap: normal; }
+tbody tr + tr td { border-top: 1px solid #ddd; }
+.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+.figure { margin: 28px 0; }
+footer { margin-top: 44px; padding-top: 12px; border-top: 1px solid #999; font-size: 14px; }
+@media print { nav { display: none; } .table, .figure { break-inside: avoid; } }
+"""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a page.
+
+    Attributes:
+        title: Heading; also in the table of contents.
+        text: Plain paragraphs, parted by blank lines.
+        tables: (caption, DataFrame) pairs. An index is shown if it is more than a count of the rows.
+        figures: Plotly figures.
+    """
+
+    title: str
+    text: str = ""
+    tables: Sequence[tuple[str, pd.DataFrame]] = ()
+    figures: Sequence[Figure] = ()
+
+
+def write(path: str | Path, *, title: str, intro: str, sections: Sequence[Section], footer: str = "") -> Path:
+    """Write a page, whole or not at all. Texts are plain: everything is escaped.
+
+    Args:
+        path: The HTML file; its folder is made if need be.
+        title: Heading of the page.
+        intro: Paragraphs before the table of contents.
+        sections: What follows, in order.
+        footer: Paragraphs at the end.
+
+    Raises:
+        ValueError: no section.
+    """
+    if not sections:
+        raise ValueError("sections is empty; give at least one Section")
+    path = Path(path)
+    page = _page(title, intro, sections, footer)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(page, encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def from_record(path: str | Path, record: xr.Dataset, *, rule: SinkRule | None = None) -> Path:
+    """A page for one run: where its numbers come from, and the sinks of its first `PROMPTS` prompts.
+
+    Args:
+        path: The HTML file.
+        record: Needs `received` (`probes.ReceivedAttention`).
+        rule: What a sink is; `SinkRule()` when None.
+
+    Raises:
+        ValueError: the record lacks a variable.
+    """
+    rule = rule or SinkRule()
+    made = json.loads(record.attrs.get("provenance", "{}"))
+    rows = [(name, _plain(value)) for name, value in _flat(made)]
+    provenance = Section(
+        "Provenance",
+        "" if rows else "This record does not say where its numbers come from.",
+        tables=[("What made the numbers", pd.DataFrame(rows, columns=["what", "value"]))] if rows else [],
+    )
+    prompts = record.sizes.get("prompt", 1)
+    sections = []
+    for prompt in range(min(prompts, PROMPTS)):
+        figures = [
+            plots.timeline(record, prompt=prompt, rule=rule),
+            plots.sink_positions(record, prompt=prompt, rule=rule),
+        ]
+        row = record.isel(prompt=prompt)
+        given = [plots.visible(str(t)) for t, g in zip(row["text"].values, row["given"].values, strict=True) if g == 1]
+        sections.append(Section(f"Prompt {prompt}", f"Given: {' '.join(given)}", figures=figures))
+    intro = (
+        "Received attention is the column sum of an attention pattern: how much attention the queries together pay "
+        "to a position. It averages 1 over the positions if all queries count. A sink is a position with "
+        f"{plots.describe(rule)}, decided "
+        "at each step, in each layer and head.\n\n"
+        "Read it against its null: queries that spread their attention evenly give every position of a bidirectional "
+        "model exactly 1, but the first position of an autoregressive model the harmonic number of the length (4.74 "
+        "for 64 tokens), which passes a threshold of 3 without being a sink."
+    )
+    if prompts > PROMPTS:
+        intro += f"\n\nThis page shows the first {PROMPTS} of {prompts} prompts."
+    return write(
+        path,
+        title=f"Attention sinks of {made.get('model', 'one run')}",
+        intro=intro,
+        sections=[*sections, provenance],
+        footer="Written by sinklens. The page is one file and loads nothing.",
+    )
+
+
+def _page(title: str, intro: str, sections: Sequence[Section], footer: str) -> str:
+    contents = "".join(f'<li><a href="#section-{n}">{_escape(s.title)}</a></li>' for n, s in enumerate(sections, 1))
+    body, figures = [], 0
+    for number, section in enumerate(sections, 1):
+        body += [f'<section id="section-{number}"><h2>{_escape(section.title)}</h2>', _paragraphs(section.text)]
+        body += [_table(caption, frame) for caption, frame in section.tables]
+        for figure in section.figures:
+            figures += 1
+            body.append(_figure(figure, f"figure-{figures}"))
+        body.append("</section>")
+    return "\n".join(
+        [
+            '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">',
+            f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            f"<title>{_escape(title)}</title><style>{STYLE}</style>",
+            _library() if figures else "",
+            f"</head><body><main><h1>{_escape(title)}</h1>",
+            _paragraphs(intro),
+            f"<nav><b>Contents</b><ol>{contents}</ol></nav>",
+            *body,
+            f"<footer>{_paragraphs(footer)}</footer>" if footer else "",
+            "</main></body></html>\n",
+        ]
+    )
+
+
+def _library() -> str:
+    from plotly.offline import get_plotlyjs
+
+    return f"<script>{get_plotlyjs()}</script>"
+
+
+def _figure(figure: Figure, name: str) -> str:
+    # The logo would be a link to a web site, and plotly.js's own default offers to upload the figure.
+    config = {"responsive": True, "displaylogo": False, "showSendToCloud": False}
+    inner = figure.to_html(full_html=False, include_plotlyjs=False, div_id=name, config=config)
+    return f'<div class="figure">{inner}</div>'
+
+
+def _paragraphs(text: str) -> str:
+    return "".join(f"<p>{_escape(part.strip())}</p>" for part in text.split("\n\n") if part.strip())
+
+
+def _table(caption: str, frame: pd.DataFrame) -> str:
+    if not isinstance(frame.index, pd.RangeIndex):
+        frame = frame.reset_index()
+    columns = [frame.iloc[:, at].tolist() for at in range(frame.shape[1])]
+    sides = [' class="number"' if values and all(map(_is_number, values)) else "" for values in columns]
+    names = [" / ".join(map(str, name)) if isinstance(name, tuple) else str(name) for name in frame.columns]
+    head = "".join(f"<th{side}>{_escape(name)}</th>" for name, side in zip(names, sides, strict=True))
+    rows = [
+        "".join(f"<td{side}>{_escape(number(value))}</td>" for value, side in zip(row, sides, strict=True))
+        for row in zip(*columns, strict=True)
+    ]
+    body = "".join(f"<tr>{row}</tr>" for row in rows)
+    return (
+        f'<div class="table"><table><caption>{_escape(caption)}</caption>'
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def number(value: Any) -> str:
+    """A table cell: 3 significant digits for fractions, whole numbers whole, a dash for what is missing."""
+    if value is None or value is pd.NA or value is pd.NaT or (isinstance(value, numbers.Real) and math.isnan(value)):
+        return "–"
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return plots.visible(str(value))
+    if isinstance(value, numbers.Integral) or value == 0 or not math.isfinite(value):
+        return str(value) if isinstance(value, numbers.Integral) else f"{value:g}"
+    # "#" keeps trailing zeros, so that 0.5 among 0.512 reads as measured; whole digits are never rounded away.
+    return f"{value:.0f}" if 100 <= abs(float(value)) < 1e7 else f"{value:#.3g}".rstrip(".")
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or value is pd.NA or (isinstance(value, numbers.Real) and not isinstance(value, bool))
+
+
+def _flat(tree: Any, name: str = "") -> list[tuple[str, Any]]:
+    """Nested provenance as dotted names."""
+    if not isinstance(tree, dict) or not tree:
+        return [(name, tree)] if name else []
+    return [leaf for key, value in tree.items() for leaf in _flat(value, f"{name}.{key}" if name else key)]
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value)) or "none"
+    return "none" if value in (None, {}) else str(value)
+
+
+def _escape(text: str) -> str:
+    return html.escape(str(text))
