@@ -38,14 +38,14 @@ class Diffusion:
             logits = self._guided(logits, canvas)
         logits = logits.float()
         forbidden = [] if plan.allow_mask else [self.mask]
-        forbidden += [ids.eos] if plan.suppress_eos == "logits" and ids.eos is not None else []
+        forbidden += [ids.eos] if plan.suppress_eos in ("logits", "both") and ids.eos is not None else []
         if forbidden:
             logits = logits.index_fill(-1, torch.tensor(forbidden, device=logits.device), float("-inf"))
         eligible = canvas.masked & canvas.valid & active[:, None] & self._block_mask(canvas)
         if plan.sampler == "llada":
             predicted = rm.gumbel_argmax(logits, plan.temperature, self.draws)
             late = [token for token in (ids.eos, ids.eot) if token is not None]
-            if plan.suppress_eos == "confidence" and late:
+            if plan.suppress_eos in ("confidence", "both") and late:
                 logits = logits.index_fill(-1, torch.tensor(late, device=logits.device), float("-inf"))
             probabilities = logits.softmax(-1)
         else:
@@ -149,7 +149,7 @@ class Causal:
         at = self._next(canvas).clamp(max=canvas.masked.shape[-1] - 1)
         row = torch.arange(len(at), device=at.device)
         scores = logits[row, (at - 1).clamp(max=logits.shape[1] - 1)].float()[:, None]
-        if self.plan.suppress_eos == "logits" and self.dlm.ids.eos is not None:
+        if self.plan.suppress_eos in ("logits", "both") and self.dlm.ids.eos is not None:
             scores = scores.index_fill(-1, torch.tensor([self.dlm.ids.eos], device=scores.device), float("-inf"))
         probabilities = rm.tempered(scores, self.plan.temperature, self.plan.top_p, self.plan.top_k)
         here = active[:, None]

@@ -34,7 +34,7 @@ class Plan:
         eps: Dream's last timestep.
         alg_temp: Dream: draw the positions to commit with this temperature on the confidence.
         suppress_eos: LLaDA, appendix B.4: "logits" never chooses EOS; "confidence" commits EOS and EoT last
-            (their confidence is 0 and the others' is renormalised, at every temperature).
+            (their confidence is 0 and the others' is renormalised, at every temperature); "both" does both.
         allow_mask: Let the model choose the mask token, as the official samplers do; the position then stays
             masked. By default it cannot be chosen.
         chat: Put text prompts into the tokenizer's chat template.
@@ -52,7 +52,7 @@ class Plan:
     cfg_scale: float = 0.0
     eps: float = 1e-3
     alg_temp: float | None = None
-    suppress_eos: Literal["logits", "confidence"] | None = None
+    suppress_eos: Literal["logits", "confidence", "both"] | None = None
     allow_mask: bool = False
     chat: bool = False
 
@@ -70,7 +70,11 @@ class Plan:
             ("cfg_scale", self.cfg_scale >= 0, "must be at least 0"),
             ("eps", 0 < self.eps < 1, "must be in (0, 1)"),
             ("alg_temp", self.alg_temp is None or self.alg_temp >= 0, "must be at least 0"),
-            ("suppress_eos", self.suppress_eos in (None, "logits", "confidence"), "must be 'logits' or 'confidence'"),
+            (
+                "suppress_eos",
+                self.suppress_eos in (None, "logits", "confidence", "both"),
+                "must be 'logits', 'confidence' or 'both'",
+            ),
         ]
         for name, holds, rule in rules:
             if not holds:
