@@ -14,11 +14,9 @@ from transformer_lens.model_bridge.sources import build_bridge_from_module
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sinklens import attention, loading
-from sinklens.errors import CheckFailed
+from sinklens.calibration import calibrate
 from sinklens.families import FAMILIES, Family
 from sinklens.loading import Checkpoint, SpecialIds
-
-TOLERANCE = {torch.float32: 2e-4, torch.float16: 3e-2, torch.bfloat16: 2e-1}
 
 
 class HookedDLM:
@@ -285,72 +283,16 @@ class HookedDLM:
 
     # Calibration.
 
-    @torch.no_grad()
     def check(self) -> dict[str, float]:
         """Calibrate the instrument: is what the hooks show what the model computes? Runs on load.
 
         Returns:
-            The measured deviations, by name.
+            The measured deviations, by name (`calibration.calibrate`).
 
         Raises:
             CheckFailed: naming the claim that does not hold and by how much.
         """
-        size = min(8, self.n_ctx)
-        pads = min(3, size - 2)
-        generator = torch.Generator().manual_seed(0)
-        tokens = torch.randint(0, int(self.cfg.d_vocab), (1, size), generator=generator).to(self.device)
-        names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(self.n_layers)]
-        patterns: dict[str, Tensor] = {}
-
-        def keep(tensor: Tensor, *, hook: Any) -> None:
-            patterns[hook.name] = tensor
-
-        def paths(tokens: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
-            """Aligned logits by every path: unhooked, the bridge's fused attention, the bridge's pattern."""
-            arguments = self._arguments(mask)
-            out = {"fused": self._aligned(self.bridge(tokens, return_type="logits", **arguments))}
-            with self.bridge.hooks(fwd_hooks=[(name, keep) for name in names]):
-                out["pattern"] = self._aligned(self.bridge(tokens, return_type="logits", **arguments))
-            return {"plain": self(tokens, mask), **out} if self.reference is not None else out
-
-        def gap(a: Tensor, b: Tensor) -> float:
-            return float((a - b).float().abs().max()) / scale
-
-        logits = paths(tokens)
-        hooked, scale = logits["pattern"], float(logits["pattern"].float().abs().max().clamp(min=1))
-        shape = (1, self.n_heads, size, size)
-        wrong = [name for name in names if name not in patterns or tuple(patterns[name].shape) != shape]
-        self._demand(not wrong, f"{wrong[:1]} did not carry a pattern of shape {shape}")
-        found = {"row_sums": max(float((patterns[name].float().sum(-1) - 1).abs().max()) for name in names)}
-        found["reference"] = max(gap(hooked, other) for other in logits.values())
-        for layer in {0, self.n_layers - 1}:
-            # Every pattern is hooked here, too, so that a discarded edit changes nothing at all.
-            edit = {names[layer]: lambda pattern, *, hook: pattern.roll(1, -1)}
-            edited = self.run_with_hooks(tokens, fwd_hooks=[(name, edit.get(name, keep)) for name in names])
-            found["edit"] = min(gap(edited, hooked), found.get("edit", float("inf")))
-            self._demand(found["edit"] > 0, f"an edit of {names[layer]} did not change the logits")
-        real = tokens[:, : size - pads]
-        padded = torch.cat([torch.cat([tokens[:, :pads], real], 1), tokens])
-        mask = torch.ones_like(padded, dtype=torch.bool)
-        mask[0, :pads] = False
-        alone, together = paths(real), paths(padded, mask)
-        # The first real row is left out: where logits are shifted it belongs to the padding before it.
-        found["padding"] = max(gap(together[path][0, pads + 1 :], alone[path][0, 1:]) for path in alone)
-        tolerance = TOLERANCE.get(self.dtype, 2e-1)
-        self._demand(found["row_sums"] < max(tolerance, 1e-3), f"pattern rows sum to 1 +- {found['row_sums']:.2g}")
-        self._demand(
-            found["reference"] < tolerance,
-            f"hooked logits differ from the unhooked transformers model by {found['reference']:.2g} (relative)",
-        )
-        self._demand(found["padding"] < tolerance, f"left padding changes real positions by {found['padding']:.2g}")
-        return found
-
-    def _demand(self, holds: bool, claim: str) -> None:
-        if not holds:
-            raise CheckFailed(
-                f"{self.name} failed its calibration: {claim}. Its numbers would be wrong; load with check=False only "
-                "to look into it."
-            )
+        return calibrate(self)
 
     @torch.no_grad()
     def hook_table(self) -> dict[str, tuple[int, ...]]:

@@ -125,7 +125,7 @@ def test_long_rows_have_numbers_instead_of_tokens():
 
 @pytest.mark.parametrize(("cells", "entries", "said"), [(15 * 7, 7, ""), (15 * 3, 3, "heads"), (15, 1, "layers")])
 def test_menu_entries_are_left_out_for_size_and_the_title_says_so(monkeypatch, cells, entries, said):
-    monkeypatch.setattr(plots, "CELLS", cells)
+    monkeypatch.setattr(plots.runs, "CELLS", cells)
     figure = plots.timeline(tiny_record(), rule=RULE)
     assert len(figure.layout.updatemenus[0].buttons) == entries
     assert ("Left out for size" in figure.layout.title.text) == bool(said)
@@ -248,8 +248,9 @@ def test_figures_never_offer_an_upload():
 
 
 def test_plotly_is_only_imported_to_draw():
-    top = ast.parse(inspect.getsource(plots)).body
-    names = [node.module or "" for node in top if isinstance(node, ast.ImportFrom)]
-    names += [alias.name for node in top if isinstance(node, ast.Import) for alias in node.names]
-    assert "numpy" in names
-    assert not any(name.startswith("plotly") for name in names)
+    for module in (plots.runs, plots.tables, plots.theme):
+        top = ast.parse(inspect.getsource(module)).body
+        names = [node.module or "" for node in top if isinstance(node, ast.ImportFrom)]
+        names += [alias.name for node in top if isinstance(node, ast.Import) for alias in node.names]
+        assert names
+        assert not any(name.startswith("plotly") for name in names)

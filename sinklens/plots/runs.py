@@ -1,0 +1,223 @@
+"""Figures of one run: its timeline, and where its sinks are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+
+from sinklens import metrics
+from sinklens.plots.theme import COLORS, SCALE, SYMBOLS, describe, safe, themed, titled
+from sinklens.sinks import SinkRule
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+
+LABELLED = 64  # positions; more token texts than this do not fit on an axis
+
+
+CELLS = 500_000  # cells in one figure; a browser stays quick and a page small
+
+
+def timeline(record: xr.Dataset, *, prompt: int = 0, rule: SinkRule | None = None, title: str | None = None) -> Figure:
+    """Heat map of the received attention of every position (x) at every step (y, step 0 on top).
+
+    Unit: attention (column sum), range [0, number of queries]. A menu chooses the mean over layers and heads, one
+    layer's mean over heads, or one head; each has its own colour range from 0. Circles mark sinks by the rule in at
+    least one head of the selection. Blank: the position did not exist at that step. Lines part given positions from
+    those that were filled. Hovering shows the token that stood there at that step. Menu entries that would bring
+    the figure above `CELLS` cells are left out (first the heads, then the layers), and the title says so.
+
+    Args:
+        record: Needs `received` (`probes.ReceivedAttention`).
+        prompt: Which prompt, counted from 0.
+        rule: What a sink is; `SinkRule()` when None.
+        title: Replaces the first line of the title.
+
+    Raises:
+        ValueError: a variable or the prompt is missing.
+    """
+    import plotly.graph_objects as go
+
+    rule = rule or SinkRule()
+    row = _row(record, prompt, rule)
+    views, left_out = _views(row)
+    size = float(np.clip(600 / max(len(row.steps), len(row.keys)), 3, 6))
+    figure = go.Figure()
+    for index, (label, select, pairs) in enumerate(views):
+        mean, counts = row.received[:, *select].mean((1, 2)), row.sinks[:, *select].sum((1, 2))
+        figure.add_heatmap(
+            x=row.keys, y=row.steps, z=mean, zmin=0, zmax=_largest(mean), colorscale=SCALE, hoverongaps=False,
+            text=row.shown, customdata=counts, name=label, visible=index == 0,
+            colorbar={"title": {"text": "received attention (column sum)", "side": "right", "font_size": 13}},
+            hovertemplate="position %{x:d}, step %{y:d}<br>token <b>%{text}</b><br>received attention %{z:.3f}<br>"
+            f"sink in %{{customdata}} of {pairs}<extra></extra>",
+        )  # fmt: skip
+        at = np.argwhere(counts > 0)
+        figure.add_scatter(
+            x=row.keys[at[:, 1]], y=row.steps[at[:, 0]], mode="markers", hoverinfo="skip", visible=index == 0,
+            name="sink in at least one of these heads", showlegend=True,
+            marker={"size": size, "color": "white", "line": {"color": "black", "width": 1.2}},
+        )  # fmt: skip
+    buttons = [
+        {"label": label, "method": "update", "args": [{"visible": [n // 2 == i for n in range(2 * len(views))]}]}
+        for i, (label, _, _) in enumerate(views)
+    ]
+    menu = {
+        "buttons": buttons, "x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom", "pad": {"b": 6},
+        "bgcolor": "white", "bordercolor": "#222", "font": {"size": 12},
+    }  # fmt: skip
+    figure.update_layout(updatemenus=[menu])
+    definition = record["received"].attrs.get("definition", "attention that the position receives, summed over queries")
+    average = "; 1 = the average over positions" if definition.startswith("sum over all") else ""
+    lines = [
+        f"Received attention: {definition} (column sum{average}). "
+        "Columns are positions, rows are denoising steps; blank: not on the canvas.",
+        f"Sink: {describe(rule)}, per step, layer and head.",
+    ]
+    if left_out:
+        lines.append(f"Left out for size: {left_out}; plot fewer layers or steps to see them.")
+    _on_canvas(themed(figure), row)
+    return titled(figure, title or f"Who is attended to, step by step (prompt {prompt})", *lines)
+
+
+def sink_positions(
+    record: xr.Dataset, *, prompt: int = 0, rule: SinkRule | None = None, title: str | None = None
+) -> Figure:
+    """Every sink as a marker at its position (x) and step (y): one colour and symbol per layer.
+
+    Unit: the marker's area grows with the number of heads, range [1, heads], in which the position is a sink of that
+    layer. Layers stand side by side inside a position.
+
+    Args:
+        record: Needs `received` (`probes.ReceivedAttention`).
+        prompt: Which prompt, counted from 0.
+        rule: What a sink is; `SinkRule()` when None.
+        title: Replaces the first line of the title.
+
+    Raises:
+        ValueError: a variable or the prompt is missing.
+    """
+    import plotly.graph_objects as go
+    from plotly.colors import sample_colorscale
+
+    rule = rule or SinkRule()
+    row = _row(record, prompt, rule)
+    layers, heads = row.sinks.shape[1:3]
+    colors = COLORS if layers <= len(COLORS) else sample_colorscale(SCALE, np.linspace(0, 0.95, layers).tolist())
+    shift = (np.arange(layers) - (layers - 1) / 2) * 0.7 / layers
+    figure = go.Figure()
+    for index, layer in enumerate(row.layers):
+        counts = row.sinks[:, index].sum(1)
+        at = np.argwhere(counts > 0)
+        found = counts[at[:, 0], at[:, 1]]
+        figure.add_scatter(
+            x=row.keys[at[:, 1]] + shift[index], y=row.steps[at[:, 0]], mode="markers",
+            name=f"layer {layer}", showlegend=True,
+            text=[row.shown[step][key] for step, key in at],
+            customdata=np.stack([row.keys[at[:, 1]], found], -1),
+            hovertemplate="position %{customdata[0]}, step %{y:d}<br>token <b>%{text}</b><br>"
+            f"sink in %{{customdata[1]}} of {heads} heads of layer {layer}<extra></extra>",
+            marker={"size": 11 * np.sqrt(found / heads), "sizemin": 3, "opacity": 1, "color": colors[index],
+                    "symbol": SYMBOLS[index % len(SYMBOLS)], "line": {"color": "black", "width": 0.6}},
+        )  # fmt: skip
+    if not row.sinks.any():
+        figure.add_annotation(text="no sink by this rule", showarrow=False, x=0.5, y=0.5, xref="paper", yref="paper")
+    _on_canvas(themed(figure), row)
+    figure.update_layout(legend_itemsizing="constant")
+    if layers > len(COLORS):
+        figure.update_layout(legend={"orientation": "v", "x": 1.01, "xanchor": "left", "y": 1, "yanchor": "top"})
+    figure.update_xaxes(showgrid=True)
+    return titled(
+        figure,
+        title or f"Where the sinks are (prompt {prompt})",
+        f"Sink: {describe(rule)}, per step, layer and head.",
+        f"Area of a marker: in how many of the {heads} heads of the layer. Layers stand side by side.",
+    )
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One prompt of a record, cut to its own positions."""
+
+    received: np.ndarray  # [step, layer, head, key]
+    sinks: np.ndarray  # likewise, bool
+    shown: list[list[str]]  # [step][key]: the token standing there at that step
+    final: list[str]  # [key]; "" where nothing was ever written
+    given: np.ndarray  # [key]
+    steps: np.ndarray
+    layers: np.ndarray
+    heads: np.ndarray
+    keys: np.ndarray
+
+
+def _row(record: xr.Dataset, prompt: int, rule: SinkRule) -> _Row:
+    for name in ("received", "token", "text", "given", "masked", "commit_step"):
+        if name not in record:
+            hint = "; measure with probes=[ReceivedAttention()]" if name == "received" else ""
+            raise ValueError(f"the record has no {name!r}; it has {', '.join(map(str, record.data_vars))}{hint}")
+    if "prompt" not in record["received"].dims:
+        raise ValueError("the record has no dim 'prompt'; choose one with isel(prompt=[0]), which keeps it")
+    prompts = record.sizes["prompt"]
+    if not 0 <= prompt < prompts:
+        raise ValueError(f"prompt {prompt} does not exist; there are {prompts}: 0 to {prompts - 1}")
+    row = record.isel(prompt=prompt)
+    row = row.isel(key=slice(0, int((row["token"] >= 0).sum())))
+    received = row["received"].transpose("step", "layer", "head", "key")
+    masked = row["masked"].transpose("step", "key").to_numpy()
+    text = [safe(token) for token in row["text"].to_numpy()]
+    written = (row["given"].to_numpy() == 1) | (row["commit_step"].to_numpy() >= 0)
+    return _Row(
+        received=received.to_numpy(),
+        sinks=metrics.sinks(row, rule).transpose(*received.dims).to_numpy(),
+        shown=[["[MASK]" if m == 1 else "" if m < 0 else t for m, t in zip(at, text, strict=True)] for at in masked],
+        final=[
+            token if done else "[MASK]" if ever else ""
+            for token, done, ever in zip(text, written, (masked == 1).any(0), strict=True)
+        ],
+        given=row["given"].to_numpy() == 1,
+        # Without coordinates xarray counts from 0.
+        **{f"{dim}s": received[dim].to_numpy() for dim in ("step", "layer", "head", "key")},
+    )
+
+
+def _views(row: _Row) -> tuple[list[tuple[str, tuple[Any, Any], str]], str]:
+    """What the menu offers: label, index of (layer, head), what the sinks are counted over; and what was left out."""
+    steps, layers, heads, keys = row.received.shape
+    everything = (slice(None), slice(None))
+    views: list[tuple[str, tuple[Any, Any], str]] = [
+        ("mean over layers and heads", everything, f"{layers * heads} (layer, head) pairs")
+    ]
+    if (1 + layers) * steps * keys > CELLS:
+        return views, "single layers and heads"
+    for at, layer in enumerate(row.layers):
+        views.append((f"layer {layer}, mean over heads", (slice(at, at + 1), slice(None)), f"{heads} heads"))
+    if (1 + layers + layers * heads) * steps * keys > CELLS:
+        return views, "single heads"
+    for at, layer in enumerate(row.layers):
+        for which, head in enumerate(row.heads):
+            views.append((f"layer {layer}, head {head}", (slice(at, at + 1), slice(which, which + 1)), "1 head"))
+    return views, ""
+
+
+def _largest(values: np.ndarray) -> float:
+    there = values[~np.isnan(values)]
+    return float(there.max()) if there.size else 1.0
+
+
+def _on_canvas(figure: Figure, row: _Row) -> None:
+    """Axes of position and step, and a line wherever given and filled positions meet."""
+    steps, keys = len(row.steps), len(row.keys)
+    figure.update_xaxes(title_text="position", showgrid=False, range=[row.keys[0] - 0.6, row.keys[-1] + 0.6])
+    if keys <= LABELLED:
+        figure.update_xaxes(
+            title_text="position (final token)", tickvals=row.keys, ticktext=row.final, tickangle=-90, tickfont_size=11
+        )
+    figure.update_yaxes(title_text="denoising step", range=[row.steps[-1] + 0.6, row.steps[0] - 0.6], showgrid=False)
+    for key in np.flatnonzero(row.given[1:] != row.given[:-1]):
+        for color, width in (("white", 4), ("black", 1.5)):  # seen on dark and on light cells
+            figure.add_vline(x=(row.keys[key] + row.keys[key + 1]) / 2, line={"color": color, "width": width})
+    figure.update_layout(height=int(np.clip(230 + 15 * steps, 400, 1000)))

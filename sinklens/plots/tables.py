@@ -1,0 +1,184 @@
+"""Figures of tables: sinks per layer, token classes, ablations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from sinklens.plots.theme import COLORS, filled, safe, themed, titled
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from plotly.graph_objects import Figure
+
+
+def layer_counts(frame: pd.DataFrame, *, unit: str = "sinks per step and head (mean)") -> Figure:
+    """Bars of the number of sinks per layer, one colour per model, with the count under uniform attention.
+
+    Unit: `unit`, range [0, number of keys]. The dashed line on a bar is what the rule counts when every query spreads
+    its attention evenly (`sinks.uniform_null`): sinks below it say nothing about the model.
+
+    Args:
+        frame: Columns model, layer, sinks, null; one row per model and layer.
+        unit: What `sinks` and `null` count, for the axis.
+
+    Raises:
+        ValueError: a column is missing, or a model has two rows for a layer.
+    """
+    import plotly.graph_objects as go
+
+    table = _check(frame, ("model", "layer", "sinks", "null"), ("model", "layer"))
+    models = list(dict.fromkeys(table["model"]))
+    together = 0.8 if table["layer"].nunique() > 4 else 0.5
+    width = together / len(models)
+    figure = go.Figure()
+    edges: list[float | None] = []
+    heights: list[float | None] = []
+    for index, model in enumerate(models):
+        part = table[table["model"] == model]
+        start = index * width - together / 2
+        figure.add_bar(
+            x=part["layer"].to_numpy(), y=part["sinks"].to_numpy(), width=width, offset=start,
+            name=safe(model), marker=filled(index),
+            hovertemplate=f"{safe(model)}, layer %{{x}}<br>%{{y:.3g}} {safe(unit)}<extra></extra>",
+        )  # fmt: skip
+        for layer, null in zip(part["layer"], part["null"], strict=True):
+            edges += [layer + start, layer + start + width, None]
+            heights += [null, null, None]
+    line = {"color": "black", "width": 2.5, "dash": "4px,2px"}
+    figure.add_trace(
+        go.Scatter(x=edges, y=heights, mode="lines", name="uniform attention", line=line, cliponaxis=False)
+    )
+    themed(figure).update_xaxes(title_text="layer", showgrid=False, dtick=1 if table["layer"].nunique() <= 40 else None)
+    figure.update_yaxes(title_text=unit, rangemode="tozero")
+    figure.update_layout(height=420, showlegend=True)
+    return titled(
+        figure, "Sinks per layer", f"Unit: {unit}. Dashed: what the same rule counts when attention is spread evenly."
+    )
+
+
+def token_classes(frame: pd.DataFrame) -> Figure:
+    """Grouped bars: which share of the sinks each token class holds, beside its share of all keys.
+
+    Unit: share, range [0, 1]; equal bars mean that sinks prefer no class. Classes that no model has are left out.
+
+    Args:
+        frame: Columns model, token_class, share_of_sinks, share_of_keys; one row per model and class.
+
+    Raises:
+        ValueError: a column is missing, or a model has two rows for a class.
+    """
+    import plotly.graph_objects as go
+
+    table = _check(frame, ("model", "token_class", "share_of_sinks", "share_of_keys"), ("model", "token_class"))
+    common = table.groupby("token_class")[["share_of_sinks", "share_of_keys"]].max().max(axis=1)
+    table = table[table["token_class"].map(common) > 0]
+    figure = go.Figure()
+    for index, model in enumerate(dict.fromkeys(table["model"])):
+        part = table[table["model"] == model]
+        for column, what in (("share_of_sinks", "sinks"), ("share_of_keys", "all keys")):
+            color, marker = COLORS[index % len(COLORS)], filled(index)
+            if column == "share_of_keys":
+                marker |= {"color": "white", "pattern": {"shape": "/", "fgcolor": color, "size": 6}}
+            figure.add_bar(
+                x=[safe(name) for name in part["token_class"]], y=part[column].to_numpy(),
+                name=f"{safe(model)}: {what}", marker=marker,
+                hovertemplate=f"{safe(model)}<br>%{{x}}: %{{y:.3f}} of {what}<extra></extra>",
+            )  # fmt: skip
+    themed(figure).update_yaxes(title_text="share (0 to 1)", range=[0, 1])
+    figure.update_xaxes(title_text="token class", ticks="", showgrid=False)
+    figure.update_layout(height=420, barmode="group", bargap=0.25, showlegend=True)
+    return titled(
+        figure,
+        "Which tokens are sinks",
+        "Solid: share of the sinks that stand on the class. Hatched: share of all keys (steps x positions).",
+    )
+
+
+def ablation(frame: pd.DataFrame) -> Figure:
+    """Accuracy under each condition with its 95 % interval: one panel per model, one row of panels per outcome.
+
+    Unit: accuracy, range [0, 1]. At each k the sinks and the same number of random keys stand side by side; the
+    dotted line continues the unmasked accuracy.
+
+    Args:
+        frame: Columns model, outcome, condition, k, kind ("unmasked", "sinks" or "random"), accuracy, low, high.
+
+    Raises:
+        ValueError: a column is missing, a kind is unknown, or a condition has two rows of a kind.
+    """
+    from plotly.subplots import make_subplots
+
+    table = _check(
+        frame,
+        ("model", "outcome", "condition", "k", "kind", "accuracy", "low", "high"),
+        ("model", "outcome", "condition", "kind"),
+    )
+    looks = {
+        "unmasked": ("diamond", "#111", 0.0),
+        "sinks": ("circle", COLORS[0], -0.13),
+        "random": ("square-open", "#a63603", 0.13),
+    }
+    unknown = sorted(set(map(str, table["kind"])) - set(looks))
+    if unknown:
+        raise ValueError(f"kind {unknown[0]!r} is unknown; the kinds are {', '.join(looks)}")
+    models, outcomes = list(dict.fromkeys(table["model"])), list(dict.fromkeys(table["outcome"]))
+    places = {k: 1 + place for place, k in enumerate(sorted(set(table.loc[table["kind"] != "unmasked", "k"])))}
+    height = 140 + 280 * len(outcomes)
+    names = [f"{safe(model)}: {safe(outcome)}" for outcome in outcomes for model in models]
+    figure = make_subplots(
+        len(outcomes), len(models), shared_yaxes=True, subplot_titles=names,
+        horizontal_spacing=0.04, vertical_spacing=0.2 / len(outcomes),
+    )  # fmt: skip
+    named = set()
+    for (model, outcome, kind), part in table.groupby(["model", "outcome", "kind"], sort=False):
+        symbol, color, shift = looks[kind]
+        at: dict[str, Any] = {"row": outcomes.index(outcome) + 1, "col": models.index(model) + 1}
+        accuracy = part["accuracy"].to_numpy()
+        figure.add_scatter(
+            x=[0 if kind == "unmasked" else places[k] + shift for k in part["k"]],
+            y=accuracy,
+            error_y={"type": "data", "symmetric": False, "array": part["high"] - accuracy,
+                     "arrayminus": accuracy - part["low"], "thickness": 1.5, "width": 5},
+            mode="markers", name={"sinks": "sinks", "random": "random keys"}.get(kind, kind), legendgroup=kind,
+            showlegend=kind not in named, cliponaxis=False,
+            marker={"symbol": symbol, "size": 10, "color": color, "line_width": 2 if kind == "random" else 0},
+            customdata=list(zip(map(safe, part["condition"]), part["low"], part["high"], strict=True)),
+            hovertemplate="%{customdata[0]}<br>accuracy %{y:.3f}, 95 % interval %{customdata[1]:.3f} to "
+            "%{customdata[2]:.3f}<extra></extra>",
+            **at,
+        )  # fmt: skip
+        named.add(kind)
+        if kind == "unmasked":
+            figure.add_hline(y=float(accuracy[0]), line={"color": "#111", "width": 1, "dash": "dot"}, **at)
+    themed(figure).update_xaxes(
+        tickvals=[0, *places.values()], ticktext=["none", *(f"{k:g}" for k in places)], range=[-0.5, len(places) + 0.5],
+        showgrid=False,
+    )  # fmt: skip
+    figure.update_xaxes(title_text="keys edited in each head (k)", row=len(outcomes))
+    figure.update_yaxes(range=[0, 1], dtick=0.2)
+    figure.update_yaxes(title_text="accuracy (0 to 1)", col=1)
+    figure.update_annotations(font_size=13)
+    figure.update_layout(height=height)
+    return titled(
+        figure,
+        "What masking sinks costs",
+        "Accuracy with its 95 % interval. Sinks beside the same number of random keys; dotted: nothing masked.",
+        panels=height,
+    )
+
+
+def _check(frame: pd.DataFrame, columns: Sequence[str], key: Sequence[str]) -> Any:
+    """The table if it can be drawn, loosely typed: pandas' own types do not know what a column holds."""
+    for name in columns:
+        if name not in frame.columns:
+            raise ValueError(
+                f"the table has no column {name!r}; it has {', '.join(map(str, frame.columns)) or 'none'}, "
+                f"and this figure needs {', '.join(columns)}"
+            )
+    if frame.empty:
+        raise ValueError("the table has no rows, so there is nothing to draw")
+    if frame.duplicated(list(key)).any():
+        twice = frame.loc[frame.duplicated(list(key)), list(key)].iloc[0].to_dict()
+        raise ValueError(f"the table has two rows for {twice}; aggregate it to one row per {' and '.join(key)}")
+    return frame

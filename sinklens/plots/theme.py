@@ -1,0 +1,94 @@
+"""One theme for every figure: readable in black and white, titles that state definition and unit."""
+
+from __future__ import annotations
+
+import html
+import textwrap
+from typing import TYPE_CHECKING, Any
+
+from sinklens.sinks import SinkRule
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+
+COLORS = ("#0b3c6f", "#e69f00", "#00876c", "#c4a3d6", "#a63603", "#56b4e9", "#595959", "#d6c94a")
+
+
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "triangle-down", "star")
+
+
+SCALE = "Viridis"
+
+
+FONT = "Helvetica, Arial, 'Liberation Sans', sans-serif"
+
+
+def visible(text: str) -> str:
+    """A token's text on one line: control characters as escapes, blanks alone in quotes."""
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return f"'{shown}'" if shown.isspace() else shown
+
+
+def themed(figure: Figure) -> Figure:
+    """The look of every figure: white, one font, `SCALE` for colour, thin axes. Changes the figure and returns it."""
+    axis = {
+        "showline": True, "linecolor": "#222", "ticks": "outside", "tickcolor": "#222", "ticklen": 4,
+        "zeroline": False, "gridcolor": "#e3e3e3", "automargin": True, "title_standoff": 10, "title_font_size": 13,
+    }  # fmt: skip
+    figure.update_layout(
+        template="none",
+        paper_bgcolor="white",
+        plot_bgcolor="white",
+        font={"family": FONT, "size": 13, "color": "#111"},
+        colorscale={"sequential": SCALE},
+        hoverlabel={"bgcolor": "white", "bordercolor": "#222", "font": {"family": FONT, "color": "#111"}},
+        legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1.0, "yanchor": "bottom", "font_size": 12},
+        margin={"l": 60, "r": 20, "b": 50},
+        # plotly.js would offer to upload the figure to a public service.
+        modebar={"remove": ["sendChartToCloud", "select2d", "lasso2d"], "orientation": "h"},
+    )
+    figure.update_xaxes(**axis)
+    figure.update_yaxes(**axis)
+    return figure
+
+
+def describe(rule: SinkRule) -> str:
+    """A rule in words."""
+    if rule.epsilon is None:
+        return f"the {rule.top_k} positions with the most received attention"
+    if rule.units == "zscore":
+        text = f"received attention above the mean of all positions by more than {rule.epsilon:g} standard deviations"
+    else:
+        unit = {"sum": "column sum", "mean": "column mean", "percent": "percent of the queries"}[rule.units]
+        text = f"received attention above the mean of the other positions by more than {rule.epsilon:g} ({unit})"
+    return text if rule.top_k is None else f"{text}, at most the {rule.top_k} largest"
+
+
+def titled(figure: Figure, title: str, *lines: str, panels: int = 0) -> Figure:
+    """Title and what the numbers are, above a row for the menu and the legend.
+
+    `panels`: height of a figure of panels; their titles get a row of their own.
+    """
+    small = [part for line in lines for part in textwrap.wrap(line, 130)]
+    text = "<br>".join(html.escape(line, quote=False) for line in small)
+    top = 72 + 16 * len(small) + 26 * bool(panels)
+    figure.update_layout(
+        title={
+            "text": f'<b style="font-size:16px">{html.escape(title, quote=False)}</b><br>{text}',
+            "font_size": 12, "x": 0.01, "xanchor": "left", "y": 1, "yref": "container", "yanchor": "top", "pad_t": 12,
+        },
+        margin_t=top,
+    )  # fmt: skip
+    if panels:  # the legend would cover them
+        figure.update_layout(legend={"yref": "container", "yanchor": "bottom", "y": 1 - (top - 26) / panels})
+    return figure
+
+
+def filled(index: int) -> dict[str, Any]:
+    return {"color": COLORS[index % len(COLORS)], "line": {"color": "black", "width": 0.8}}
+
+
+def safe(value: object) -> str:
+    """Plotly reads texts as HTML and would swallow `<|mask|>`."""
+    return html.escape(visible(str(value)), quote=False)
