@@ -182,10 +182,20 @@ def set_direction(model: PreTrainedModel, *, causal: bool) -> None:
 def read_tokenizer(folder: Path, family: Family) -> PreTrainedTokenizerBase | None:
     """The checkpoint's tokenizer from its own files; None when it ships none."""
     if (folder / "tokenizer.json").is_file():
-        return transformers.PreTrainedTokenizerFast.from_pretrained(folder, trust_remote_code=False)
-    if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-        return getattr(transformers, family.tokenizer).from_pretrained(folder, trust_remote_code=False)
-    return None
+        tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(folder, trust_remote_code=False)
+    elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+        tokenizer = getattr(transformers, family.tokenizer).from_pretrained(folder, trust_remote_code=False)
+    else:
+        return None
+    declared = read_json(folder / "tokenizer_config.json").get("added_tokens_decoder", {})
+    for number, token in declared.items():
+        found = tokenizer.convert_tokens_to_ids(token["content"])
+        if found != int(number):
+            raise CheckpointError(
+                f"the tokenizer reads {token['content']!r} as id {found}, and tokenizer_config.json says {number}; "
+                "its vocabulary files are not the checkpoint's own"
+            )
+    return tokenizer
 
 
 def special_ids(

@@ -307,3 +307,29 @@ def test_verbosity_of_transformers_is_as_before(copy: Copy) -> None:
     before = transformers.utils.logging.get_verbosity(), transformers.utils.logging.is_progress_bar_enabled()
     HookedDLM.from_pretrained(str(copy("dream")))
     assert (transformers.utils.logging.get_verbosity(), transformers.utils.logging.is_progress_bar_enabled()) == before
+
+
+def dream_with_vocabulary(fidelity: Any, tmp_path: Path, mask: int) -> Path:
+    """A Dream checkpoint with vocab.json and merges.txt, as on the Hub, instead of a tokenizer.json."""
+    folder = tmp_path / "dream"
+    shutil.copytree(fidelity / "dream" / "checkpoint", folder)
+    vocabulary = {chr(97 + i): i for i in range(26)} | {"ab": 26, "Ġ": 27, "Ċ": 28}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    (folder / "merges.txt").write_text("#version: 0.2\na b\n")
+    added = {"29": {"content": "<|endoftext|>", "special": True}, str(mask): {"content": "<|mask|>", "special": True}}
+    names = {"mask_token": "<|mask|>", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
+    remote = {"tokenizer_class": "DreamTokenizer", "auto_map": {"AutoTokenizer": ["tokenization_dream.X", None]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(remote | names | {"added_tokens_decoder": added}))
+    return folder
+
+
+def test_dreams_vocabulary_files_make_a_tokenizer_without_remote_code(fidelity: Any, tmp_path: Path) -> None:
+    dlm = HookedDLM.from_pretrained(str(dream_with_vocabulary(fidelity, tmp_path, mask=30)), check=False)
+    assert dlm.encode("abba ab\n<|mask|>") == [26, 1, 0, 27, 26, 28, 30]
+    assert dlm.decode([26, 1]) == "abb"
+
+
+def test_refuses_a_tokenizer_that_misreads_its_special_tokens(fidelity: Any, tmp_path: Path) -> None:
+    folder = dream_with_vocabulary(fidelity, tmp_path, mask=40)
+    with pytest.raises(CheckpointError, match=r"'<\|mask\|>' as id 30, and tokenizer_config.json says 40"):
+        HookedDLM.from_pretrained(str(folder), check=False)

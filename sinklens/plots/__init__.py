@@ -1,8 +1,8 @@
 """Plotly figures of a record (`timeline`, `sink_positions`) and of tables over several runs.
 
-Every function returns a `plotly.graph_objects.Figure`; plotly is imported when a figure is made. Figures need no network
-and stay readable in black and white: one sequential colour scale, and whatever a colour tells, a symbol, a hatch or a
-position tells as well.
+Every function returns a `plotly.graph_objects.Figure`; plotly is imported when a figure is made. Figures need no
+network and stay readable in black and white: one sequential colour scale, and whatever a colour tells, a symbol, a
+hatch or a position tells as well.
 """
 
 from sinklens.plots.runs import CELLS, LABELLED, sink_positions, timeline
