@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from sinklens.interventions import MaskSinks, PreviousStep, SameStep, ZeroSinks
     from sinklens.model import HookedDLM
     from sinklens.plan import Plan
-    from sinklens.records import open, save
+    from sinklens.records import concat, open, save
+    from sinklens.replaying import replay
+    from sinklens.rules import rule
     from sinklens.sinks import SinkRule
 
 # Where each public name lives. Resolved on first use, so that `import sinklens` and `sinklens --help` stay quick.
@@ -26,7 +28,9 @@ _HOMES = {
     "interventions": ("MaskSinks", "PreviousStep", "SameStep", "ZeroSinks"),
     "model": ("HookedDLM",),
     "plan": ("Plan",),
-    "records": ("open", "save"),
+    "records": ("concat", "open", "save"),
+    "replaying": ("replay",),
+    "rules": ("rule",),
     "sinks": ("SinkRule",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
@@ -47,6 +51,7 @@ __all__ = [
     "ZeroSinks",
     "__version__",
     "ablate",
+    "concat",
     "denoise",
     "denoising_steps",
     "interventions",
@@ -54,7 +59,9 @@ __all__ = [
     "open",
     "plots",
     "probes",
+    "replay",
     "report",
+    "rule",
     "save",
     "sinks",
     "tasks",

@@ -50,6 +50,43 @@ def demo(
 
 
 @app.command()
+def trace(
+    model: Annotated[str, typer.Argument(help="tiny-dlm, tiny-arm, a folder, or a Hub id.")],
+    prompts: Annotated[list[str], typer.Argument(help="One prompt or several.")],
+    new_tokens: Annotated[
+        int, typer.Option(help="Positions to generate; 0 fills the mask tokens in the prompts.")
+    ] = 32,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps; one token per step by default.")] = None,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
+    rule: Annotated[str, typer.Option(help="Sink rule: rulli, gu, floating, sink_aware, act, streaming.")] = "rulli",
+    chat: Annotated[bool, typer.Option(help="Put the prompts into the model's chat template.")] = False,
+    seed: Annotated[int, typer.Option(help="For sampling.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder for record.nc and report.html.")] = Path("sinklens-out"),
+) -> None:
+    """Denoise prompts, find the sinks of every layer and step, write record and report."""
+    from sinklens import metrics, records, report, rules
+    from sinklens.denoising import denoise
+    from sinklens.model import HookedDLM
+    from sinklens.plan import Plan
+    from sinklens.probes import ReceivedAttention
+
+    chosen = rules.rule(rule)
+    plan = Plan(new_tokens=new_tokens, steps=steps, temperature=temperature, chat=chat)
+    dlm = HookedDLM.from_pretrained(model)
+    run = denoise(dlm, prompts, plan, probes=[ReceivedAttention()], seed=seed)
+    path = records.save(run.record, out / "record.nc")
+    for prompt, completion in zip(prompts, run.completions, strict=True):
+        typer.echo(f"{prompt} -> {completion}")
+    length = run.record.sizes["key"]
+    typer.echo(f"\n{chosen.explain(length)}\n")
+    table = metrics.per_layer(run.record, chosen, causal=dlm.is_causal)
+    moves = metrics.movement(run.record, chosen)
+    typer.echo(table.merge(moves, on="layer").to_string(index=False, float_format=lambda x: f"{x:.3f}"))
+    page = report.from_record(out / "report.html", run.record, rule=chosen)
+    typer.echo(f"\n{path}\n{page}")
+
+
+@app.command()
 def models() -> None:
     """The bundled models and the families whose checkpoints can be loaded."""
     from sinklens.families import FAMILIES
@@ -87,7 +124,7 @@ def main() -> None:
     except Exception as error:
         from sinklens.errors import SinklensError
 
-        if not isinstance(error, SinklensError):
+        if not isinstance(error, SinklensError | ValueError):
             raise
         typer.echo(f"error: {error}", err=True)
         raise SystemExit(2) from None

@@ -128,7 +128,7 @@ def _table(runs: list[tuple[Echo, AblationResult]]) -> Table:
             )
         tables.append(table)
     out: Table = pd.concat(tables, ignore_index=True)
-    out.insert(3, "k", out.condition.str.extract(r"(\d+)")[0].fillna(0).astype(int))
+    out.insert(3, "k", out.condition.str.extract(r"(\d+)")[0].fillna("0").astype(int))
     return out
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
-from numbers import Integral
 from typing import Any
 
+import numpy as np
 import torch
 import xarray as xr
 from jaxtyping import Bool, Float, Int
@@ -181,7 +181,7 @@ def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     if isinstance(prompts, Tensor):
         return list(prompts)
     listed: list[Any] = list(prompts)
-    return [listed] if listed and isinstance(listed[0], Integral) else listed
+    return [listed] if listed and isinstance(listed[0], int | np.integer) else listed
 
 
 def _step_limits(dlm: HookedDLM, plan: Plan, canvas: Canvas) -> list[int]:
@@ -212,7 +212,7 @@ def _loop(
         active &= (step < limit) if plan.threshold is None else torch.ones_like(active)
         if not bool(active.any()):
             return
-        seen = chooser.seen(replace(canvas, step=step))
+        seen = chooser.seen(replace(canvas, step=step, active=active))
         parts = [part for part in (*interventions, *probes) if wanted(part, step, total)]
         with attached(dlm, parts, seen, fired):
             logits = dlm(seen.tokens, seen.valid)
@@ -269,6 +269,12 @@ def denoise(
     rows = _as_list(prompts)
     plan = (plan or Plan()).resolved(dlm)
     canvas, starts = first_canvas(dlm, rows, plan, seeds_for(seed, len(rows)))
+    names = [probe.name for probe in probes]
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise ValueError(
+            f"two probes would both be recorded as {', '.join(sorted(twice))}; run them one after the other"
+        )
     recorder, fired = Recorder(probes, starts), {}
     total = None if plan.threshold is not None else max(_step_limits(dlm, plan, canvas))
     state = {
@@ -300,7 +306,9 @@ def denoise(
         finished = True
     except KeyboardInterrupt:
         tqdm.write(f"interrupted after {bar.n} steps; returning what was finished")
-    return _run(dlm, plan, canvas, starts, recorder, state, finished, fired, seed, probes, interventions)
+    return _run(
+        dlm, plan, canvas, starts, recorder, state, finished, fired, seed, probes, interventions, force is not None
+    )
 
 
 def _run(
@@ -315,6 +323,7 @@ def _run(
     seed: int | Sequence[int],
     probes: Sequence[Probe],
     interventions: Sequence[Intervention],
+    forced: bool,
 ) -> Run:
     tokens = state["tokens"]
     rows = [tokens[row, start:].tolist() for row, start in enumerate(starts)]
@@ -334,12 +343,13 @@ def _run(
     made = provenance(
         dlm,
         plan=asdict(plan),
-        seed=seed if isinstance(seed, int) else list(seed),
+        seed=int(seed) if isinstance(seed, int | np.integer) else [int(each) for each in seed],
         probes=[repr(probe) for probe in probes],
         interventions=[repr(edit) for edit in interventions],
         edit_counts={repr(edit): dict(edit.counts()) for edit in interventions},
         fired=fired,
         finished=finished,
+        forced=forced,
     )
     record = recorder.dataset(final, [dlm.token_strings(row) for row in rows], made)
     return Run(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,17 +11,15 @@ import torch
 from tqdm import tqdm
 from transformer_lens.utilities.statistics import bootstrap_ci, success_rate_ci
 
-from sinklens.denoising import denoise
 from sinklens.interventions import SinkEdit, random_control
 from sinklens.model import HookedDLM
 from sinklens.plan import Plan
 from sinklens.tasks import Task
-from sinklens.version import __version__
+from sinklens.trials import Outcome, Store, Trials
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Outcome = Literal["generated", "forced"]
 UNMASKED = "unmasked"
 
 
@@ -56,7 +52,7 @@ class AblationResult:
     """One row per prompt, seed, condition, kind and outcome; `finished` is False after an interrupt.
 
     Row fields: model, prompt (index), name, seed, condition, kind (unmasked | sinks | random), outcome, correct,
-    total, accuracy (nan where nothing was checkable), edited_keys (of the whole batch).
+    total, accuracy (nan where nothing was checkable), edited_keys (over steps, layers and heads).
     """
 
     rows: list[dict[str, Any]]
@@ -182,118 +178,25 @@ def ablate(
         arms.append((name, "sinks", edit))
         if controls is not None:
             arms.append((name, "random", random_control(edit)))
-    store = Path(save_to) if save_to is not None else None
-    rows = _read(store) if store is not None else []
-    key = ("fingerprint", "prompt", "seed")
-    done = {tuple(row[name] for name in key) for row in rows}
-    wanted: set[tuple[Any, ...]] = set()
+    trials = Trials(dlm, task, plan, list(outcomes))
+    store = Store(save_to)
     batches = [range(start, min(start + batch_size, len(task))) for start in range(0, len(task), batch_size)]
     jobs: list[Any] = [
         (seed, batch, arm, outcome) for seed in seeds for batch in batches for outcome in outcomes for arm in arms
     ]
+    rows: list[dict[str, Any]] = []
     finished = False
     try:
         for seed, batch, (condition, kind, edit), outcome in tqdm(
             jobs, desc=progress if isinstance(progress, str) else "ablating", disable=progress is False, leave=False
         ):
-            mark = _fingerprint(dlm, task, plan, edit, outcome)
-            wanted |= {(mark, index, seed) for index in batch}
-            left = [index for index in batch if (mark, index, seed) not in done]
-            if not left:
-                continue
-            new = _score(dlm, task, left, plan, seed, edit, outcome)
-            for row in new:
-                row |= {"seed": seed, "condition": condition, "kind": kind, "outcome": outcome, "fingerprint": mark}
-            rows += new
-            if store is not None:
-                _append(store, new)
+            marks = {index: trials.fingerprint(index, seed, edit, outcome) for index in batch}
+            left = [index for index, mark in marks.items() if mark not in store.rows]
+            if left:
+                store.add({marks[row["prompt"]]: row for row in trials.run(left, seed, edit, outcome)})
+            names = {"model": dlm.name, "task": task.name, "seed": seed, "condition": condition, "kind": kind}
+            rows += [{**names, "outcome": outcome, **store.rows[mark], "prompt": i} for i, mark in marks.items()]
         finished = True
     except KeyboardInterrupt:
         tqdm.write(f"interrupted; returning {len(rows)} finished rows")
-    return AblationResult([row for row in rows if tuple(row[name] for name in key) in wanted], finished)
-
-
-def _fingerprint(dlm: HookedDLM, task: Task, plan: Plan, edit: SinkEdit | None, outcome: str) -> str:
-    """What a stored row depends on besides prompt and seed. A row of another model, plan or edit is never reused."""
-    weights = [float(weight.detach().double().sum()) for weight in list(dlm.bridge.parameters())[:3]]
-    parts = (__version__, dlm.name, dlm.revision, dlm.dtype, weights, task.name, plan, edit, outcome)
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
-
-
-def _score(
-    dlm: HookedDLM, task: Task, batch: Sequence[int], plan: Plan, seed: int, edit: SinkEdit | None, outcome: Outcome
-) -> list[dict[str, Any]]:
-    examples = [task[index] for index in batch]
-    prompts = [example.prompt for example in examples]
-    answers = [_answer(dlm, example.answer) for example in examples] if outcome == "forced" else None
-    if answers is not None and plan.new_tokens:
-        lengths = {len(answer) for answer in answers}
-        if lengths != {plan.new_tokens}:
-            raise ValueError(
-                f"outcome 'forced' needs answers of new_tokens={plan.new_tokens} tokens; {task.name} has "
-                f"{sorted(lengths)}"
-            )
-    run = denoise(
-        dlm,
-        prompts,
-        plan,
-        interventions=[] if edit is None else [edit],
-        seed=[seed * 1_000_003 + index for index in batch],
-        force=answers,
-        progress=False,
-    )
-    if not run.finished:
-        raise KeyboardInterrupt
-    rows = []
-    edited = 0 if edit is None else edit.counts()["keys"]
-    for row, (index, example) in enumerate(zip(batch, examples, strict=True)):
-        if answers is None:
-            score = task.score(example, run.completions[row])
-            correct, total = score.correct, score.total
-        else:
-            said = run.predicted[row, run.filled[row]].tolist()
-            places = task.checkable(example, answers[row])
-            right = [a == b for a, b, counts in zip(said, answers[row], places, strict=True) if counts]
-            correct, total = sum(right), len(right)
-        rows.append(
-            {
-                "model": dlm.name,
-                "task": task.name,
-                "prompt": index,
-                "name": example.name,
-                "correct": correct,
-                "total": total,
-                "accuracy": correct / total if total else float("nan"),
-                "edited_keys": edited,
-            }
-        )
-    return rows
-
-
-def _answer(dlm: HookedDLM, text: str) -> list[int]:
-    if dlm.tokenizer is None:
-        raise ValueError(f"{dlm.name} has no tokenizer; outcome 'forced' needs one to read the answers")
-    return list(dlm.tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
-def _read(store: Path) -> list[dict[str, Any]]:
-    if not store.is_file():
-        return []
-    lines = store.read_text(encoding="utf-8").splitlines()
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            rows += json.loads(line)
-        except json.JSONDecodeError as error:
-            if number == len(lines):  # a kill in the middle of the last write; that batch is run again
-                store.write_text("".join(f"{kept}\n" for kept in lines[:-1]), encoding="utf-8")
-                break
-            raise ValueError(f"{store}, line {number} is damaged; delete the file to start again") from error
-    return rows
-
-
-def _append(store: Path, rows: list[dict[str, Any]]) -> None:
-    store.parent.mkdir(parents=True, exist_ok=True)
-    with store.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(rows) + "\n")
-        file.flush()
+    return AblationResult(rows, finished)

@@ -29,6 +29,8 @@ class Canvas:
         prompt: Positions that were given.
         step: Index of the denoising step.
         seeds: One seed per row, for edits and controls that draw random numbers.
+        active: Rows that are still being decoded [batch]; all when None. A row that is done stays in the batch, but
+            is neither recorded nor edited.
     """
 
     tokens: Int[Tensor, "batch pos"]
@@ -37,6 +39,7 @@ class Canvas:
     prompt: Bool[Tensor, "batch pos"]
     step: int = 0
     seeds: tuple[int, ...] = ()
+    active: Bool[Tensor, " batch"] | None = None
 
     def where(self, which: Positions) -> Bool[Tensor, "batch pos"]:
         """Positions of one kind, always valid ones.
@@ -131,6 +134,12 @@ class Where:
         """Raise for a scope that names what is not there or can never hold."""
         chosen(self.layers, n_layers, "layer")
         chosen(self.heads, n_heads, "head")
+        if isinstance(self.steps, slice):
+            named = [end for end in (self.steps.start, self.steps.stop) if end is not None]
+        else:
+            named = [] if self.steps is None else [self.steps] if isinstance(self.steps, int) else list(self.steps)
+        if steps is None and any(index < 0 for index in named):
+            raise ScopeError(f"steps={self.steps!r} counts from the end, and this run's number of steps is not known")
         if steps is not None and not any(self.at(step, steps) for step in range(steps)):
             raise ScopeError(f"steps={self.steps!r} holds at none of the {steps} steps, so nothing would ever happen")
 

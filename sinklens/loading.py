@@ -63,17 +63,19 @@ def find(name: str, revision: str | None = None) -> Path:
     except HFValidationError as error:
         raise CheckpointError(f"{name!r} cannot be loaded: {hint}, and no Hub id (owner/name)") from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise CheckpointError(f"{name!r} cannot be loaded: {hint}, and the Hub did not give it: {error}") from error
+        raise CheckpointError(
+            f"{name!r} cannot be loaded: {hint}, and the Hub did not give it: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def _bundled(name: str, revision: str | None) -> Path:
     if revision is None:
         return TWINS / name
-    folder = TWINS / name / "checkpoints" / revision
-    if not folder.is_dir():
-        steps = sorted((path.name for path in folder.parent.glob("step-*")), key=lambda step: int(step[5:]))
+    folder = TWINS / name / "checkpoints"
+    steps = sorted((path.name for path in folder.glob("step-*")), key=lambda step: int(step[5:]))
+    if revision not in steps:
         raise CheckpointError(f"{name} has no revision {revision!r}; along its training there are {', '.join(steps)}")
-    return folder
+    return folder / revision
 
 
 def read_json(path: Path) -> dict[str, Any]:

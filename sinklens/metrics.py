@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import numpy as np
@@ -19,27 +20,41 @@ _MARKS = {
 }
 
 
-def received(record: xr.Dataset) -> xr.DataArray:
-    """The received attention of a record.
+def received(record: xr.Dataset, query_set: str = "all") -> xr.DataArray:
+    """The received attention of a record, by one of its query sets if it has several.
 
     Raises:
         RecordError: the run had no ReceivedAttention probe.
     """
     if "received" not in record:
         raise RecordError("this record has no received attention; run denoise with probes=[ReceivedAttention()]")
-    return record["received"]
+    values = record["received"]
+    if "query_set" not in values.dims:
+        return values
+    if query_set not in values["query_set"]:
+        raise RecordError(f"query set {query_set!r} was not measured; there are {list(values['query_set'].to_numpy())}")
+    return values.sel(query_set=query_set, drop=True)
 
 
-def sinks(record: xr.Dataset, rule: SinkRule | None = None) -> xr.DataArray:
+def sinks(record: xr.Dataset, rule: SinkRule | None = None, *, query_set: str = "all") -> xr.DataArray:
     """Which keys are sinks, per prompt, step, layer, head and key (bool; False where there is no key).
 
-    The same rule object that edits use online. Unit: yes/no.
+    The same rule object that edits use online. Unit: yes/no. In a record of a causal model the unit "share" counts
+    the queries that can see each key.
     """
-    values = received(record)
+    values = received(record, query_set)
     tensor = torch.from_numpy(values.to_numpy())
     keys = ~tensor.isnan()
-    flags = (rule or SinkRule())(tensor.nan_to_num(0.0), keys)
+    visible = None
+    if is_causal(record):
+        visible = keys.flip(-1).cumsum(-1).flip(-1).float()
+    flags = (rule or SinkRule())(tensor.nan_to_num(0.0), keys, visible=visible)
     return values.copy(data=flags.numpy())
+
+
+def is_causal(record: xr.Dataset) -> bool:
+    """Whether the record is of an autoregressive model (False where it does not say)."""
+    return bool(json.loads(record.attrs.get("provenance", "{}")).get("causal", False))
 
 
 def real(record: xr.Dataset) -> xr.DataArray:

@@ -213,7 +213,13 @@ class HookedDLM:
             tokens: Token ids.
             attention_mask: True (or 1) at real positions; all real when None.
         """
-        return self._aligned(self._raw(tokens, attention_mask))
+        raw = self._raw(tokens, attention_mask)
+        logits = self._aligned(raw)
+        if self.family.shift and attention_mask is not None:
+            # As at position 0, a row's first real position has nothing before it and keeps its own logits.
+            first = attention_mask.bool() & (attention_mask.long().cumsum(-1) == 1)
+            logits = torch.where(first[..., None], raw, logits)
+        return logits
 
     def _raw(self, tokens: Tensor, attention_mask: Tensor | None) -> Tensor:
         arguments = self._arguments(attention_mask)

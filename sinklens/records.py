@@ -58,12 +58,16 @@ class Recorder:
                 self.measured[probe.name].append(np.empty(0))
                 continue
             values = probe.values().float()
-            on_keys = probe.dims[-1:] == ("key",)
-            keep = canvas.valid & active[:, None]
-            view = (len(values), *[1] * (values.ndim - 2), -1) if on_keys else (-1, *[1] * (values.ndim - 1))
-            values = values.masked_fill(~(keep if on_keys else active).to(values.device).view(view), float("nan"))
-            out = self._left(values, None, length, np.nan) if on_keys else values.cpu().numpy()
-            self.measured[probe.name].append(out)
+            keep = (canvas.valid & active[:, None]).to(values.device)
+            values = values.masked_fill(~active.to(values.device).view(-1, *[1] * (values.ndim - 1)), float("nan"))
+            for axis, dim in enumerate(probe.dims, start=1):
+                if dim in ("query", "key"):  # a position is nan where the row has none, and counted from its start
+                    shape = [len(values), *[1] * (values.ndim - 1)]
+                    shape[axis] = values.shape[axis]
+                    values = values.masked_fill(~keep.view(shape), float("nan")).movedim(axis, -1)
+                    values = torch.from_numpy(self._left(values, None, length, np.nan)).movedim(-1, axis)
+                    keep = keep.cpu()
+            self.measured[probe.name].append(values.cpu().numpy())
 
     def _left(self, values: Tensor, keep: Tensor | None, length: int, fill: float) -> np.ndarray:
         """Move each row's first real position to index 0 and fill up to `length`."""
@@ -129,6 +133,7 @@ def provenance(dlm: Any, **more: Any) -> dict[str, Any]:
         "family": dlm.family.name,
         "dtype": str(dlm.dtype).removeprefix("torch."),
         "device": str(dlm.device),
+        "causal": dlm.is_causal,
         "versions": {package: importlib.metadata.version(package) for package in packages},
         **more,
     }
@@ -171,10 +176,43 @@ def open(path: str | Path) -> xr.Dataset:
     return record
 
 
+def concat(records: Sequence[xr.Dataset]) -> xr.Dataset:
+    """Several records as one, along the prompts; shorter ones are filled up as padding is (nan, -1, "").
+
+    Raises:
+        RecordError: nothing to join, or records of different models or with different variables.
+    """
+    if not records:
+        raise RecordError("concat needs at least one record")
+    models = {json.loads(record.attrs["provenance"])["model"] for record in records}
+    if len(models) > 1:
+        raise RecordError(f"records of different models cannot be joined: {', '.join(sorted(models))}")
+    names = [set(map(str, record.data_vars)) for record in records]
+    if any(other != names[0] for other in names):
+        odd = set.union(*names) - set.intersection(*names)
+        raise RecordError(f"records with different variables cannot be joined; not all have {', '.join(sorted(odd))}")
+    fill = {
+        name: {"f": np.nan, "i": -1, "u": 0}.get(variable.dtype.kind, "")
+        for name, variable in records[0].data_vars.items()
+    }
+    joined = xr.concat(
+        [record.drop_vars("prompt", errors="ignore") for record in records],
+        dim="prompt",
+        join="outer",
+        fill_value=fill,
+        combine_attrs="drop_conflicts",
+    )
+    joined = joined.assign_coords(prompt=np.arange(joined.sizes["prompt"]))
+    parts = [json.loads(record.attrs["provenance"]) for record in records]
+    return joined.assign_attrs(
+        sinklens_schema=SCHEMA, prompts=joined.sizes["prompt"], provenance=json.dumps(parts[0] | {"joined": parts})
+    )
+
+
 def seeds_for(seed: int | Sequence[int], rows: int) -> tuple[int, ...]:
     """One seed per row: the same for all, so that a row's result does not depend on its batch."""
-    if isinstance(seed, int):
-        return (seed,) * rows
+    if isinstance(seed, int | np.integer):
+        return (int(seed),) * rows
     if len(seed) != rows:
         raise ValueError(f"seed has {len(seed)} entries for {rows} prompts; give one integer, or one per prompt")
     return tuple(int(value) for value in seed)

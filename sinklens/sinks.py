@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -9,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-Units = Literal["sum", "mean", "percent", "zscore"]
+Units = Literal["sum", "mean", "percent", "zscore", "share"]
 
 
 def received_attention(
@@ -41,6 +42,11 @@ def uniform_null(keys: int, *, causal: bool) -> Float[Tensor, " key"]:
     return weights.flip(0).cumsum(0).flip(0).float()
 
 
+def visible_queries(keys: int, *, causal: bool) -> Float[Tensor, " key"]:
+    """How many queries can see each key: all of them, or S - j in a causal model."""
+    return torch.arange(keys, 0, -1).float() if causal else torch.full((keys,), float(keys))
+
+
 @dataclass(frozen=True)
 class SinkRule:
     """When a key is a sink. The only definition in sinklens: edits use it online, metrics offline.
@@ -54,58 +60,76 @@ class SinkRule:
     - "percent": 100 C_j / queries
     - "zscore": (C_j - mean) / population std over all valid keys, compared with epsilon alone
       (Attention Floating, arXiv 2601.07894)
+    - "share": C_j / (queries that can see key j), in [0, 1], compared with epsilon alone (Gu et al., arXiv 2410.10781)
 
     `top_k` keeps at most the k largest of the keys that pass. With `epsilon=None` there is no threshold and
-    the k largest keys are the sinks (the paper's masking experiment, section 4.3).
+    the k largest keys are the sinks (the paper's masking experiment, section 4.3). `per="mean"` averages the heads
+    first, so that all heads of a layer share their sinks. Named rules with their papers: `rules.py`.
 
     Raises:
-        ValueError: an unknown unit; "mean" with epsilon >= 1 (cannot fire); neither epsilon nor top_k.
+        ValueError: an unknown unit; an epsilon that can never fire ("mean" and "share" from 1, "percent" from 100);
+            neither epsilon nor top_k.
     """
 
     epsilon: float | None = 3.0
     units: Units = "sum"
     top_k: int | None = None
+    per: Literal["head", "mean"] = "head"
 
     def __post_init__(self) -> None:
         if self.units not in get_args(Units):
             raise ValueError(f"units={self.units!r} is unknown; the units are {', '.join(get_args(Units))}")
+        if self.per not in ("head", "mean"):
+            raise ValueError(f"per={self.per!r} must be 'head' or 'mean' (heads averaged)")
         if self.epsilon is None and self.top_k is None:
             raise ValueError("SinkRule(epsilon=None) ranks keys and so needs top_k, for example top_k=1")
         if self.top_k is not None and self.top_k < 1:
             raise ValueError(f"top_k={self.top_k} selects nothing; it must be at least 1")
-        if self.epsilon is not None and self.units == "mean" and self.epsilon >= 1:
-            raise ValueError(
-                f"epsilon={self.epsilon:g} in units 'mean' can never fire, because a column mean is at most 1; "
-                "use units='sum' (arXiv 2510.15731 read so that its figures hold) or an epsilon below 1"
-            )
-        if self.epsilon is not None and not self.epsilon > -float("inf"):
+        if self.epsilon is None:
+            return
+        if not math.isfinite(self.epsilon):
             raise ValueError(f"epsilon={self.epsilon} must be a finite number")
+        limit = {"mean": 1, "share": 1, "percent": 100}.get(self.units)
+        if limit is not None and self.epsilon >= limit:
+            raise ValueError(
+                f"epsilon={self.epsilon:g} in units {self.units!r} can never fire, because it is at most {limit}; use "
+                f"units='sum' (arXiv 2510.15731 read so that its figures hold) or an epsilon below {limit}"
+            )
 
     def __call__(
         self,
         received: Float[Tensor, "*batch key"],
         keys: Bool[Tensor, "*#batch key"] | None = None,
         queries: Float[Tensor, "*#batch"] | int | None = None,
+        visible: Float[Tensor, "*#batch key"] | None = None,
     ) -> Bool[Tensor, "*batch key"]:
         """Which keys are sinks.
 
         Args:
-            received: Column sums (`received_attention`).
+            received: Column sums (`received_attention`); with per="mean" the heads are the dim before the keys.
             keys: Which keys are real and eligible; all when None.
             queries: How many queries were summed, for "mean" and "percent"; the total of `received` when None
                 (equal, because rows sum to 1).
+            visible: For "share": how many of them can see each key (`visible_queries`); `queries` when None, which
+                is right for bidirectional models.
         """
+        if self.per == "mean":
+            received = received.mean(-2, keepdim=True).expand(received.shape)
         received = received.float()
         valid = torch.ones_like(received, dtype=torch.bool) if keys is None else keys.expand(received.shape)
         score = received.masked_fill(~valid, float("-inf"))
-        passed = valid if self.epsilon is None else valid & self._passes(self.epsilon, received, valid, queries)
+        passed = (
+            valid if self.epsilon is None else valid & self._passes(self.epsilon, received, valid, queries, visible)
+        )
         if self.top_k is None:
             return passed
         k = min(self.top_k, received.shape[-1])
         top = torch.zeros_like(passed).scatter(-1, score.masked_fill(~passed, float("-inf")).topk(k, -1).indices, True)
         return top & passed
 
-    def _passes(self, epsilon: float, received: Tensor, valid: Tensor, queries: Tensor | int | None) -> Tensor:
+    def _passes(
+        self, epsilon: float, received: Tensor, valid: Tensor, queries: Tensor | int | None, visible: Tensor | None
+    ) -> Tensor:
         count = valid.sum(-1, keepdim=True)
         inside = received.where(valid, torch.zeros_like(received))
         total = inside.sum(-1, keepdim=True)
@@ -117,6 +141,55 @@ class SinkRule:
             queries = received.sum(-1, keepdim=True)
         elif isinstance(queries, Tensor):
             queries = queries.unsqueeze(-1)
+        if self.units == "share":
+            return received / (queries if visible is None else visible) > epsilon
         unit = {"sum": 1.0, "mean": 1.0 / queries, "percent": 100.0 / queries}[self.units]
         others = (total - inside) / (count - 1).clamp(min=1)
         return (received - others) * unit > epsilon
+
+    def words(self) -> str:
+        """The rule as a phrase."""
+        if self.epsilon is None:
+            text = f"the {self.top_k} positions with the most received attention"
+        elif self.units == "zscore":
+            text = (
+                f"received attention above the mean of all positions by more than {self.epsilon:g} standard deviations"
+            )
+        elif self.units == "share":
+            text = f"more than {self.epsilon:g} of the attention of the queries that see the position"
+        else:
+            unit = {"sum": "column sum", "mean": "column mean", "percent": "percent of the queries"}[self.units]
+            text = f"received attention above the mean of the other positions by more than {self.epsilon:g} ({unit})"
+        text += "" if self.top_k is None or self.epsilon is None else f", at most the {self.top_k} largest"
+        return text + (", heads averaged" if self.per == "mean" else "")
+
+    def cut(self, keys: int) -> float | None:
+        """The column sum above which a key is a sink, for S = `keys` keys and queries of a bidirectional model.
+
+        None where it depends on the data ("zscore", and rankings without a threshold).
+        """
+        if self.epsilon is None or self.units == "zscore":
+            return None
+        if self.units == "share":
+            return self.epsilon * keys
+        scale = {"sum": 1.0, "mean": float(keys), "percent": keys / 100}[self.units]
+        return 1 + self.epsilon * scale * (keys - 1) / keys
+
+    def explain(self, keys: int) -> str:
+        """The cut in every unit for S = `keys` keys and queries of a bidirectional model, as text."""
+        lines = [f"{self} at S = {keys}:"]
+        cut = self.cut(keys)
+        if cut is None:
+            what = "ranks keys; there is no threshold" if self.epsilon is None else "the cut depends on the data"
+            if self.epsilon is not None and self.epsilon**2 >= keys - 1:
+                what = f"can never fire: a z-score among {keys} keys is at most {math.sqrt(keys - 1):.3f}"
+            return f"{lines[0]} {what}"
+        lines.append(
+            f"  column sum            C_j > {cut:.3f}   (1 = average key, {keys} = every query's whole attention)"
+        )
+        lines.append(f"  mean over queries     C_j / S > {cut / keys:.4f}   (uniform: {1 / keys:.4f})")
+        lines.append(f"  percent of attention  > {100 * cut / keys:.2f} %   (uniform: {100 / keys:.2f} %)")
+        lines.append(f"  at most {math.ceil(keys / cut) - 1 if cut > 0 else keys} of {keys} keys can be sinks at once")
+        if cut >= keys:
+            lines.append(f"  can never fire: a column sum is at most {keys}")
+        return "\n".join(lines)

@@ -186,9 +186,12 @@ class Echo:
         length, texts = prompt_tokens + answer_tokens, np.zeros((0, prompt_tokens + answer_tokens), int)
         while len(texts) < n:  # only texts that fill the window, so that every example has the same length
             batch = self.grammar.sample(2 * n, length, rng)
-            texts = np.concatenate([texts, batch[batch[:, -1] != self.grammar.eos]])
+            whole = (batch[:, -1] != self.grammar.eos) & self.grammar.decided(batch)[0].any(-1)
+            texts = np.concatenate([texts, batch[whole]])
         self.texts = texts[:n]
-        self.masked = self.grammar.decided(self.texts)[0] & (rng.random(self.texts.shape) < gaps)
+        decided, draw = self.grammar.decided(self.texts)[0], rng.random(self.texts.shape)
+        lowest = np.where(decided, draw, 2.0).argmin(-1)  # every text gets one gap at least
+        self.masked = decided & ((draw < gaps) | (np.arange(length) == lowest[:, None]))
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -238,6 +241,8 @@ class Jsonl:
                 continue
             try:
                 item = json.loads(line)
+                if not isinstance(item["prompt"], str):
+                    raise TypeError("the prompt is no text")
                 self.examples.append(Example(item["prompt"], str(item["answer"]), f"{self.name}:{number}"))
             except (json.JSONDecodeError, KeyError, TypeError) as error:
                 raise ValueError(

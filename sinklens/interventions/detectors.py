@@ -64,8 +64,14 @@ class Detector:
         raise NotImplementedError(f"{type(self).__name__} has no select")
 
     def __repr__(self) -> str:
-        rule = f"top_k={self.rule.top_k}" if self.rule.epsilon is None else repr(self.rule)
-        return f"{type(self).__name__}({rule}{'' if self.queries == 'auto' else f', queries={self.queries!r}'})"
+        parts = [
+            repr(self.rule) if self.rule != SinkRule(None, top_k=self.rule.top_k or 1) else f"top_k={self.rule.top_k}"
+        ]
+        parts += [] if self.queries == "auto" else [f"queries={self.queries!r}"]
+        return f"{type(self).__name__}({', '.join([*parts, *self._more()])})"
+
+    def _more(self) -> list[str]:
+        return []
 
 
 class SameStep(Detector):
@@ -101,6 +107,9 @@ class PreviousStep(Detector):
         if first not in ("none", "same"):
             raise ValueError(f"first={first!r} must be 'none' or 'same'")
         self.first = first
+
+    def _more(self) -> list[str]:
+        return [] if self.first == "none" else [f"first={self.first!r}"]
 
     def select(self, layer: int, received: Tensor, eligible: Tensor, canvas: Canvas) -> Tensor:
         """Sinks by the previous step's attention."""

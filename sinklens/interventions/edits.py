@@ -33,6 +33,7 @@ class SinkEdit:
         self.where = where or Where()
         self._steps: int | None = None
         self._counts: dict[str, Tensor] = {}
+        self._per_row = torch.zeros(0)
 
     @property
     def watches_before(self) -> bool:
@@ -42,12 +43,16 @@ class SinkEdit:
     def reset(self, steps: int | None = None) -> None:
         """A new run of `steps` steps begins."""
         self.detector.reset()
-        self._steps, self._counts = steps, {}
+        self._steps, self._counts, self._per_row = steps, {}, torch.zeros(0)
 
     def counts(self) -> Mapping[str, int]:
         """Edited (row, layer, head, key) in all; (row, layer, head) without a sink; query rows left one key."""
         names = ("keys", "heads_without_sink", "rows_that_kept_one_key")
         return {name: int(self._counts.get(name, 0)) for name in names}
+
+    def keys_per_row(self) -> list[int]:
+        """Edited (step, layer, head, key) of each row of the batch."""
+        return self._per_row.tolist()
 
     def fwd_hooks(self, model: Any, canvas: Canvas | None = None) -> list[Hook]:
         """Hooks on the layers in scope; outside the steps in scope they only watch, for the next step."""
@@ -71,12 +76,17 @@ class SinkEdit:
         if acts:
             eligible = seen.where(self.where.keys)[:, None].to(tensor.device).expand(received.shape)
             selected = self.detector.select(layer, received, eligible, seen)
-            selected = selected & self.where.head_mask(tensor.shape[1], tensor.device)
+            heads = self.where.head_mask(tensor.shape[1], tensor.device)
+            if seen.active is not None:
+                heads = heads & seen.active[:, None, None].to(tensor.device)
+            selected = selected & heads
+            self._count("heads_without_sink", (heads & ~selected.any(-1, keepdim=True)).sum())
         self.detector.observe(layer, received, seen)
         if selected is None:
             return None
-        self._count("keys", selected.sum())
-        self._count("heads_without_sink", (~selected.any(-1)).sum())
+        keys = selected.sum((1, 2))
+        self._count("keys", keys.sum())
+        self._per_row = keys if len(self._per_row) == 0 else self._per_row + keys.to(self._per_row.device)
         touched = selected[:, :, None, :] & seen.where(self.where.queries)[:, None, :, None].to(tensor.device)
         if not self.where.diagonal:
             touched = touched & ~torch.eye(*tensor.shape[-2:], dtype=torch.bool, device=tensor.device)
@@ -116,7 +126,9 @@ class MaskSinks(SinkEdit):
     def apply(self, tensor: Tensor, touched: Tensor) -> Tensor:
         """Scores with -inf at the touched entries."""
         masked = tensor.masked_fill(touched, float("-inf"))
-        lost = masked.isneginf().all(-1) & ~tensor.isneginf().all(-1)
+        # Other bridges write the lowest number, not -inf, where the model does not look.
+        unseen = torch.finfo(tensor.dtype).min / 2
+        lost = (masked <= unseen).all(-1) & (tensor > unseen).any(-1)
         self._count("rows_that_kept_one_key", lost.sum())
         largest = torch.zeros_like(touched).scatter(-1, tensor.argmax(-1, keepdim=True), True)
         return torch.where(lost[..., None] & largest, tensor, masked)

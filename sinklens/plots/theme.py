@@ -55,14 +55,7 @@ def themed(figure: Figure) -> Figure:
 
 def describe(rule: SinkRule) -> str:
     """A rule in words."""
-    if rule.epsilon is None:
-        return f"the {rule.top_k} positions with the most received attention"
-    if rule.units == "zscore":
-        text = f"received attention above the mean of all positions by more than {rule.epsilon:g} standard deviations"
-    else:
-        unit = {"sum": "column sum", "mean": "column mean", "percent": "percent of the queries"}[rule.units]
-        text = f"received attention above the mean of the other positions by more than {rule.epsilon:g} ({unit})"
-    return text if rule.top_k is None else f"{text}, at most the {rule.top_k} largest"
+    return rule.words()
 
 
 def titled(figure: Figure, title: str, *lines: str, panels: int = 0) -> Figure:

@@ -1,0 +1,85 @@
+"""Queries and keys apart: how long, and at what angle."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from sinklens.hooks import Canvas
+from sinklens.probes.base import LayerProbe, norms, only, rotated, seen
+
+
+class QKCosine(LayerProbe):
+    """Mean cosine between each key and the queries that see it: `mean_i cos(q_i, k_j)`, after RoPE.
+
+    Unit: cosine, in [-1, 1]. 0: the queries are orthogonal to the key on average; 1: all point its way; below 0 they
+    point away from it. In a causal layer only queries at or after the key count. nan where no query in scope sees
+    the key. Grouped-query models: each query head against the key head it uses. Source: the decomposition
+    `q.k = ||q|| ||k|| cos` of arXiv 2601.07894; with QueryNorm and KeyNorm it is complete.
+
+    Args:
+        where: Layers, steps and queries to look at. Heads and keys are always all recorded.
+    """
+
+    name = "qk_cosine"
+    dims = ("layer", "head", "key")
+    unit = "cosine"
+
+    @property
+    def definition(self) -> str:
+        """What the recorded numbers mean."""
+        return f"mean cosine between the key and the {self.where.queries} valid queries that may see it"
+
+    def _points(self, model: Any) -> tuple[str, ...]:
+        return rotated(model, "q"), rotated(model, "k")
+
+    def _measure(self, model: Any, layer: int, canvas: Canvas | None, *tensors: Tensor) -> Tensor:
+        query, key = (F.normalize(tensor.float(), dim=-1) for tensor in tensors)  # [batch, pos, head, d_head]
+        full = seen(canvas, query.shape[0], query.shape[1], query.device)
+        counts = full.where(self.where.queries).to(query.device)[:, :, None, None].float()
+        # The mean of cosines is the cosine with the mean unit query: no pattern is formed.
+        if _causal(model, layer):
+            total, number = ((x.flip(1).cumsum(1).flip(1)) for x in (query * counts, counts))
+        else:
+            total, number = ((x.sum(1, keepdim=True)) for x in (query * counts, counts))
+        key = key.repeat_interleave(query.shape[2] // key.shape[2], 2)
+        cosine = (total * key).sum(-1) / number[..., 0]
+        return only(cosine.transpose(1, 2), full.valid)
+
+
+class QueryNorm(LayerProbe):
+    """L2 norm of each query vector, `||q_i||`, after RoPE, which keeps norms; the position is the query's.
+
+    Unit: the model's own activations, in [0, inf). 0: the query scores every key 0 and attends evenly; 1: unit
+    length, which means nothing by itself: compare positions within a layer and head. Source: the decomposition
+    `q.k = ||q|| ||k|| cos` of arXiv 2601.07894.
+
+    Args:
+        where: Layers, steps and queries to look at; other queries are nan. Heads are always all recorded.
+    """
+
+    name = "query_norm"
+    dims = ("layer", "head", "key")
+    unit = "L2 norm"
+
+    @property
+    def definition(self) -> str:
+        """What the recorded numbers mean."""
+        return f"L2 norm of the query vector at this position ({self.where.queries} queries)"
+
+    def _points(self, model: Any) -> tuple[str, ...]:
+        return (rotated(model, "q"),)
+
+    def _measure(self, model: Any, layer: int, canvas: Canvas | None, *tensors: Tensor) -> Tensor:
+        (query,) = tensors
+        queries = seen(canvas, query.shape[0], query.shape[1], query.device).where(self.where.queries)
+        return only(norms(query, canvas), queries)
+
+
+def _causal(model: Any, layer: int) -> bool:
+    """Whether the layer is causal: what the wrapped module says (a config's default may lie), else the config."""
+    module = getattr(model.blocks[layer].attn, "original_component", None)
+    flag = getattr(module, "is_causal", None)
+    return bool(flag) if flag is not None else getattr(model.cfg, "attention_dir", "causal") == "causal"

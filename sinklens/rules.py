@@ -1,0 +1,95 @@
+"""Named sink rules, each as its paper or its released code has it (literature: sections 1, 3, 4.2, 5)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sinklens.sinks import SinkRule
+
+
+@dataclass(frozen=True)
+class ActRule(SinkRule):
+    """ACT (arXiv 2406.15765): a key is a sink iff queries that see it give it more than alpha / N on average.
+
+    `epsilon` is alpha (5 in the paper), N the number of keys. The released code uses a fixed 0.1 instead and leaves
+    the first sink alone.
+    """
+
+    epsilon: float | None = 5.0
+
+    def _passes(
+        self, epsilon: float, received: Tensor, valid: Tensor, queries: Tensor | int | None, visible: Tensor | None
+    ) -> Tensor:
+        if queries is None:
+            queries = received.sum(-1, keepdim=True)
+        elif isinstance(queries, Tensor):
+            queries = queries.unsqueeze(-1)
+        return received / (queries if visible is None else visible) > epsilon / valid.sum(-1, keepdim=True)
+
+    def words(self) -> str:
+        """The rule as a phrase."""
+        return f"more than {self.epsilon:g} / (number of keys) of the attention of the queries that see the position"
+
+    def cut(self, keys: int) -> float | None:
+        """alpha, whatever the number of keys."""
+        return self.epsilon
+
+
+@dataclass(frozen=True)
+class StreamingRule(SinkRule):
+    """StreamingLLM (arXiv 2309.17453): the first `top_k` keys (4 there), whatever they receive."""
+
+    epsilon: float | None = None
+    top_k: int | None = 4
+
+    def words(self) -> str:
+        """The rule as a phrase."""
+        return f"the first {self.top_k} positions"
+
+    def __call__(
+        self,
+        received: Tensor,
+        keys: Tensor | None = None,
+        queries: Tensor | int | None = None,
+        visible: Tensor | None = None,
+    ) -> Tensor:
+        """The first valid keys."""
+        valid = torch.ones_like(received, dtype=torch.bool) if keys is None else keys.expand(received.shape)
+        return valid & (valid.cumsum(-1) <= (self.top_k or 0))
+
+
+RULES: dict[str, SinkRule] = {
+    "rulli": SinkRule(epsilon=3.0, units="sum"),  # arXiv 2510.15731, equation 3, with column sums
+    "gu": SinkRule(epsilon=0.3, units="share"),  # arXiv 2410.10781, Sink_k; give `visible` for a causal model
+    "floating": SinkRule(epsilon=3.0, units="zscore", per="mean"),  # arXiv 2601.07894, released code
+    "sink_aware": SinkRule(epsilon=2.0, units="zscore", per="mean"),  # arXiv 2602.17664; `soft_sinks` is its mask
+    "act": ActRule(),
+    "streaming": StreamingRule(),
+}
+
+
+def rule(name: str) -> SinkRule:
+    """A named rule.
+
+    Raises:
+        ValueError: listing the names.
+    """
+    if name not in RULES:
+        raise ValueError(f"sink rule {name!r} is unknown; the named rules are {', '.join(RULES)}")
+    return RULES[name]
+
+
+def soft_sinks(
+    mass: Float[Tensor, "*batch key"], *, std: float = 2.0, slope: float = 5.0
+) -> Float[Tensor, "*batch key"]:
+    """Sink-Aware Pruning's soft mask: sigmoid(slope (m_j - tau)), tau = mean + std population deviations, in [0, 1].
+
+    m_j is attention summed over layers, heads and queries, so with many heads the step is nearly hard.
+    Source: arXiv 2602.17664, released code (`--sink_std 2.0`, `--sink_alpha 5.0`).
+    """
+    tau = mass.mean(-1, keepdim=True) + std * mass.std(-1, keepdim=True, unbiased=False)
+    return torch.sigmoid(slope * (mass - tau))

@@ -1,0 +1,332 @@
+"""Echo and JSONL tasks: the rule, the scoring, and that nothing held out was trained on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sinklens.tasks import PUNCTUATION, Echo, EchoGrammar, Example, Jsonl, Score, echo_tokenizer
+
+GRAMMAR = EchoGrammar()
+MARKS = {*PUNCTUATION, "\n"}
+
+
+def demanded(tokens: list[str]) -> dict[int, str]:
+    """The rule in plain words: position -> word that it demands, for each trigger with enough words before it."""
+    out: dict[int, str] = {}
+    words: list[str] = []
+    for at, token in enumerate(tokens):
+        if token in GRAMMAR.triggers:
+            back = 1 if token[0] == "x" else 2
+            if len(words) >= back and at + 1 < len(tokens):
+                out[at + 1] = words[-back]
+        elif token not in MARKS and not token.startswith("<|"):
+            words.append(token)
+    return out
+
+
+def split(example: Example) -> list[str]:
+    """Tokens of prompt and answer, BOS left out; newlines are tokens."""
+    return [token for token in f"{example.prompt} {example.answer}".split(" ") if token]
+
+
+def test_the_same_seed_gives_the_same_examples() -> None:
+    first, second, other = Echo(5, seed=1), Echo(5, seed=1), Echo(5, seed=2)
+    assert [first[i] for i in range(5)] == [second[i] for i in range(5)]
+    assert all(first[i].prompt != other[i].prompt for i in range(5))
+    assert len({first[i].name for i in range(5)} | {other[i].name for i in range(5)}) == 10
+    assert len(first) == 5
+
+
+@pytest.mark.parametrize("gaps", [0.0, 0.5])
+def test_examples_have_the_asked_length(gaps: float) -> None:
+    task = Echo(20, seed=0, prompt_tokens=10, answer_tokens=14, gaps=gaps)
+    for i in range(20):
+        prompt, answer = task[i].prompt.split(" "), task[i].answer.split(" ")
+        if gaps:
+            assert len(prompt) == 23
+            assert prompt.count("<|mask|>") == len(answer)
+        else:
+            assert (len(prompt) + 1, len(answer)) == (10, 14)
+
+
+def test_held_out_texts_are_not_among_the_training_texts() -> None:
+    """The first 50 training steps draw 3200 texts of 64 tokens; no held-out text begins like one of them."""
+    length = 48
+    trained = set()
+    for step in range(50):
+        for row in GRAMMAR.sample(64, 64, np.random.default_rng([0, step])):
+            trained.add(tuple(row[:length].tolist()))
+    assert len(trained) > 3000
+    held_out = [tuple(row.tolist()) for seed in (0, 1, 2) for row in Echo(200, seed=seed).texts]
+    assert {len(row) for row in held_out} == {length}
+    assert len(set(held_out)) == 600
+    assert not trained & set(held_out)
+
+
+def test_the_rule_holds_at_every_decided_position_of_true_texts() -> None:
+    task, decided = Echo(100, seed=4), 0
+    for i in range(100):
+        tokens = split(task[i])
+        for at, word in demanded(tokens).items():
+            assert tokens[at] == word
+            decided += 1
+    assert decided / (100 * 48) > 0.2  # the task asks something
+
+
+def test_decided_positions_are_those_of_the_rule() -> None:
+    for row in GRAMMAR.sample(60, 48, np.random.default_rng(5)):
+        tokens = [GRAMMAR.tokens[i] for i in row]
+        mask, words = GRAMMAR.decided(row)
+        expected = demanded(tokens)
+        assert np.flatnonzero(mask).tolist() == sorted(expected)
+        assert [GRAMMAR.tokens[i] for i in words[mask]] == [expected[at] for at in sorted(expected)]
+        assert (words[~mask] == 0).all()
+
+
+def test_a_batch_is_decided_row_by_row() -> None:
+    rows = GRAMMAR.sample(7, 40, np.random.default_rng(6))
+    together = GRAMMAR.decided(rows)
+    for i, row in enumerate(rows):
+        for ours, alone in zip(together, GRAMMAR.decided(row), strict=True):
+            np.testing.assert_array_equal(ours[i], alone)
+
+
+@pytest.mark.parametrize(
+    ("text", "places"),
+    [
+        ("mora xe mora", {2: "mora"}),
+        ("mora kelta wu mora", {3: "mora"}),
+        ("mora wa kelta", {}),  # one word is not enough for the last but one
+        ("xe mora", {}),
+        ("mora . xe mora", {3: "mora"}),  # punctuation is no word
+        ("mora xe xo mora", {2: "mora", 3: "mora"}),
+        ("mora xe kelta wa mora", {2: "mora", 4: "mora"}),
+    ],
+)
+def test_the_rule_on_hand_written_texts(text: str, places: dict[int, str]) -> None:
+    words = dict(zip(("mora", "kelta"), GRAMMAR.words, strict=False))
+    tokens = [words.get(token, token) for token in text.split(" ")]
+    mask, word = GRAMMAR.decided(np.array([GRAMMAR.id[token] for token in tokens]))
+    found = {int(at): GRAMMAR.tokens[word[at]] for at in np.flatnonzero(mask)}
+    assert found == {at: words[w] for at, w in places.items()}
+    assert found == demanded(tokens)
+
+
+# Scores.
+
+
+def test_the_true_answer_scores_one() -> None:
+    for gaps in (0.0, 0.5, 1.0):
+        task = Echo(30, seed=2, gaps=gaps)
+        for i in range(30):
+            if not task[i].answer:
+                continue
+            score = task.score(task[i], task[i].answer)
+            assert score.correct == score.total
+            assert score.total == (len(task[i].answer.split(" ")) if gaps else score.total)
+
+
+@given(st.integers(0, 39), st.integers(0, 1000))
+def test_one_planted_error_is_counted(index: int, pick: int) -> None:
+    """A wrong word at one decided position; later positions are judged by what was written."""
+    task = TASK
+    example = task[index]
+    prompt, answer = example.prompt.split(" "), example.answer.split(" ")
+    places = [at - len(prompt) for at in demanded(prompt + answer) if at >= len(prompt)]
+    at = places[pick % len(places)]
+    answer[at] = next(word for word in GRAMMAR.words[pick % 40 :] if word != answer[at])
+    right = demanded(prompt + answer)
+    expected = [prompt_and_answer == right[i] for i, prompt_and_answer in enumerate(prompt + answer) if i in right]
+    inside = [ok for i, ok in zip(right, expected, strict=True) if i >= len(prompt)]
+    score = task.score(example, " ".join(answer))
+    assert (score.correct, score.total) == (sum(inside), len(inside))
+    assert score.correct < score.total
+
+
+TASK = Echo(40, seed=9)
+
+
+def test_a_completion_that_ends_early_is_checked_as_far_as_it_goes() -> None:
+    example = TASK[0]
+    prompt, answer = example.prompt.split(" "), example.answer.split(" ")
+    for length in (1, 7, 20):
+        part = prompt + answer[:length]
+        score = TASK.score(example, " ".join(answer[:length]))
+        assert score.total == sum(at >= len(prompt) for at in demanded(part))
+    assert TASK.score(example, "") == Score(0, 0)
+    assert np.isnan(TASK.score(example, "").accuracy)
+    assert Score(1, 4).accuracy == 0.25
+
+
+@pytest.mark.parametrize("completion", ["<|mask|> <|mask|>", "xe xe xe", ". , ?", "\n"])
+def test_odd_completions_are_scored_not_refused(completion: str) -> None:
+    score = TASK.score(TASK[0], completion)
+    assert 0 <= score.correct <= score.total <= 4
+
+
+def test_gap_errors_are_counted() -> None:
+    task = Echo(5, seed=3, gaps=1.0)
+    for i in range(5):
+        answer = task[i].answer.split(" ")
+        wrong = [GRAMMAR.words[0] if GRAMMAR.words[0] != answer[0] else GRAMMAR.words[1], *answer[1:]]
+        assert task.score(task[i], " ".join(wrong)) == Score(len(answer) - 1, len(answer))
+        assert task.score(task[i], answer[0]) == Score(1, len(answer))
+        assert task.score(task[i], "") == Score(0, len(answer))
+
+
+def test_checkable_tokens_are_the_decided_ones() -> None:
+    tokenizer = echo_tokenizer(GRAMMAR)
+    for i in range(20):
+        example = TASK[i]
+        prompt, answer = example.prompt.split(" "), example.answer.split(" ")
+        ids = tokenizer(example.answer, add_special_tokens=False)["input_ids"]
+        assert len(ids) == len(answer)
+        rule = demanded(prompt + answer)
+        assert TASK.checkable(example, ids) == [at + len(prompt) in rule for at in range(len(answer))]
+    task = Echo(3, seed=0, gaps=0.5)
+    assert task.checkable(task[0], [1, 2, 3]) == [True] * 3
+
+
+@pytest.mark.parametrize("share", [0.3, 1.0])
+def test_gaps_are_at_decided_positions_only(share: float) -> None:
+    task = Echo(50, seed=1, gaps=share)
+    gaps = decided = 0
+    for i in range(50):
+        tokens, answer = task[i].prompt.split(" "), iter(task[i].answer.split(" "))
+        whole = [next(answer) if token == "<|mask|>" else token for token in tokens]
+        rule = demanded(whole)
+        for at, token in enumerate(tokens):
+            if token == "<|mask|>":
+                assert whole[at] == rule[at]
+                gaps += 1
+        decided += len(rule)
+    assert gaps / decided == pytest.approx(share, abs=0.06)
+
+
+@pytest.mark.parametrize("share", [0.05, 0.3])
+def test_every_gap_task_has_a_gap(share: float) -> None:
+    """A text without any gap could not be decoded at all."""
+    task = Echo(100, seed=0, gaps=share)
+    assert all("<|mask|>" in task[i].prompt for i in range(100))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n": 0}, "n=0 must be at least 1"),
+        ({"prompt_tokens": 1}, "prompt_tokens=1 must be at least 2"),
+        ({"answer_tokens": 0}, "answer_tokens=0 must be at least 1"),
+        ({"gaps": 1.5}, r"gaps=1.5 must be in \[0, 1\]"),
+        ({"gaps": -0.1}, r"gaps=-0.1 must be in \[0, 1\]"),
+    ],
+)
+def test_tasks_that_cannot_be_are_refused(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Echo(**options)
+
+
+# The language and its tokenizer.
+
+
+def test_texts_end_at_a_sentence_end_and_stay_ended() -> None:
+    rows = GRAMMAR.sample(400, 64, np.random.default_rng(0))
+    ended = 0
+    for row in rows:
+        tokens = [GRAMMAR.tokens[i] for i in row]
+        assert tokens[0] == "<|bos|>"
+        assert "<|mask|>" not in tokens
+        if "<|eos|>" in tokens:
+            at = tokens.index("<|eos|>")
+            ended += 1
+            assert tokens[at - 1] in (".", "?")
+            assert set(tokens[at:]) == {"<|eos|>"}
+    assert 0 < ended < 400
+
+
+def test_the_tokenizer_round_trip() -> None:
+    tokenizer = echo_tokenizer(GRAMMAR)
+    for row in GRAMMAR.sample(40, 48, np.random.default_rng(1)):
+        text = GRAMMAR.text(row)
+        ids = tokenizer(text)["input_ids"]
+        body = [int(i) for i in row if i not in (GRAMMAR.bos, GRAMMAR.eos)]
+        assert ids == [GRAMMAR.bos, *body]
+        assert tokenizer.decode(ids, skip_special_tokens=True) == text
+        assert GRAMMAR.encode(text).tolist() == body
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.mask_token_id) == (
+        GRAMMAR.bos,
+        GRAMMAR.eos,
+        GRAMMAR.mask,
+    )
+
+
+def test_masks_in_text_are_mask_tokens() -> None:
+    tokenizer, word = echo_tokenizer(GRAMMAR), GRAMMAR.words[3]
+    assert tokenizer(f"{word} <|mask|> .")["input_ids"] == [
+        GRAMMAR.bos,
+        GRAMMAR.id[word],
+        GRAMMAR.mask,
+        GRAMMAR.id["."],
+    ]
+
+
+@pytest.mark.parametrize("text", ["hello", "xe hello", "Dolko"])
+def test_a_word_that_is_not_echos_is_an_error(text: str) -> None:
+    """None of its letters may be dropped in silence either."""
+    with pytest.raises(ValueError, match="is no word of Echo"):
+        GRAMMAR.encode(text)
+
+
+# JSONL.
+
+
+def write(path: Path, *lines: str) -> Path:
+    """A file of these lines."""
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def test_a_jsonl_task(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "sums.jsonl",
+        json.dumps({"prompt": "1 + 1 =", "answer": "2"}),
+        "",
+        json.dumps({"prompt": "é?", "answer": 7, "more": "is ignored"}, ensure_ascii=False),
+    )
+    task = Jsonl(path)
+    assert (task.name, len(task)) == ("sums.jsonl", 2)
+    assert task[0] == Example("1 + 1 =", "2", "sums.jsonl:1")
+    assert task[1] == Example("é?", "7", "sums.jsonl:3")
+    assert task.score(task[0], " 2\n") == Score(1, 1)
+    assert task.score(task[0], "22") == Score(0, 1)
+    assert task.checkable(task[0], [4, 5]) == [True, True]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "not json",
+        '{"prompt": "a"}',
+        '{"answer": "b"}',
+        '["a", "b"]',
+        '"text"',
+        '{"prompt": "a", "answer": ',
+        '{"prompt": 3, "answer": "b"}',
+        '{"prompt": null, "answer": "b"}',
+    ],
+)
+def test_a_line_that_is_no_item_is_quoted(tmp_path: Path, line: str) -> None:
+    path = write(tmp_path / "bad.jsonl", json.dumps({"prompt": "a", "answer": "b"}), line)
+    with pytest.raises(ValueError, match=r"bad.jsonl, line 2: expected .*prompt.*answer.*got") as error:
+        Jsonl(path)
+    assert line[:20] in str(error.value).replace('\\"', '"')
+
+
+def test_an_empty_file_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds no examples"):
+        Jsonl(write(tmp_path / "empty.jsonl", ""))
