@@ -24,30 +24,32 @@ from sinklens.sinks import SinkRule
 CELL = ("prompt", "step", "layer", "head")
 
 
-def attention(record: xr.Dataset, query_set: str | None = "all") -> xr.DataArray:
-    """Received attention of one query set, [prompt, step, layer, head, key]; all of them, as a leading dim, for None.
+def _attention(record: xr.Dataset, query_set: str) -> xr.DataArray:
+    """Received attention of one query set at the measured steps, [prompt, step, layer, head, key].
 
     Raises:
         RecordError: no received attention, or not of that query set.
     """
-    has_sets = "received" in record and "query_set" in record["received"].dims
-    if not has_sets and query_set != "all" and "received" in record:
-        raise RecordError(
-            "this record has one query set only; run denoise with "
-            'probes=[ReceivedAttention(query_sets=["all", "masked", "committed"])]'
-        )
-    values = record["received"] if has_sets and query_set is None else received(record, query_set or "all")
-    # SinkRule(per="mean") needs the heads right before the keys.
-    values = values.transpose("query_set", *CELL, "key", missing_dims="ignore")
+    values = received(record, query_set)
+    if query_set != "all":
+        _query_sets(record)
+    values = values.transpose(*CELL, "key")  # SinkRule(per="mean") needs the heads right before the keys
     measured = values.notnull().any([dim for dim in values.dims if dim != "step"])
     return values if bool(measured.all()) else values.isel(step=measured.to_numpy())
 
 
-def _flags(
-    record: xr.Dataset, rule: SinkRule | None, query_set: str | None = "all"
-) -> tuple[xr.DataArray, xr.DataArray]:
+def _query_sets(record: xr.Dataset) -> list[str]:
+    if "query_set" in record["received"].dims:
+        return [str(name) for name in record["received"]["query_set"].values]
+    raise RecordError(
+        "this record has one query set only; run denoise with "
+        'probes=[ReceivedAttention(query_sets=["all", "masked", "committed"])]'
+    )
+
+
+def _flags(record: xr.Dataset, rule: SinkRule | None, query_set: str) -> tuple[xr.DataArray, xr.DataArray]:
     """Received attention and which keys are sinks."""
-    values = attention(record, query_set)
+    values = _attention(record, query_set)
     return values, sinks(_alone(record, values), rule)
 
 
@@ -88,7 +90,7 @@ def filtered_share(
     key is a sink. `rule` gives everything but epsilon. Source: arXiv 2510.15731, figure 10 (at least 0.96 at 3).
     Planted: 1 - 1/32 below the planted excess ("split" 1 - 2/32) and 1 from there on; "none" 1 from 0 on.
     """
-    values = attention(record, query_set)
+    values = _attention(record, query_set)
     alone, total = _alone(record, values), int(values.notnull().sum())
     rules = [replace(rule or SinkRule(), epsilon=float(epsilon)) for epsilon in epsilons]
     shares = [1 - int(sinks(alone, one).sum()) / total for one in rules]
@@ -103,7 +105,7 @@ def concentration(record: xr.Dataset, *, query_set: str = "all") -> xr.DataArray
     1: one key gets everything; 1 / keys: all get the same. Source: arXiv 2510.15731, figure 5 (score of the main
     sink), divided by the total. Planted: strength / keys = 0.25; "none" 1/32.
     """
-    values = attention(record, query_set)
+    values = _attention(record, query_set)
     total = values.sum("key")
     share = (values.fillna(0).max("key") / total.where(total > 0)).mean(["prompt", "step", "head"])
     return _described(share, "concentration", "share", "share of received attention that the top key gets")
@@ -305,9 +307,15 @@ def overlap(
     """
     if between not in ("layer", "head", "query_set"):
         raise ValueError(f"between={between!r} is unknown; choose layer, head or query_set")
-    _, found = _flags(record, rule, None if between == "query_set" else query_set)
-    over = ["prompt", "step", "head"] if between == "query_set" else ["prompt", "step"]
-    matrix = _jaccard(found.any("head") if between == "layer" else found, between).mean(over)
+    if between == "query_set":
+        received(record)  # says so if there is none
+        names = _query_sets(record)
+        sets = [_flags(record, rule, name)[1] for name in names]
+        found = xr.concat(sets, pd.Index(names, name="query_set"), join="inner")
+        matrix = _jaccard(found, between).mean(["prompt", "step", "head"])
+    else:
+        found = _flags(record, rule, query_set)[1]
+        matrix = _jaccard(found.any("head") if between == "layer" else found, between).mean(["prompt", "step"])
     return _described(matrix, "overlap", "Jaccard", f"overlap of sink sets between {between}s")
 
 
@@ -318,7 +326,7 @@ def agreement(record: xr.Dataset, rules: dict[str, SinkRule], *, query_set: str 
     Where neither rule finds a sink does not count; nan if nothing counts. Source: the rules of arXiv 2510.15731,
     2601.07894 and 2602.17664 differ (literature review). Planted: 1 for rules that find the planted key.
     """
-    alone = _alone(record, attention(record, query_set))
+    alone = _alone(record, _attention(record, query_set))
     found = {name: sinks(alone, rule).to_numpy() for name, rule in rules.items()}
     table = pd.DataFrame(index=list(rules), columns=list(rules), dtype=float)
     for at, (name, mine) in enumerate(found.items()):

@@ -30,6 +30,10 @@ def received(record: xr.Dataset, query_set: str = "all") -> xr.DataArray:
         raise RecordError("this record has no received attention; run denoise with probes=[ReceivedAttention()]")
     values = record["received"]
     if "query_set" not in values.dims:
+        if query_set != "all":
+            raise RecordError(
+                f"query set {query_set!r} was not measured; run denoise with ReceivedAttention(query_sets=[...])"
+            )
         return values
     if query_set not in values["query_set"]:
         raise RecordError(f"query set {query_set!r} was not measured; there are {list(values['query_set'].to_numpy())}")

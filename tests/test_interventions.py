@@ -542,6 +542,21 @@ def test_a_scope_of_steps_still_sees_the_step_before_it(model: Model, family: st
             assert not torch.equal(scores, before[step, layer])
 
 
+@pytest.mark.parametrize("first", ["none", "same"])
+def test_only_the_very_step_before_counts(first: str) -> None:
+    """What was seen two steps before is stale, and nothing stands for it but the policy for step 0."""
+    edit = MaskSinks(PreviousStep(top_k=1, first=first))
+    early, late = (canvas_of(2, 6, seed=1, step=step) for step in (1, 3))
+    scores, others = scores_for(early, 1), scores_for(early, 2)
+    call(edit, early, scores)
+    out = call(edit, late, others)
+    fresh = MaskSinks(SameStep(top_k=1))
+    assert torch.equal(out, others if first == "none" else call(fresh, late, others))
+    again = call(edit, dataclasses.replace(late, step=4), scores)
+    masked = (again == -INF) & (scores > -INF)
+    assert torch.equal(masked.any(-2), (call(fresh, late, others) == -INF).any(-2) & late.valid[:, None])
+
+
 def test_steps_that_are_not_consecutive_each_see_the_step_before(model: Model) -> None:
     dlm = model("LLaDA")
     before, after, valid = watched(dlm, MaskSinks(PreviousStep(top_k=1), Where(steps=[1, -1])))

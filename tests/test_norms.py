@@ -112,7 +112,7 @@ def test_kind_equals_loops(record: xr.Dataset) -> None:
             row = [float(v) for v in received[prompt, step, layer, head] if not math.isnan(v)]
             lengths = [float(v) for v in value_norm[prompt, step, layer, head // group] if not math.isnan(v)]
             for at, value in enumerate(row):
-                if value - (sum(row) - value) / max(len(row) - 1, 1) > RULE.epsilon:
+                if value - (sum(row) - value) / max(len(row) - 1, 1) > 1.0:
                     relative = lengths[at] / statistics.median(lengths)
                     counts["drained" if relative < 0.75 else "informative" if relative > 1.25 else "unclear"] += 1
         assert table[table["layer"] == layer].iloc[0].to_dict() == {"layer": layer, **counts}
@@ -160,7 +160,7 @@ def test_masked_queries_have_their_own_correlation() -> None:
 
 
 def test_key_types_follow_the_canvas() -> None:
-    record = planted("static", seed=1).record  # commits its EOS before the last step
+    record = planted("static", seed=2).record  # commits its EOS early
     types = norms.key_types(record)
     for step in (0, 8, 15):
         named = [norms.KEY_TYPES[index] for index in types.isel(prompt=0, step=step).to_numpy()]

@@ -130,7 +130,7 @@ values = st.lists(st.tuples(st.floats(0, 12, width=32), st.booleans()), min_size
 def test_the_rule_equals_a_naive_double_loop(units: str, row: list[tuple[float, bool]], epsilon: float) -> None:
     received, valid = [value for value, _ in row], [real for _, real in row]
     queries = float(len(row))
-    rule = SinkRule(epsilon / 8 if units == "mean" else epsilon, units)
+    rule = SinkRule(epsilon * {"mean": 1 / 8, "percent": 12}.get(units, 1), units)
     expected = naive_rule(rule, received, valid, queries)
     if expected is None or not any(valid):
         return
@@ -144,7 +144,7 @@ def test_the_rule_is_per_row(units: str) -> None:
     received = received_attention(patterns(4, 16, 16, 5, sharpness=4))
     valid = torch.arange(16) < torch.tensor([16, 12, 7, 2])[:, None, None]
     queries = torch.tensor([[16.0], [12.0], [7.0], [2.0]])
-    rule = SinkRule(0.1 if units == "mean" else 0.9, units)
+    rule = SinkRule({"mean": 0.1, "percent": 10.0}.get(units, 0.9), units)
     together = rule(received, valid, queries)
     assert together.any()
     assert not together.all()
