@@ -71,7 +71,7 @@ class Trials:
         )
         if not run.finished:
             raise KeyboardInterrupt
-        edited = [0] * len(batch) if edit is None else edit.keys_per_row()
+        edited = (edit.keys_per_row() if edit is not None else []) or [0] * len(batch)
         rows = []
         for row, index in enumerate(batch):
             example = self.examples[index]

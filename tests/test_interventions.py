@@ -692,6 +692,16 @@ def test_random_keys_are_uniform_over_the_eligible_ones() -> None:
         assert float((counts[1:] - expected).square().sum() / expected) < 33
 
 
+@pytest.mark.parametrize("detector", [SameStep(top_k=1), SameStep(SinkRule(epsilon=None, top_k=1), queries="all")])
+def test_a_sink_that_the_detector_leaves_is_not_drawn_either(detector: SameStep) -> None:
+    """Keys 0 and 1 are sinks by the standard rule, of which top_k=1 selects one."""
+    canvas, received = flat(300, 20)
+    received[..., 1] = 8.0
+    counts = drawn(RandomKeys(detector), canvas, received).sum((0, 1))
+    assert counts[:2].tolist() == [0, 0]
+    assert (counts[2:] > 0).all()
+
+
 def test_random_pairs_of_keys_are_uniform() -> None:
     """Not only each key: 3 x 4000 draws of 2 of 5 keys, 10 pairs (9 degrees of freedom, 40 once in 100 000)."""
     canvas, received = flat(4000, 7)

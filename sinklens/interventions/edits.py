@@ -51,7 +51,7 @@ class SinkEdit:
         return {name: int(self._counts.get(name, 0)) for name in names}
 
     def keys_per_row(self) -> list[int]:
-        """Edited (step, layer, head, key) of each row of the batch."""
+        """Edited (step, layer, head, key) of each row of the batch; empty if the edit's steps never came."""
         return self._per_row.tolist()
 
     def fwd_hooks(self, model: Any, canvas: Canvas | None = None) -> list[Hook]:
