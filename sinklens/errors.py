@@ -21,6 +21,10 @@ class HookNeverFired(SinklensError, RuntimeError):
     """A probe or an edit was attached and the model never called it."""
 
 
+class BrokenPattern(SinklensError, RuntimeError):
+    """An attention pattern holds nan: what is measured on it would be no number."""
+
+
 class ScopeError(SinklensError, ValueError):
     """A `Where` that selects nothing, or names what the model does not have."""
 

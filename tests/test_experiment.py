@@ -21,6 +21,7 @@ from transformer_lens.utilities.statistics import derive_generator
 
 from sinklens import HookedDLM, MaskSinks, Plan, PreviousStep, SameStep, Where, ZeroSinks, ablate, denoise, trials
 from sinklens.experiment import AblationResult
+from sinklens.interventions import random_control
 from sinklens.tasks import Echo, Jsonl
 
 PLAN = Plan(new_tokens=8, block_length=8, steps=4, temperature=1.0)
@@ -143,6 +144,7 @@ def test_rows_equal_plain_denoising_and_scoring(name: str, dlm: HookedDLM, arm: 
         for condition, kind, parts in (
             ("unmasked", "unmasked", []),
             ("cut", "sinks", [MaskSinks(PreviousStep(top_k=2))]),
+            ("cut", "random", [random_control(MaskSinks(PreviousStep(top_k=2)))]),
         ):
             expected = naive_scores(model, task, plan, 0, index, parts)
             for outcome, (correct, total) in zip(("forced", "generated"), expected, strict=True):
@@ -259,6 +261,15 @@ def test_effects_are_paired_differences_without_what_could_not_be_scored() -> No
     assert effect.to_unmasked_interval == pytest.approx(by_hand_bootstrap(to_unmasked), abs=1e-3)
     assert effect.to_control_interval == pytest.approx(by_hand_bootstrap(to_control), abs=1e-3)
     assert made_up().effect("cut", "generated").to_unmasked == 0
+
+
+def test_pairs_that_an_interrupt_left_half_done_do_not_count() -> None:
+    """Prompt 1 was not run under the condition, prompt 2 not under its control."""
+    left = {(1, "sinks"), (2, "random")}
+    rows = [row for row in made_up().rows if (row["prompt"], row["kind"]) not in left]
+    effect = AblationResult(rows, finished=False).effect("cut")
+    assert effect.pairs == 3
+    assert effect.to_unmasked == pytest.approx((-0.5 - 0.5 - 0.25) / 3)
 
 
 def test_an_interval_holds_the_mean(whole: AblationResult) -> None:

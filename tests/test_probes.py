@@ -18,7 +18,7 @@ from transformer_lens.model_bridge.sources import build_bridge_from_module
 
 import sinklens as sl
 from sinklens import HookedDLM, probes
-from sinklens.errors import HookNeverFired, ScopeError
+from sinklens.errors import BrokenPattern, HookNeverFired, ScopeError
 from sinklens.hooks import Canvas, Probe, Where, attached, plain_canvas
 from sinklens.probes import (
     AttentionEntropy,
@@ -745,3 +745,18 @@ def test_the_estimate_refuses_what_a_run_would(models: Any) -> None:
 def test_a_gigantic_estimate_reads_well(models: Any) -> None:
     guess = estimate(models("LLaDA"), sl.Plan(new_tokens=32), [Pattern()], prompts=100, prompt_tokens=10_000)
     assert "TB" in str(guess)
+
+
+def test_received_attention_stops_at_a_nan_and_says_where() -> None:
+    """A nan in a record means "no such key", so a nan that was measured must not get there."""
+    dlm = sl.HookedDLM.from_pretrained("tiny-dlm")
+
+    def breaks(scores: Tensor, *, hook: Any) -> Tensor:
+        return scores.masked_fill(torch.arange(scores.shape[-2])[:, None] == 2, float("-inf"))
+
+    with (
+        dlm.hooks(fwd_hooks=[("blocks.1.attn.hook_attn_scores", breaks)]),
+        pytest.raises(BrokenPattern, match="layer 1 at step 0 holds nan"),
+    ):
+        sl.denoise(dlm, "zuko xi zuko", sl.Plan(new_tokens=4), probes=[sl.probes.ReceivedAttention()], progress=False)
+    assert not dlm.hooked

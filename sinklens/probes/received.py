@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sinklens.errors import BrokenPattern
 from sinklens.hooks import Canvas, Hook, Positions, Where, chosen, plain_canvas
 from sinklens.sinks import received_attention
 
@@ -59,6 +60,11 @@ class ReceivedAttention:
         seen = canvas or plain_canvas((pattern.shape[0], pattern.shape[-1]), pattern.device)
         masks = [seen.where(which)[:, None].to(pattern.device) for which in self.query_sets or (self.where.queries,)]
         sums = [received_attention(pattern, queries) for queries in masks]
+        if bool(sums[0].isnan().any()):  # a record's nan means "no such key", so it must not come from a number
+            raise BrokenPattern(
+                f"the pattern of layer {layer} at step {seen.step} holds nan; an edit that leaves a row without any key, "
+                "or a dtype that overflows, makes one"
+            )
         self._by_layer[layer] = torch.stack(sums, 2) if self.query_sets else sums[0]
 
     def coords(self) -> dict[str, list[Any]]:
