@@ -62,7 +62,7 @@ class ReceivedAttention:
         sums = [received_attention(pattern, queries) for queries in masks]
         if bool(sums[0].isnan().any()):  # a record's nan means "no such key", so it must not come from a number
             raise BrokenPattern(
-                f"the pattern of layer {layer} at step {seen.step} holds nan; an edit that leaves a row without any key, "
+                f"the pattern of layer {layer} at step {seen.step} holds nan; an edit that leaves a row without a key, "
                 "or a dtype that overflows, makes one"
             )
         self._by_layer[layer] = torch.stack(sums, 2) if self.query_sets else sums[0]
