@@ -30,10 +30,9 @@ def _attention(record: xr.Dataset, query_set: str) -> xr.DataArray:
     Raises:
         RecordError: no received attention, or not of that query set.
     """
-    values = received(record, query_set)
-    if query_set != "all":
-        _query_sets(record)
-    values = values.transpose(*CELL, "key")  # SinkRule(per="mean") needs the heads right before the keys
+    values = received(record, query_set).transpose(
+        *CELL, "key"
+    )  # SinkRule(per="mean") needs the heads right before the keys
     measured = values.notnull().any([dim for dim in values.dims if dim != "step"])
     return values if bool(measured.all()) else values.isel(step=measured.to_numpy())
 

@@ -107,13 +107,7 @@ def _beside(record: xr.Dataset, name: str, query_set: str) -> tuple[xr.DataArray
         raise RecordError(
             f"this record has no {name}; run denoise with probes=[ReceivedAttention(), {_PROBES[name]}()]"
         )
-    values = received(record, query_set)
-    if query_set != "all" and "query_set" not in record["received"].dims:
-        raise RecordError(
-            "this record has one query set only; run denoise with "
-            'probes=[ReceivedAttention(query_sets=["all", "masked", "committed"])]'
-        )
-    values = values.transpose(*CELL, "key")
+    values = received(record, query_set).transpose(*CELL, "key")
     groups, extra = divmod(values.sizes["head"], record.sizes["kv_head"])
     if extra or not groups:
         raise RecordError(
