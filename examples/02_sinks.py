@@ -6,7 +6,7 @@
 
 # %%
 import sinklens as sl
-from sinklens import dynamics, norms, rules
+from sinklens import dynamics, norms, rules, sharing
 
 task = sl.tasks.Echo(n=32, seed=5)
 prompts = [task[i].prompt for i in range(len(task))]
@@ -51,7 +51,7 @@ for name, run in record.items():
 # %%
 for name, run in record.items():
     print(name, dynamics.filtered_share(run, [0.5, 1, 2, 3, 5, 8]).to_pandas().round(3).to_string(), sep="\n")
-    print(dynamics.agreement(run, rules.RULES).round(2).to_string())
+    print(sharing.agreement(run, rules.RULES).round(2).to_string())
 
 # %% [markdown]
 # ## Does a low key norm predict sinks?

@@ -9,7 +9,7 @@ from sinklens.version import __version__
 
 if TYPE_CHECKING:
     from sinklens import interventions, metrics, plots, probes, report, sinks, tasks
-    from sinklens.denoising import Run, Step, denoise, denoising_steps
+    from sinklens.denoising import Step, denoising_steps
     from sinklens.experiment import AblationResult, ablate
     from sinklens.hooks import Canvas, Where
     from sinklens.interventions import MaskSinks, PreviousStep, SameStep, ZeroSinks
@@ -18,11 +18,12 @@ if TYPE_CHECKING:
     from sinklens.records import concat, open, save
     from sinklens.replaying import replay
     from sinklens.rules import rule
+    from sinklens.running import Run, denoise
     from sinklens.sinks import SinkRule
 
 # Where each public name lives. Resolved on first use, so that `import sinklens` and `sinklens --help` stay quick.
 _HOMES = {
-    "denoising": ("Run", "Step", "denoise", "denoising_steps"),
+    "denoising": ("Step", "denoising_steps"),
     "experiment": ("AblationResult", "ablate"),
     "hooks": ("Canvas", "Where"),
     "interventions": ("MaskSinks", "PreviousStep", "SameStep", "ZeroSinks"),
@@ -31,6 +32,7 @@ _HOMES = {
     "records": ("concat", "open", "save"),
     "replaying": ("replay",),
     "rules": ("rule",),
+    "running": ("Run", "denoise"),
     "sinks": ("SinkRule",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}

@@ -65,10 +65,10 @@ def trace(
 ) -> None:
     """Denoise prompts, find the sinks of every layer and step, write record and report."""
     from sinklens import metrics, records, report, rules
-    from sinklens.denoising import denoise
     from sinklens.model import HookedDLM
     from sinklens.plan import Plan
     from sinklens.probes import ReceivedAttention
+    from sinklens.running import denoise
 
     chosen = rules.rule(rule)
     plan = Plan(new_tokens=new_tokens, steps=steps, temperature=temperature, chat=chat)

@@ -12,12 +12,12 @@ import typer
 import xarray as xr
 
 from sinklens import metrics, records
-from sinklens.denoising import Run, denoise
 from sinklens.experiment import AblationResult, ablate
 from sinklens.interventions import MaskSinks, PreviousStep
 from sinklens.model import HookedDLM
 from sinklens.plan import Plan
 from sinklens.probes import ReceivedAttention
+from sinklens.running import Run, denoise
 from sinklens.sinks import SinkRule
 from sinklens.tasks import Echo
 

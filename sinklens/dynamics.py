@@ -1,20 +1,19 @@
 """How sinks behave over a run: how many, where, how long, and on whom they agree. Pure functions of a record.
 
 Common to all: `rule` says which keys are sinks (`SinkRule()` when None); `query_set` picks an entry of a record whose
-received attention was measured for several query sets, "all" unless told otherwise. Steps that the probe skipped are
-left out, so "consecutive" means consecutive measured steps; a row that is done counts no longer. Positions are the
-record's key coordinate. "Planted" lines give the value on the cases of `planted`, with its default sizes.
+received attention was measured for several query sets (the rule's own `queries`, or "all", when None). Steps that the
+probe skipped are left out, so "consecutive" means consecutive measured steps; a row that is done counts no longer.
+Positions are the record's key coordinate. "Planted" lines give the value on the cases of `planted`, with its default
+sizes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
 
 import numpy as np
 import pandas as pd
-import torch
 import xarray as xr
 
 from sinklens.errors import RecordError
@@ -24,20 +23,19 @@ from sinklens.sinks import SinkRule
 CELL = ("prompt", "step", "layer", "head")
 
 
-def _attention(record: xr.Dataset, query_set: str) -> xr.DataArray:
+def _attention(record: xr.Dataset, query_set: str | None) -> xr.DataArray:
     """Received attention of one query set at the measured steps, [prompt, step, layer, head, key].
 
     Raises:
         RecordError: no received attention, or not of that query set.
     """
-    values = received(record, query_set).transpose(
-        *CELL, "key"
-    )  # SinkRule(per="mean") needs the heads right before the keys
+    # SinkRule(per="mean") needs the heads right before the keys.
+    values = received(record, query_set or "all").transpose(*CELL, "key")
     measured = values.notnull().any([dim for dim in values.dims if dim != "step"])
     return values if bool(measured.all()) else values.isel(step=measured.to_numpy())
 
 
-def _query_sets(record: xr.Dataset) -> list[str]:
+def query_sets(record: xr.Dataset) -> list[str]:
     if "query_set" in record["received"].dims:
         return [str(name) for name in record["received"]["query_set"].values]
     raise RecordError(
@@ -46,42 +44,44 @@ def _query_sets(record: xr.Dataset) -> list[str]:
     )
 
 
-def _flags(record: xr.Dataset, rule: SinkRule | None, query_set: str) -> tuple[xr.DataArray, xr.DataArray]:
+def flagged(record: xr.Dataset, rule: SinkRule | None, query_set: str | None) -> tuple[xr.DataArray, xr.DataArray]:
     """Received attention and which keys are sinks."""
-    values = _attention(record, query_set)
-    return values, sinks(_alone(record, values), rule)
+    rule = rule or SinkRule()
+    values = _attention(record, query_set or rule.queries)
+    return values, sinks(_alone(record, values), rule, query_set="all")
 
 
 def _alone(record: xr.Dataset, values: xr.DataArray) -> xr.Dataset:
-    """A record of this received attention only, still saying whether its model is causal."""
-    return xr.Dataset({"received": values}, attrs=record.attrs)
+    """A record of this received attention only, with what key sets and the direction of attention need."""
+    more = {name: record[name] for name in ("masked", "given") if name in record}
+    return xr.Dataset({"received": values, **more}, attrs=record.attrs)
 
 
-def _happened(values: xr.DataArray) -> xr.DataArray:
+def happened(values: xr.DataArray) -> xr.DataArray:
     """Which (prompt, step, layer, head) were measured."""
     return values.notnull().any("key")
 
 
-def _described(array: xr.DataArray, name: str, units: str, definition: str) -> xr.DataArray:
+def described(array: xr.DataArray, name: str, units: str, definition: str) -> xr.DataArray:
     array = array.rename(name)
     array.attrs = {"units": units, "definition": definition}
     return array
 
 
-def sink_rate(record: xr.Dataset, rule: SinkRule | None = None, *, query_set: str = "all") -> xr.DataArray:
+def sink_rate(record: xr.Dataset, rule: SinkRule | None = None, *, query_set: str | None = None) -> xr.DataArray:
     """How often a head has a sink at all, per layer.
 
     Unit: share of (prompt, step, head), in [0, 1]. 0: never a sink; 1: at least one in every head at every step.
     Source: Gu et al., arXiv 2410.10781 (their mean indicator over samples, layers and heads, there for one fixed key).
     Planted: 1; "none" 0.
     """
-    values, found = _flags(record, rule, query_set)
-    rate = found.any("key").astype(float).where(_happened(values)).mean(["prompt", "step", "head"])
-    return _described(rate, "sink_rate", "share", "share of (prompt, step, head) with at least one sink")
+    values, found = flagged(record, rule, query_set)
+    rate = found.any("key").astype(float).where(happened(values)).mean(["prompt", "step", "head"])
+    return described(rate, "sink_rate", "share", "share of (prompt, step, head) with at least one sink")
 
 
 def filtered_share(
-    record: xr.Dataset, epsilons: Sequence[float], rule: SinkRule | None = None, *, query_set: str = "all"
+    record: xr.Dataset, epsilons: Sequence[float], rule: SinkRule | None = None, *, query_set: str | None = None
 ) -> xr.DataArray:
     """How many keys are NOT sinks, as a curve over epsilon.
 
@@ -89,15 +89,16 @@ def filtered_share(
     key is a sink. `rule` gives everything but epsilon. Source: arXiv 2510.15731, figure 10 (at least 0.96 at 3).
     Planted: 1 - 1/32 below the planted excess ("split" 1 - 2/32) and 1 from there on; "none" 1 from 0 on.
     """
-    values = _attention(record, query_set)
+    rule = rule or SinkRule()
+    values = _attention(record, query_set or rule.queries)
     alone, total = _alone(record, values), int(values.notnull().sum())
-    rules = [replace(rule or SinkRule(), epsilon=float(epsilon)) for epsilon in epsilons]
-    shares = [1 - int(sinks(alone, one).sum()) / total for one in rules]
+    rules = [replace(rule, epsilon=float(epsilon)) for epsilon in epsilons]
+    shares = [1 - int(sinks(alone, one, query_set="all").sum()) / total for one in rules]
     curve = xr.DataArray(shares, dims="epsilon", coords={"epsilon": np.asarray(epsilons, dtype=float)})
-    return _described(curve, "filtered_share", "share", "share of keys that are no sinks at this epsilon")
+    return described(curve, "filtered_share", "share", "share of keys that are no sinks at this epsilon")
 
 
-def concentration(record: xr.Dataset, *, query_set: str = "all") -> xr.DataArray:
+def concentration(record: xr.Dataset, *, query_set: str | None = None) -> xr.DataArray:
     """Share of all received attention that the top key gets, per layer; no rule needed.
 
     Unit: share, in [1 / keys, 1], mean over prompts, steps and heads (those in which the query set is not empty).
@@ -107,37 +108,37 @@ def concentration(record: xr.Dataset, *, query_set: str = "all") -> xr.DataArray
     values = _attention(record, query_set)
     total = values.sum("key")
     share = (values.fillna(0).max("key") / total.where(total > 0)).mean(["prompt", "step", "head"])
-    return _described(share, "concentration", "share", "share of received attention that the top key gets")
+    return described(share, "concentration", "share", "share of received attention that the top key gets")
 
 
-def main_sink(record: xr.Dataset, rule: SinkRule | None = None, *, query_set: str = "all") -> xr.DataArray:
+def main_sink(record: xr.Dataset, rule: SinkRule | None = None, *, query_set: str | None = None) -> xr.DataArray:
     """Position of the sink that receives most, per prompt, step, layer and head.
 
     Unit: position, from 0; -1 where no key is a sink (or the row is done); of equals the leftmost. 0: the first real
     token; 1: the second. Source: arXiv 2510.15731, section 4.2. Planted: the planted position; "none" -1.
     """
-    values, found = _flags(record, rule, query_set)
+    values, found = flagged(record, rule, query_set)
     best = values.where(found, -np.inf).to_numpy().argmax(-1)
     position = np.where(found.any("key"), values["key"].to_numpy()[best], -1)
-    return _described(
+    return described(
         values.isel(key=0, drop=True).copy(data=position), "main_sink", "position", "the sink that receives most"
     )
 
 
-def onset(record: xr.Dataset, rule: SinkRule | None = None, *, query_set: str = "all") -> xr.DataArray:
+def onset(record: xr.Dataset, rule: SinkRule | None = None, *, query_set: str | None = None) -> xr.DataArray:
     """First step at which a key is a sink, per prompt, layer, head and key.
 
     Unit: step, from 0; -1 where the key never is one. 0: from the start; 1: from the second step.
     Source: sinklens, from "moving sinks" in arXiv 2510.15731, section 4.2.
     Planted: "static" and "split" 0, "drifting" 0, 1, 2, ..., "jumping" 0, 4 and 8; "none" -1.
     """
-    values, found = _flags(record, rule, query_set)
+    values, found = flagged(record, rule, query_set)
     first = values["step"].to_numpy()[found.to_numpy().argmax(1)]
     steps = np.where(found.any("step"), first, -1)
-    return _described(values.isel(step=0, drop=True).copy(data=steps), "onset", "step", "first step as a sink")
+    return described(values.isel(step=0, drop=True).copy(data=steps), "onset", "step", "first step as a sink")
 
 
-def dwell(record: xr.Dataset, rule: SinkRule | None = None, *, query_set: str = "all") -> pd.DataFrame:
+def dwell(record: xr.Dataset, rule: SinkRule | None = None, *, query_set: str | None = None) -> pd.DataFrame:
     """Uninterrupted sink episodes.
 
     Columns: prompt, layer, head, key, start (step) and length (measured steps, at least 1; the lengths sum to the
@@ -145,7 +146,7 @@ def dwell(record: xr.Dataset, rule: SinkRule | None = None, *, query_set: str = 
     have lasted longer. Source: arXiv 2510.15731, section 4.2 ("some consecutive steps", "edge cases live for one").
     Planted: "static" one episode of 16 steps, "drifting" 16 of 1, "jumping" 4 of 4, "split" two of 16; "none" no row.
     """
-    values, found = _flags(record, rule, query_set)
+    values, found = flagged(record, rule, query_set)
     last = ("prompt", "layer", "head", "key", "step")
     edges = np.diff(np.pad(found.transpose(*last).to_numpy().astype(np.int8), [(0, 0)] * 4 + [(0, 1)]), prepend=0)
     # Row-major order puts the n-th beginning and the n-th end of each key together.
@@ -154,7 +155,7 @@ def dwell(record: xr.Dataset, rule: SinkRule | None = None, *, query_set: str = 
     return pd.DataFrame({**table, "start": values["step"].to_numpy()[starts[-1]], "length": ends[-1] - starts[-1]})
 
 
-def births_deaths(record: xr.Dataset, rule: SinkRule | None = None, *, query_set: str = "all") -> xr.Dataset:
+def births_deaths(record: xr.Dataset, rule: SinkRule | None = None, *, query_set: str | None = None) -> xr.Dataset:
     """How many keys become and cease to be sinks, per step and layer.
 
     Variables births and deaths [step, layer]. Unit: keys, summed over prompts and heads, at least 0. 0: nothing
@@ -163,16 +164,16 @@ def births_deaths(record: xr.Dataset, rule: SinkRule | None = None, *, query_set
     4.2 ("may move or vanish"). Planted, per head: "static" and "split" births at step 0 only, "drifting" 1 and 1 at
     each later step, "jumping" 1 and 1 at steps 4, 8 and 12; "none" 0.
     """
-    values, found = _flags(record, rule, query_set)
+    values, found = flagged(record, rule, query_set)
     before = found.shift(step=1, fill_value=False)
-    changes = {"births": found & ~before, "deaths": before & ~found & _happened(values)}
+    changes = {"births": found & ~before, "deaths": before & ~found & happened(values)}
     over = ["prompt", "head", "key"]
     return xr.Dataset(
-        {name: _described(flag.sum(over), name, "keys", f"sink {name} at this step") for name, flag in changes.items()}
+        {name: described(flag.sum(over), name, "keys", f"sink {name} at this step") for name, flag in changes.items()}
     )
 
 
-def jumps(record: xr.Dataset, rule: SinkRule | None = None, *, query_set: str = "all") -> pd.DataFrame:
+def jumps(record: xr.Dataset, rule: SinkRule | None = None, *, query_set: str | None = None) -> pd.DataFrame:
     """How far the main sink jumps when it changes.
 
     Columns: prompt, layer, head, step (the later one), before and after (positions), distance = |after - before| in
@@ -189,7 +190,7 @@ def jumps(record: xr.Dataset, rule: SinkRule | None = None, *, query_set: str = 
     return pd.DataFrame({**table, "step": step, "before": before[at], "after": after[at], "distance": distance})
 
 
-def drift(record: xr.Dataset, rule: SinkRule | None = None, *, query_set: str = "all") -> xr.DataArray:
+def drift(record: xr.Dataset, rule: SinkRule | None = None, *, query_set: str | None = None) -> xr.DataArray:
     """Least-squares slope of the main sink's position over steps, per prompt, layer and head.
 
     Unit: positions per step; positive = to the right. 0: no trend; 1: one key to the right per step. nan where fewer
@@ -202,10 +203,10 @@ def drift(record: xr.Dataset, rule: SinkRule | None = None, *, query_set: str = 
     off = step - step.mean("step")
     spread = (off**2).sum("step")
     slope = (off * (position - position.mean("step"))).sum("step") / spread.where(spread > 0)
-    return _described(slope, "drift", "positions per step", "slope of the main sink's position over steps")
+    return described(slope, "drift", "positions per step", "slope of the main sink's position over steps")
 
 
-def centroid_variance(record: xr.Dataset, rule: SinkRule | None = None, *, query_set: str = "all") -> xr.Dataset:
+def centroid_variance(record: xr.Dataset, rule: SinkRule | None = None, *, query_set: str | None = None) -> xr.Dataset:
     """How much the centre of the sinks moves, and how far they lie apart.
 
     Variables centroid [prompt, step, layer, head], mu_t = sum_j j w_j / sum_j w_j in positions, w = received attention
@@ -215,7 +216,7 @@ def centroid_variance(record: xr.Dataset, rule: SinkRule | None = None, *, query
     2602.17664 motivates; the formulas are sinklens's, because the paper's were not found. Planted: temporal 0 for
     "static" and "split", (16^2 - 1) / 12 / 32^2 for "drifting"; spatial 0 but for "split", (distance / 2)^2 / 32^2.
     """
-    values, found = _flags(record, rule, query_set)
+    values, found = flagged(record, rule, query_set)
     weight = values.where(found, 0).astype(float)
     total = weight.sum("key")
     total = total.where(total > 0)
@@ -226,17 +227,15 @@ def centroid_variance(record: xr.Dataset, rule: SinkRule | None = None, *, query
     temporal = ((centroid - centroid.mean("step")) ** 2).mean("step") / size
     return xr.Dataset(
         {
-            "centroid": _described(centroid, "centroid", "position", "centre of the sinks' received attention"),
-            "temporal": _described(temporal, "temporal", "share of S^2", "variance of the centroid over steps"),
-            "spatial": _described(
-                within.mean("step") / size, "spatial", "share of S^2", "variance around the centroid"
-            ),
+            "centroid": described(centroid, "centroid", "position", "centre of the sinks' received attention"),
+            "temporal": described(temporal, "temporal", "share of S^2", "variance of the centroid over steps"),
+            "spatial": described(within.mean("step") / size, "spatial", "share of S^2", "variance around the centroid"),
         }
     )
 
 
 def classify(
-    record: xr.Dataset, rule: SinkRule | None = None, *, share: float = 0.9, query_set: str = "all"
+    record: xr.Dataset, rule: SinkRule | None = None, *, share: float = 0.9, query_set: str | None = None
 ) -> pd.DataFrame:
     """Which sink keys are static and which move.
 
@@ -247,7 +246,7 @@ def classify(
     1: never interrupted) and type. Source: arXiv 2510.15731, section 4.2, which gives no number.
     Planted: "static" and "split" static, "jumping" moving, "drifting" moving but for the last key; "none" no row.
     """
-    values, found = _flags(record, rule, query_set)
+    values, found = flagged(record, rule, query_set)
     last = ("prompt", "layer", "head", "key", "step")
     flags, exists = (array.transpose(*last).to_numpy() for array in (found, values.notnull()))
     at = np.nonzero(flags.any(-1))
@@ -259,79 +258,3 @@ def classify(
     first = values["step"].to_numpy()[flags.argmax(-1)]
     kinds = np.where(part >= share, "static", "moving")
     return pd.DataFrame({**table, "onset": first, "steps": steps, "share": part, "type": kinds})
-
-
-def _jaccard(sets: xr.DataArray, dim: str) -> xr.DataArray:
-    """Pairwise Jaccard of sets of keys along `dim`, a matrix [..., dim, other_dim]; nan where both are empty."""
-    sets = sets.transpose(..., dim, "key")
-    members = torch.from_numpy(sets.to_numpy().astype(np.float32))
-    shared, size = members @ members.mT, members.sum(-1)
-    matrix = shared / (size[..., :, None] + size[..., None, :] - shared)
-    coords = {name: sets[name].to_numpy() for name in sets.dims if name != "key"}
-    return xr.DataArray(
-        matrix.numpy(), dims=(*sets.dims[:-1], f"other_{dim}"), coords={**coords, f"other_{dim}": coords[dim]}
-    )
-
-
-def jaccard(record: xr.Dataset, rule: SinkRule | None = None, *, query_set: str = "all") -> xr.DataArray:
-    """Overlap of a head's sink sets at each pair of steps, per layer [layer, step, other_step].
-
-    Unit: Jaccard, in [0, 1], mean over prompts and heads; symmetric, 1 on the diagonal. 0: no shared key; 1: the same
-    keys. Pairs without sinks on both sides do not count; nan if none counts. Source: sinklens; the first off-diagonal
-    is `metrics.movement`. Planted: "static" and "split" 1, "drifting" the identity, "jumping" 1 for steps of one
-    quarter or of the first and last and 0 else; "none" nan.
-    """
-    values, found = _flags(record, rule, query_set)
-    alive = _happened(values)
-    both = alive & alive.rename(step="other_step")
-    matrix = _jaccard(found, "step").where(both).mean(["prompt", "head"])
-    return _described(matrix, "jaccard", "Jaccard", "overlap of sink sets between steps")
-
-
-def overlap(
-    record: xr.Dataset,
-    between: Literal["layer", "head", "query_set"],
-    rule: SinkRule | None = None,
-    *,
-    query_set: str = "all",
-) -> xr.DataArray:
-    """Do layers, heads or query sets use the same sinks?
-
-    Unit: Jaccard, in [0, 1], mean over prompts and steps; 0: never a shared key; 1: always the same keys. Pairs of
-    empty sets do not count; nan if none counts. A symmetric matrix with 1 on the diagonal: [layer, other_layer],
-    where a layer's sinks are those of any of its heads (heads of different layers do not correspond); [layer, head,
-    other_head]; or [layer, query_set, other_query_set], averaged over heads. Source: arXiv 2510.15731, section 4.2
-    (masked and unmasked queries use separate sinks in deep layers). Planted: 1; "split" between query sets 0 for
-    masked and committed and 1/2 for each of them and all; "none" nan.
-    """
-    if between not in ("layer", "head", "query_set"):
-        raise ValueError(f"between={between!r} is unknown; choose layer, head or query_set")
-    if between == "query_set":
-        received(record)  # says so if there is none
-        names = _query_sets(record)
-        sets = [_flags(record, rule, name)[1] for name in names]
-        found = xr.concat(sets, pd.Index(names, name="query_set"), join="inner")
-        matrix = _jaccard(found, between).mean(["prompt", "step", "head"])
-    else:
-        found = _flags(record, rule, query_set)[1]
-        matrix = _jaccard(found.any("head") if between == "layer" else found, between).mean(["prompt", "step"])
-    return _described(matrix, "overlap", "Jaccard", f"overlap of sink sets between {between}s")
-
-
-def agreement(record: xr.Dataset, rules: dict[str, SinkRule], *, query_set: str = "all") -> pd.DataFrame:
-    """Do several rules call the same keys sinks? A symmetric matrix, rule by rule.
-
-    Unit: Jaccard, in [0, 1], mean over prompts, steps, layers and heads; 0: never a shared key; 1: always the same.
-    Where neither rule finds a sink does not count; nan if nothing counts. Source: the rules of arXiv 2510.15731,
-    2601.07894 and 2602.17664 differ (literature review). Planted: 1 for rules that find the planted key.
-    """
-    alone = _alone(record, _attention(record, query_set))
-    found = {name: sinks(alone, rule).to_numpy() for name, rule in rules.items()}
-    table = pd.DataFrame(index=list(rules), columns=list(rules), dtype=float)
-    for at, (name, mine) in enumerate(found.items()):
-        for other, theirs in list(found.items())[at:]:
-            union = (mine | theirs).sum(-1)
-            counts = union > 0
-            mean = ((mine & theirs).sum(-1)[counts] / union[counts]).mean() if counts.any() else np.nan
-            table.loc[name, other] = table.loc[other, name] = mean
-    return table

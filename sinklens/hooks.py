@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from typing import Any, Literal, Protocol, get_args, runtime_checkable
+from typing import Any, Protocol, get_args, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sinklens.errors import HookNeverFired, ScopeError
+from sinklens.sinks import Positions
 
-Positions = Literal["all", "masked", "committed", "prompt", "response", "last"]
 Selection = int | slice | Sequence[int] | None
 Hook = tuple[str, Callable[..., Tensor | None]]
 
@@ -148,6 +148,14 @@ class Where:
         return f"Where({', '.join(changed)})"
 
 
+def overlap(one: Where, other: Where, n_layers: int, n_heads: int, steps: int | None) -> bool:
+    """Whether two scopes share a (layer, head, step)."""
+    layers = set(chosen(one.layers, n_layers, "layer")) & set(chosen(other.layers, n_layers, "layer"))
+    heads = set(chosen(one.heads, n_heads, "head")) & set(chosen(other.heads, n_heads, "head"))
+    often = steps if steps is not None else 4096  # with an open end, far enough
+    return bool(layers and heads) and any(one.at(step, steps) and other.at(step, steps) for step in range(often))
+
+
 @runtime_checkable
 class Hookable(Protocol):
     """Anything that gives ordinary TransformerLens hooks for one forward."""
@@ -200,7 +208,8 @@ class Intervention(Hookable, Protocol):
     """An edit of the model's computation.
 
     Its hooks are attached at the steps of its `where`. One that must also see the step before sets the attribute
-    `watches_before = True` and gives hooks that only look there.
+    `watches_before = True` and gives hooks that only look there. One that must know what the unedited model does at
+    the same canvas has an attribute `clean`, a list of Hookables: they are attached to a forward without edits, before.
     """
 
     def reset(self, steps: int | None = None) -> None:
@@ -231,11 +240,12 @@ def attached(model: Any, parts: Sequence[Hookable], canvas: Canvas, fired: dict[
         HookNeverFired: a hook was attached and the forward did not call it.
     """
     points, handles, silent = model.hook_dict, [], set()
+    # All hooks first: a part may run the model to make its own, and must not meet another's.
+    wanted_hooks = [(repr(part), part.fwd_hooks(model, canvas)) for part in parts]
     try:
-        for part in parts:
-            label = repr(part)
+        for label, hooks in wanted_hooks:
             fired.setdefault(label, 0)
-            for name, function in part.fwd_hooks(model, canvas):
+            for name, function in hooks:
                 if name not in points:
                     raise HookNeverFired(f"{label} wants hook point {name!r}, which this model does not have")
                 silent.add((label, name))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,13 +11,8 @@ import torch
 import xarray as xr
 
 from sinklens.errors import RecordError
-from sinklens.sinks import SinkRule, uniform_null
-
-CLASSES = ("bos", "eos", "mask", "white space", "punctuation", "digit", "word")
-_MARKS = {
-    "bos": r"<\|(bos|startoftext|begin_of_text)\|>|<s>",
-    "eos": r"<\|(eos|endoftext|eot_id|end_of_text|im_end)\|>|</s>",
-}
+from sinklens.sinks import Positions, SinkRule, uniform_null
+from sinklens.tokenclasses import CLASSES, token_class
 
 
 def received(record: xr.Dataset, query_set: str = "all") -> xr.DataArray:
@@ -40,20 +35,48 @@ def received(record: xr.Dataset, query_set: str = "all") -> xr.DataArray:
     return values.sel(query_set=query_set, drop=True)
 
 
-def sinks(record: xr.Dataset, rule: SinkRule | None = None, *, query_set: str = "all") -> xr.DataArray:
+def sinks(record: xr.Dataset, rule: SinkRule | None = None, *, query_set: str | None = None) -> xr.DataArray:
     """Which keys are sinks, per prompt, step, layer, head and key (bool; False where there is no key).
 
     The same rule object that edits use online. Unit: yes/no. In a record of a causal model the unit "share" counts
     the queries that can see each key.
+
+    Args:
+        record: With `received`.
+        rule: `SinkRule()` when None.
+        query_set: Whose attention; the rule's own `queries` when None.
+
+    Raises:
+        RecordError: no received attention, or not of that query set.
     """
-    values = received(record, query_set)
+    rule = rule or SinkRule()
+    values = received(record, query_set or rule.queries)
     tensor = torch.from_numpy(values.to_numpy())
     keys = ~tensor.isnan()
     visible = None
     if is_causal(record):
         visible = keys.flip(-1).cumsum(-1).flip(-1).float()
-    flags = (rule or SinkRule())(tensor.nan_to_num(0.0), keys, visible=visible)
+    if rule.keys != "all":
+        eligible = key_set(record, rule.keys).sel(step=values["step"]).broadcast_like(values)
+        keys = keys & torch.from_numpy(eligible.transpose(*values.dims).to_numpy())
+    flags = rule(tensor.nan_to_num(0.0), keys, visible=visible)
     return values.copy(data=flags.numpy())
+
+
+def key_set(record: xr.Dataset, which: Positions) -> xr.DataArray:
+    """Which keys are of a set at each step, bool [prompt, step, key]; as `Canvas.where`, from a record."""
+    masked = record["masked"]
+    exists, given = masked >= 0, (record["given"] == 1).broadcast_like(masked).transpose(*masked.dims)
+    if which == "last":
+        return exists & (exists.isel(key=slice(None, None, -1)).cumsum("key").isel(key=slice(None, None, -1)) == 1)
+    kinds = {
+        "all": exists,
+        "masked": masked == 1,
+        "committed": masked == 0,
+        "prompt": exists & given,
+        "response": exists & ~given,
+    }
+    return kinds[which]
 
 
 def is_causal(record: xr.Dataset) -> bool:
@@ -92,21 +115,6 @@ def per_layer(record: xr.Dataset, rule: SinkRule | None = None, *, causal: bool)
     return pd.DataFrame(rows, columns=["layer", "sinks", "not_sinks", "null"])
 
 
-def token_class(text: str) -> str:
-    """Class of a token by its text: bos, eos, mask, white space, punctuation, digit or word."""
-    for name, pattern in _MARKS.items():
-        if re.fullmatch(pattern, text):
-            return name
-    if re.fullmatch(r"<\|?\w*mask\w*\|?>|\[MASK\]", text, re.IGNORECASE):
-        return "mask"
-    stripped = text.strip()
-    if not stripped:
-        return "white space"
-    if stripped.isdigit():
-        return "digit"
-    return "word" if any(character.isalnum() for character in stripped) else "punctuation"
-
-
 def classes(record: xr.Dataset) -> xr.DataArray:
     """Class of the token that stands at each key at each step, as an index into CLASSES; -1 where there is none."""
     final = record["text"].to_numpy()
@@ -130,6 +138,39 @@ def token_classes(record: xr.Dataset, rule: SinkRule | None = None) -> pd.DataFr
         share = float(weight.where(here).sum()) / total if total else float("nan")
         rows.append((name, share, int(here.sum()) / keys))
     return pd.DataFrame(rows, columns=["token_class", "share_of_sinks", "share_of_keys"])
+
+
+def sink_tokens(record: xr.Dataset, rule: SinkRule | None = None, top: int | None = 5) -> pd.DataFrame:
+    """Which tokens are sinks: the relative frequency of each token among the sinks (arXiv 2510.15731, table 2).
+
+    A position counts as the mask token until it is committed. Columns: token (text); share_of_sinks, in [0, 1], 1 over
+    all tokens together (0: never a sink; 1: no other token is one), counted over prompts, steps, layers and heads;
+    share_of_keys, in [0, 1], how common the token is on the canvas; ratio of the two (1: no preference), which the
+    paper does not print. Largest share of sinks first; empty if there is no sink. Planted: the token at the planted
+    key, share 1.
+
+    Args:
+        record: With `received`.
+        rule: `SinkRule()` when None.
+        top: How many tokens; all when None.
+    """
+    flags = sinks(record, rule)
+    weight = flags.sum(["layer", "head"]).transpose("prompt", "step", "key").to_numpy()
+    exists = real(record).transpose("prompt", "step", "key").to_numpy()
+    masked = record["masked"].sel(step=flags["step"]).transpose("prompt", "step", "key").to_numpy() == 1
+    text = np.where(masked, "[MASK]", record["text"].to_numpy().astype(str)[:, None, :])
+    each = pd.DataFrame({"token": text[exists], "sinks": weight[exists]}).groupby("token", as_index=False)
+    table: Any = each.agg(sinks=("sinks", "sum"), keys=("sinks", "size"))
+    table = table[table["sinks"] > 0].sort_values(["sinks", "keys"], ascending=False, kind="stable")
+    shares = pd.DataFrame(
+        {
+            "token": table["token"],
+            "share_of_sinks": table["sinks"] / max(int(weight.sum()), 1),
+            "share_of_keys": table["keys"] / int(exists.sum()),
+        }
+    )
+    shares["ratio"] = shares["share_of_sinks"] / shares["share_of_keys"]
+    return shares.head(top if top is not None else len(shares)).reset_index(drop=True)
 
 
 def movement(record: xr.Dataset, rule: SinkRule | None = None) -> pd.DataFrame:

@@ -9,8 +9,9 @@ import pandas as pd
 import xarray as xr
 
 from sinklens.errors import RecordError
-from sinklens.metrics import received, sinks, token_class
+from sinklens.metrics import received, sinks
 from sinklens.sinks import SinkRule
+from sinklens.tokenclasses import token_class
 
 KEY_TYPES = ("prompt", "committed", "mask", "eos")
 CELL = ("prompt", "step", "layer", "head")
@@ -32,7 +33,7 @@ def key_types(record: xr.Dataset) -> xr.DataArray:
 
 
 def key_norm_correlation(
-    record: xr.Dataset, by: Literal["key_type"] | None = None, *, query_set: str = "all"
+    record: xr.Dataset, by: Literal["key_type"] | None = None, *, query_set: str | None = None
 ) -> xr.DataArray:
     """Spearman correlation over keys between -key_norm and received attention, per layer.
 
@@ -77,7 +78,7 @@ def kind(
     *,
     low: float = 0.75,
     high: float = 1.25,
-    query_set: str = "all",
+    query_set: str | None = None,
 ) -> pd.DataFrame:
     """Are sinks resting places or do they carry information? By value norm, counted per layer.
 
@@ -91,8 +92,10 @@ def kind(
     Raises:
         RecordError: a variable is missing; the message names its probe.
     """
-    values, norms = _beside(record, "value_norm", query_set)
-    found = sinks(xr.Dataset({"received": values}, attrs=record.attrs), rule).to_numpy()
+    rule = rule or SinkRule()
+    values, norms = _beside(record, "value_norm", query_set or rule.queries)
+    more = {name: record[name] for name in ("masked", "given") if name in record}
+    found = sinks(xr.Dataset({"received": values, **more}, attrs=record.attrs), rule, query_set="all").to_numpy()
     relative = norms.to_numpy() / _median(norms.to_numpy())
     measured = found & np.isfinite(relative)
     flags = {"drained": measured & (relative < low), "informative": measured & (relative > high)}
@@ -101,13 +104,35 @@ def kind(
     return pd.DataFrame({"layer": values["layer"].to_numpy(), **counts})
 
 
-def _beside(record: xr.Dataset, name: str, query_set: str) -> tuple[xr.DataArray, xr.DataArray]:
+def qk_at_sinks(record: xr.Dataset, rule: SinkRule | None = None, *, query_set: str | None = None) -> pd.DataFrame:
+    """Is it the angle or the length? Factors of `q.k = ||q|| ||k|| cos` at sinks and at other keys, per layer.
+
+    Columns: layer, part ("cosine", "key_norm"), at_sinks, elsewhere: means over prompts, steps, heads and keys. The
+    cosine is in [-1, 1], the norm in [0, inf) of the model's activations; equal columns: that factor does not make
+    sinks. nan where there is none. Source: arXiv 2601.07894 (shallow layers: angle and norm; deep ones: the angle).
+
+    Raises:
+        RecordError: a variable is missing; the message names its probe.
+    """
+    if "qk" not in record:
+        raise RecordError("this record has no qk; run denoise with probes=[ReceivedAttention(), QKDecomposition()]")
+    found = sinks(record, rule, query_set=query_set)
+    rows = []
+    for layer in found["layer"].to_numpy():
+        flags = found.sel(layer=layer)
+        for part in ("cosine", "key_norm"):
+            values = record["qk"].sel(layer=layer, part=part)
+            rows.append((int(layer), part, float(values.where(flags).mean()), float(values.where(~flags).mean())))
+    return pd.DataFrame(rows, columns=["layer", "part", "at_sinks", "elsewhere"])
+
+
+def _beside(record: xr.Dataset, name: str, query_set: str | None) -> tuple[xr.DataArray, xr.DataArray]:
     """Received attention and the norms of the keys of each query head, both [prompt, step, layer, head, key]."""
     if name not in record:
         raise RecordError(
             f"this record has no {name}; run denoise with probes=[ReceivedAttention(), {_PROBES[name]}()]"
         )
-    values = received(record, query_set).transpose(*CELL, "key")
+    values = received(record, query_set or "all").transpose(*CELL, "key")
     groups, extra = divmod(values.sizes["head"], record.sizes["kv_head"])
     if extra or not groups:
         raise RecordError(

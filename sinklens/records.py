@@ -50,12 +50,14 @@ class Recorder:
         self.masks: list[np.ndarray] = []
 
     def add(self, canvas: Canvas, active: Tensor, length: int, steps: int | None) -> None:
-        """Keep one step: the canvas and every probe's values; rows that are done keep nothing."""
-        self.canvases.append(self._left(canvas.tokens, canvas.valid & active[:, None], length, -1))
-        self.masks.append(self._left(canvas.masked.long(), canvas.valid & active[:, None], length, -1))
+        """Keep one step: the canvas and every probe's values; rows that are done keep nothing.
+
+        A step whose measurement fails is not kept at all.
+        """
+        measured: list[np.ndarray] = []
         for probe in self.probes:
             if not probe.where.at(canvas.step, steps):
-                self.measured[probe.name].append(np.empty(0))
+                measured.append(np.empty(0))
                 continue
             values = probe.values().float()
             keep = (canvas.valid & active[:, None]).to(values.device)
@@ -67,7 +69,11 @@ class Recorder:
                     values = values.masked_fill(~keep.view(shape), float("nan")).movedim(axis, -1)
                     values = torch.from_numpy(self._left(values, None, length, np.nan)).movedim(-1, axis)
                     keep = keep.cpu()
-            self.measured[probe.name].append(values.cpu().numpy())
+            measured.append(values.cpu().numpy())
+        self.canvases.append(self._left(canvas.tokens, canvas.valid & active[:, None], length, -1))
+        self.masks.append(self._left(canvas.masked.long(), canvas.valid & active[:, None], length, -1))
+        for probe, values in zip(self.probes, measured, strict=True):
+            self.measured[probe.name].append(values)
 
     def _left(self, values: Tensor, keep: Tensor | None, length: int, fill: float) -> np.ndarray:
         """Move each row's first real position to index 0 and fill up to `length`."""

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
-from sinklens.denoising import Run, denoise
 from sinklens.errors import RecordError
 from sinklens.hooks import Intervention, Probe
 from sinklens.model import HookedDLM
 from sinklens.plan import Plan
+from sinklens.running import Run, denoise
 
 
 def replay(

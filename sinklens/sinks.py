@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 Units = Literal["sum", "mean", "percent", "zscore", "share"]
+Positions = Literal["all", "masked", "committed", "prompt", "response", "last"]
 
 
 def received_attention(
@@ -64,23 +65,32 @@ class SinkRule:
 
     `top_k` keeps at most the k largest of the keys that pass. With `epsilon=None` there is no threshold and
     the k largest keys are the sinks (the paper's masking experiment, section 4.3). `per="mean"` averages the heads
-    first, so that all heads of a layer share their sinks. Named rules with their papers: `rules.py`.
+    first, so that all heads of a layer share their sinks. `queries` names whose attention counts and `keys` which
+    positions can be sinks, and are compared with each other: "all", "masked", "committed", "prompt", "response" or
+    "last" (arXiv 2510.15731, section 4.2, tells masked from committed queries; for autoregressive models section 4.3
+    reads the last query). Padding never counts. Named rules with their papers: `rules.py`.
 
     Raises:
-        ValueError: an unknown unit; an epsilon that can never fire ("mean" and "share" from 1, "percent" from 100);
-            neither epsilon nor top_k.
+        ValueError: an unknown unit or set; an epsilon that can never fire ("mean" and "share" from 1, "percent" from
+            100); neither epsilon nor top_k.
     """
 
     epsilon: float | None = 3.0
     units: Units = "sum"
     top_k: int | None = None
     per: Literal["head", "mean"] = "head"
+    queries: Positions = "all"
+    keys: Positions = "all"
 
     def __post_init__(self) -> None:
         if self.units not in get_args(Units):
             raise ValueError(f"units={self.units!r} is unknown; the units are {', '.join(get_args(Units))}")
         if self.per not in ("head", "mean"):
             raise ValueError(f"per={self.per!r} must be 'head' or 'mean' (heads averaged)")
+        for name in ("queries", "keys"):
+            if getattr(self, name) not in get_args(Positions):
+                known = ", ".join(get_args(Positions))
+                raise ValueError(f"{name}={getattr(self, name)!r} is unknown; the sets are {known}")
         if self.epsilon is None and self.top_k is None:
             raise ValueError("SinkRule(epsilon=None) ranks keys and so needs top_k, for example top_k=1")
         if self.top_k is not None and self.top_k < 1:
@@ -161,7 +171,9 @@ class SinkRule:
             unit = {"sum": "column sum", "mean": "column mean", "percent": "percent of the queries"}[self.units]
             text = f"received attention above the mean of the other positions by more than {self.epsilon:g} ({unit})"
         text += "" if self.top_k is None or self.epsilon is None else f", at most the {self.top_k} largest"
-        return text + (", heads averaged" if self.per == "mean" else "")
+        text += ", heads averaged" if self.per == "mean" else ""
+        text += "" if self.queries == "all" else f"; by {self.queries} queries"
+        return text + ("" if self.keys == "all" else f"; among {self.keys} keys")
 
     def cut(self, keys: int) -> float | None:
         """The column sum above which a key is a sink, for S = `keys` keys and queries of a bidirectional model.

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from sinklens.denoising import denoise
 from sinklens.interventions import SinkEdit
 from sinklens.model import HookedDLM
 from sinklens.plan import Plan
+from sinklens.running import denoise
 from sinklens.tasks import Task
 from sinklens.version import __version__
 

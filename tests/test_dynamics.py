@@ -14,7 +14,7 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sinklens import dynamics
+from sinklens import dynamics, sharing
 from sinklens.errors import RecordError
 from sinklens.planted import planted
 from sinklens.sinks import SinkRule
@@ -148,11 +148,11 @@ def test_planted_episodes_and_jumps(case: Any) -> None:
 def test_planted_overlaps(case: Any) -> None:
     record, sinks = case.record, [set(np.flatnonzero(row).tolist()) for row in case.truth["sinks"]]
     expected = [[naive_jaccard(one, other) for other in sinks] for one in sinks]
-    np.testing.assert_allclose(dynamics.jaccard(record), np.stack([expected] * 2))
+    np.testing.assert_allclose(sharing.jaccard(record), np.stack([expected] * 2))
     full = 1.0 if any(sinks) else math.nan
-    np.testing.assert_array_equal(dynamics.overlap(record, "layer"), np.full((2, 2), full))
-    np.testing.assert_array_equal(dynamics.overlap(record, "head"), np.full((2, 2, 2), full))
-    table = dynamics.agreement(
+    np.testing.assert_array_equal(sharing.overlap(record, "layer"), np.full((2, 2), full))
+    np.testing.assert_array_equal(sharing.overlap(record, "head"), np.full((2, 2, 2), full))
+    table = sharing.agreement(
         record, {"sum": SinkRule(), "z": SinkRule(units="zscore"), "top": SinkRule(3.0, top_k=1)}
     )
     ranked = 0.5 if any(len(one) == 2 for one in sinks) else full
@@ -190,7 +190,7 @@ def test_planted_split_is_seen_by_query_set() -> None:
         at = dynamics.main_sink(case.record, query_set=name)
         assert (at == case.truth[f"{name}_sink"]).all()
         assert (dynamics.sink_rate(case.record, query_set=name) == 1).all()
-    sets = dynamics.overlap(case.record, "query_set")
+    sets = sharing.overlap(case.record, "query_set")
     assert sets["query_set"].to_numpy().tolist() == ["all", "masked", "committed"]
     np.testing.assert_array_equal(sets, np.stack([[[1, 0.5, 0.5], [0.5, 1, 0], [0.5, 0, 1]]] * 2))
     distance = case.truth["committed_sink"] - case.truth["masked_sink"]
@@ -267,24 +267,24 @@ def test_histories_equal_loops(record: xr.Dataset) -> None:
 def test_sets_equal_loops(record: xr.Dataset) -> None:
     found, steps = naive_sinks(record), steps_of(record)
     prompts, layers, heads = (record[dim].to_numpy().tolist() for dim in ("prompt", "layer", "head"))
-    matrix = entries(dynamics.jaccard(record, RULE), "layer", "step", "other_step")
+    matrix = entries(sharing.jaccard(record, RULE), "layer", "step", "other_step")
     assert sorted(matrix) == sorted(product(layers, steps, steps))
     for layer, one, other in matrix:
         cells = [((p, one, layer, h), (p, other, layer, h)) for p in prompts for h in heads]
         expected = mean(naive_jaccard(found[a], found[b]) for a, b in cells if a in found and b in found)
         close(matrix[layer, one, other], expected)
-    by_head = entries(dynamics.overlap(record, "head", RULE), "layer", "head", "other_head")
+    by_head = entries(sharing.overlap(record, "head", RULE), "layer", "head", "other_head")
     for (layer, one, other), value in by_head.items():
         cells = [((p, t, layer, one), (p, t, layer, other)) for p in prompts for t in steps]
         close(value, mean(naive_jaccard(found[a], found[b]) for a, b in cells if a in found))
-    for (one, other), value in entries(dynamics.overlap(record, "layer", RULE), "layer", "other_layer").items():
+    for (one, other), value in entries(sharing.overlap(record, "layer", RULE), "layer", "other_layer").items():
         union = {
             (p, t, layer): set().union(*(found.get((p, t, layer, h), set()) for h in heads))
             for p, t, layer in product(prompts, steps, layers)
         }
         expected = mean(naive_jaccard(union[p, t, one], union[p, t, other]) for p in prompts for t in steps)
         close(value, expected)
-    table = dynamics.agreement(record, {"one": RULE, "two": SinkRule(epsilon=2.0), "same": SinkRule(epsilon=1.0)})
+    table = sharing.agreement(record, {"one": RULE, "two": SinkRule(epsilon=2.0), "same": SinkRule(epsilon=1.0)})
     strict = naive_sinks(record, 2.0)
     close(table.loc["one", "two"], mean(naive_jaccard(found[cell], strict[cell]) for cell in found))
     np.testing.assert_array_equal(table, table.T)
@@ -320,7 +320,7 @@ def test_invariants(record: xr.Dataset) -> None:
     found = naive_sinks(record)
     flags = sum(map(len, found.values()))
     assert sum(dynamics.dwell(record, RULE)["length"].tolist()) == flags
-    matrix = dynamics.jaccard(record, RULE)
+    matrix = sharing.jaccard(record, RULE)
     np.testing.assert_array_equal(matrix, matrix.transpose("layer", "other_step", "step"))
     diagonal = np.diagonal(matrix.to_numpy(), axis1=1, axis2=2)
     assert set(diagonal[~np.isnan(diagonal)]) <= {1.0}
@@ -338,13 +338,13 @@ def test_invariants(record: xr.Dataset) -> None:
 def test_a_query_set_gives_what_a_record_of_it_alone_gives(record: xr.Dataset) -> None:
     for name in ("all", "masked"):
         alone = record.sel(query_set=name, drop=True)
-        for metric in (dynamics.sink_rate, dynamics.main_sink, dynamics.drift, dynamics.jaccard, dynamics.onset):
+        for metric in (dynamics.sink_rate, dynamics.main_sink, dynamics.drift, sharing.jaccard, dynamics.onset):
             xr.testing.assert_identical(metric(record, RULE, query_set=name), metric(alone, RULE))
         assert rows(dynamics.dwell(record, RULE, query_set=name)) == rows(dynamics.dwell(alone, RULE))
         xr.testing.assert_identical(
             dynamics.centroid_variance(record, RULE, query_set=name), dynamics.centroid_variance(alone, RULE)
         )
-    sets = dynamics.overlap(record, "query_set", RULE)
+    sets = sharing.overlap(record, "query_set", RULE)
     one, other = (naive_sinks(record.sel(query_set=name, drop=True)) for name in ("all", "masked"))
     for layer in record["layer"].to_numpy():
         expected = mean(naive_jaccard(one[cell], other[cell]) for cell in one if cell[2] == layer)
@@ -363,7 +363,7 @@ def test_a_prompt_alone_gives_what_it_gives_in_a_batch(record: xr.Dataset) -> No
 
 def test_the_record_is_not_changed(case: Any) -> None:
     before = case.record.copy(deep=True)
-    for metric in (dynamics.sink_rate, dynamics.onset, dynamics.jaccard, dynamics.centroid_variance, dynamics.classify):
+    for metric in (dynamics.sink_rate, dynamics.onset, sharing.jaccard, dynamics.centroid_variance, dynamics.classify):
         metric(case.record)
     assert case.record.identical(before)
 
@@ -383,12 +383,12 @@ def test_what_is_missing_is_named() -> None:
     with pytest.raises(RecordError, match="ReceivedAttention"):
         dynamics.drift(record.drop_vars("received"))
     with pytest.raises(RecordError, match="ReceivedAttention"):
-        dynamics.overlap(record.drop_vars("received"), "query_set")
+        sharing.overlap(record.drop_vars("received"), "query_set")
     with pytest.raises(RecordError, match="query_sets="):
         dynamics.drift(record, query_set="masked")
     with pytest.raises(RecordError, match="query_sets="):
-        dynamics.overlap(record, "query_set")
+        sharing.overlap(record, "query_set")
     with pytest.raises(RecordError, match="prompt"):
         dynamics.drift(planted("split").record, query_set="prompt")
     with pytest.raises(ValueError, match="choose layer, head or query_set"):
-        dynamics.overlap(record, "prompt")  # pyright: ignore[reportArgumentType]
+        sharing.overlap(record, "prompt")  # pyright: ignore[reportArgumentType]

@@ -234,7 +234,9 @@ def test_an_error_in_the_forward_is_not_hidden() -> None:
 
 
 def test_two_edits_of_one_kind_are_counted_apart() -> None:
-    """They differ in `first` alone, and must not share a line in the firing counts."""
-    edits = [MaskSinks(PreviousStep(top_k=1, first=first)) for first in ("none", "same")]
+    """They differ in `first` and in their head, and must not share a line in the firing counts."""
+    edits = [
+        MaskSinks(PreviousStep(top_k=1, first=first), Where(heads=head)) for head, first in enumerate(("none", "same"))
+    ]
     run = denoise(MODELS["LLaDA"], [5, 6, 7], Plan(new_tokens=2), interventions=edits, progress=False)
     assert sorted(run.fired.values()) == [4, 4]

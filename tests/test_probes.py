@@ -358,7 +358,7 @@ def test_mass_without_queries_is_not_a_number(models: Any) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"what": "mask"}, "all, masked, committed, prompt, response, last"),
+        ({"what": "verbs"}, "all, masked, committed, prompt, response, last, bos, eos, mask, white space"),
         ({}, "either a set of keys"),
         ({"what": "all", "tokens": [1]}, "not both"),
         ({"what": []}, "at least one"),

@@ -8,9 +8,11 @@ from sinklens.probes.keynorm import KeyNorm
 from sinklens.probes.lens import LogitLens
 from sinklens.probes.mass import MassOn
 from sinklens.probes.pattern import Pattern
-from sinklens.probes.qk import QKCosine, QueryNorm
+from sinklens.probes.qk import QKCosine, QKDecomposition, QueryNorm
+from sinklens.probes.querysplit import MaskedVsCommitted
 from sinklens.probes.received import ReceivedAttention
 from sinklens.probes.residual import MassiveActivations, ResidualNorm
+from sinklens.probes.sinkmask import SinkMask
 from sinklens.probes.valuenorm import ValueNorm
 
 __all__ = [
@@ -20,13 +22,16 @@ __all__ = [
     "Estimate",
     "KeyNorm",
     "LogitLens",
+    "MaskedVsCommitted",
     "MassOn",
     "MassiveActivations",
     "Pattern",
     "QKCosine",
+    "QKDecomposition",
     "QueryNorm",
     "ReceivedAttention",
     "ResidualNorm",
+    "SinkMask",
     "ValueNorm",
     "estimate",
 ]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sinklens.errors import HookNeverFired
+from sinklens.errors import BrokenPattern, HookNeverFired
 from sinklens.hooks import Canvas, Hook, Where, chosen, plain_canvas
 
 Score = Literal["token", "probability", "entropy"]
@@ -38,10 +38,13 @@ class LayerProbe:
     def __init__(self, where: Where | None = None) -> None:
         self.where = where or Where()
         self._by_layer: dict[int, Tensor] = {}
+        self._broken: dict[int, Tensor] = {}
+        self._step = 0
 
     def fwd_hooks(self, model: Any, canvas: Canvas | None = None) -> list[Hook]:
         """Hooks on the layers in scope; what the last forward measured is forgotten."""
-        self._by_layer = {}
+        self._by_layer, self._broken = {}, {}
+        self._step = canvas.step if canvas is not None else 0
         points = self._points(model)
         layers = chosen(self.where.layers, int(model.cfg.n_layers), "layer")
         return [hook for layer in layers for hook in self._layer_hooks(model, layer, points, canvas)]
@@ -55,6 +58,8 @@ class LayerProbe:
         def at(point: str) -> Callable[..., None]:
             def look(tensor: Tensor, *, hook: Any) -> None:
                 arrived[point] = tensor.detach()
+                if point == "attn.hook_pattern":
+                    self._broken[layer] = tensor.detach().sum().isnan()
                 if len(arrived) == len(points):
                     with torch.no_grad():
                         self._by_layer[layer] = self._measure(model, layer, canvas, *map(arrived.pop, points))
@@ -75,7 +80,12 @@ class LayerProbe:
         return coords
 
     def values(self) -> Float[Tensor, "batch layer ..."]:
-        """What the last forward measured, batch first, then `dims`."""
+        """What the last forward measured, batch first, then `dims`.
+
+        Raises:
+            BrokenPattern: the attention that was reduced held a nan; the message names layer and step.
+        """
+        refuse_nan(self._broken, self._step)
         if not self._by_layer:
             raise HookNeverFired(f"{self!r} has measured nothing; run a forward with its fwd_hooks first")
         device = next(iter(self._by_layer.values())).device
@@ -87,6 +97,24 @@ class LayerProbe:
 
     def __repr__(self) -> str:
         return label(self, self._arguments())
+
+
+def refuse_nan(broken: Mapping[int, Tensor], step: int) -> None:
+    """Stop at a pattern with nan: a record's nan means "there is no such key", so no number may turn into one.
+
+    Args:
+        broken: Per layer, whether its pattern held a nan (kept on the device until here, where it is read once).
+        step: Step of the forward.
+
+    Raises:
+        BrokenPattern: naming the layer and the step.
+    """
+    for layer in sorted(broken):
+        if bool(broken[layer]):
+            raise BrokenPattern(
+                f"the pattern of layer {layer} at step {step} holds nan; an edit that leaves a row without a key, or a "
+                "dtype that overflows, makes one"
+            )
 
 
 def label(probe: Any, arguments: Sequence[str]) -> str:
@@ -174,3 +202,10 @@ def prediction_sources(valid: Bool[Tensor, "batch pos"], shift: bool) -> Int[Ten
 def shifted(model: Any) -> bool:
     """Whether the model's family predicts position i at i - 1; a bare bridge has no family and counts as not."""
     return bool(getattr(getattr(model, "family", None), "shift", False))
+
+
+def causal(model: Any, layer: int) -> bool:
+    """Whether the layer is causal: what the wrapped module says (a config's default may lie), else the config."""
+    module = getattr(model.blocks[layer].attn, "original_component", None)
+    flag = getattr(module, "is_causal", None)
+    return bool(flag) if flag is not None else getattr(model.cfg, "attention_dir", "causal") == "causal"

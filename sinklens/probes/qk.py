@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from sinklens.hooks import Canvas
-from sinklens.probes.base import LayerProbe, norms, only, rotated, seen
+from sinklens.probes.base import LayerProbe, causal, norms, only, rotated, seen
 
 
 class QKCosine(LayerProbe):
@@ -40,7 +41,7 @@ class QKCosine(LayerProbe):
         full = seen(canvas, query.shape[0], query.shape[1], query.device)
         counts = full.where(self.where.queries).to(query.device)[:, :, None, None].float()
         # The mean of cosines is the cosine with the mean unit query: no pattern is formed.
-        if _causal(model, layer):
+        if causal(model, layer):
             total, number = ((x.flip(1).cumsum(1).flip(1)) for x in (query * counts, counts))
         else:
             total, number = ((x.sum(1, keepdim=True)) for x in (query * counts, counts))
@@ -78,8 +79,37 @@ class QueryNorm(LayerProbe):
         return only(norms(query, canvas), queries)
 
 
-def _causal(model: Any, layer: int) -> bool:
-    """Whether the layer is causal: what the wrapped module says (a config's default may lie), else the config."""
-    module = getattr(model.blocks[layer].attn, "original_component", None)
-    flag = getattr(module, "is_causal", None)
-    return bool(flag) if flag is not None else getattr(model.cfg, "attention_dir", "causal") == "causal"
+class QKDecomposition(LayerProbe):
+    """What makes a key's scores: `q.k = ||q|| ||k|| cos(q, k)`, its three factors side by side, after RoPE.
+
+    The dim `part` holds "cosine" (mean over the queries that see the key, in [-1, 1]), "key_norm" (of the key head that
+    the query head uses) and "query_norm" (of the query at this position), both in the model's own activations, in
+    [0, inf). 0 and 1 as in QKCosine, KeyNorm and QueryNorm, which measure them one by one. `norms.qk_at_sinks` compares
+    sinks with other keys. Source: arXiv 2601.07894 (released code; there on head averages).
+
+    Args:
+        where: Layers, steps and queries to look at. Heads and keys are always all recorded.
+    """
+
+    name = "qk"
+    dims = ("layer", "head", "part", "key")
+    unit = "cosine; L2 norms"
+    parts = ("cosine", "key_norm", "query_norm")
+
+    @property
+    def definition(self) -> str:
+        """What the recorded numbers mean."""
+        return f"{QKCosine(self.where).definition}; L2 norm of the key; L2 norm of the query at this position"
+
+    def _points(self, model: Any) -> tuple[str, ...]:
+        return rotated(model, "q"), rotated(model, "k")
+
+    def _measure(self, model: Any, layer: int, canvas: Canvas | None, *tensors: Tensor) -> Tensor:
+        query, key = tensors
+        cosine = QKCosine(self.where)._measure(model, layer, canvas, query, key)
+        lengths = norms(key, canvas).repeat_interleave(query.shape[2] // key.shape[2], 1)
+        return torch.stack([cosine, lengths, QueryNorm(self.where)._measure(model, layer, canvas, query)], 2)
+
+    def coords(self) -> dict[str, list[Any]]:
+        """The layers that were measured, and the parts."""
+        return {**super().coords(), "part": list(self.parts)}

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from sinklens.errors import BrokenPattern
-from sinklens.hooks import Canvas, Hook, Positions, Where, chosen, plain_canvas
-from sinklens.sinks import received_attention
+from sinklens.hooks import Canvas, Where
+from sinklens.probes.base import LayerProbe, seen
+from sinklens.sinks import Positions, received_attention
 
 
-class ReceivedAttention:
+class ReceivedAttention(LayerProbe):
     """Received attention of every key: the column sum `C_j = sum_i A[i, j]` over valid queries.
 
     Reduces inside the hook; the pattern is not kept. Unit: attention, in [0, number of queries]; 0: nobody attends
@@ -31,18 +29,14 @@ class ReceivedAttention:
 
     name = "received"
     unit = "attention (column sum)"
+    points = ("attn.hook_pattern",)
 
     def __init__(self, where: Where | None = None, *, query_sets: Sequence[Positions] | None = None) -> None:
-        self.where = where or Where()
+        super().__init__(where)
         for which in query_sets or ():
             Where(queries=which)  # an unknown name raises, and lists the known ones
         self.query_sets = tuple(query_sets) if query_sets else None
-        self._by_layer: dict[int, Tensor] = {}
-
-    @property
-    def dims(self) -> tuple[str, ...]:
-        """Dims after prompt and step."""
-        return ("layer", "head", "query_set", "key") if self.query_sets else ("layer", "head", "key")
+        self.dims = ("layer", "head", "query_set", "key") if self.query_sets else ("layer", "head", "key")
 
     @property
     def definition(self) -> str:
@@ -50,34 +44,17 @@ class ReceivedAttention:
         which = "the valid queries of each query set" if self.query_sets else f"{self.where.queries} valid queries"
         return f"sum over {which} of the attention that the key receives"
 
-    def fwd_hooks(self, model: Any, canvas: Canvas | None = None) -> list[Hook]:
-        """Hooks on `blocks.{layer}.attn.hook_pattern` of the layers in scope."""
-        self._by_layer = {}
-        layers = chosen(self.where.layers, int(model.cfg.n_layers), "layer")
-        return [(f"blocks.{layer}.attn.hook_pattern", partial(self._reduce, layer, canvas)) for layer in layers]
-
-    def _reduce(self, layer: int, canvas: Canvas | None, pattern: Tensor, *, hook: Any) -> None:
-        seen = canvas or plain_canvas((pattern.shape[0], pattern.shape[-1]), pattern.device)
-        masks = [seen.where(which)[:, None].to(pattern.device) for which in self.query_sets or (self.where.queries,)]
-        sums = [received_attention(pattern, queries) for queries in masks]
-        if bool(sums[0].isnan().any()):  # a record's nan means "no such key", so it must not come from a number
-            raise BrokenPattern(
-                f"the pattern of layer {layer} at step {seen.step} holds nan; an edit that leaves a row without a key, "
-                "or a dtype that overflows, makes one"
-            )
-        self._by_layer[layer] = torch.stack(sums, 2) if self.query_sets else sums[0]
+    def _measure(self, model: Any, layer: int, canvas: Canvas | None, *tensors: Tensor) -> Tensor:
+        (pattern,) = tensors
+        full = seen(canvas, len(pattern), pattern.shape[-1], pattern.device)
+        sets = self.query_sets or (self.where.queries,)
+        sums = [received_attention(pattern, full.where(which)[:, None].to(pattern.device)) for which in sets]
+        return torch.stack(sums, 2) if self.query_sets else sums[0]
 
     def coords(self) -> dict[str, list[Any]]:
         """The layers that were measured, and the query sets."""
-        layers: dict[str, list[Any]] = {"layer": sorted(self._by_layer)}
+        layers: dict[str, list[Any]] = {**super().coords()}
         return layers | ({"query_set": list(self.query_sets)} if self.query_sets else {})
 
-    def values(self) -> Float[Tensor, "batch layer head *query_set key"]:
-        """What the last forward measured."""
-        device = next(iter(self._by_layer.values())).device
-        return torch.stack([self._by_layer[layer].to(device) for layer in sorted(self._by_layer)], 1)
-
-    def __repr__(self) -> str:
-        parts = [repr(self.where)] if self.where != Where() else []
-        parts += [f"query_sets={list(self.query_sets)}"] if self.query_sets else []
-        return f"ReceivedAttention({', '.join(parts)})"
+    def _arguments(self) -> list[str]:
+        return [f"query_sets={list(self.query_sets)}"] if self.query_sets else []

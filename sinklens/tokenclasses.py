@@ -1,0 +1,48 @@
+"""Classes of tokens by their text: special marks, white space, punctuation, digits, words."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+CLASSES = ("bos", "eos", "mask", "white space", "punctuation", "digit", "word")
+_MARKS = {
+    "bos": r"<\|(bos|startoftext|begin_of_text)\|>|<s>",
+    "eos": r"<\|(eos|endoftext|eot_id|end_of_text|im_end)\|>|</s>",
+}
+
+
+def token_class(text: str) -> str:
+    """Class of a token by its text: one of CLASSES."""
+    for name, pattern in _MARKS.items():
+        if re.fullmatch(pattern, text):
+            return name
+    if re.fullmatch(r"<\|?\w*mask\w*\|?>|\[MASK\]", text, re.IGNORECASE):
+        return "mask"
+    stripped = text.strip()
+    if not stripped:
+        return "white space"
+    if stripped.isdigit():
+        return "digit"
+    return "word" if any(character.isalnum() for character in stripped) else "punctuation"
+
+
+def ids_of_class(model: Any, name: str) -> list[int]:
+    """Token ids of a class in a model's vocabulary; "mask" is the model's mask token.
+
+    Raises:
+        ValueError: an unknown class, a model without a tokenizer, or a class that its vocabulary does not hold.
+    """
+    if name not in CLASSES:
+        raise ValueError(f"token class {name!r} is unknown; the classes are {', '.join(CLASSES)}")
+    mask = getattr(getattr(model, "ids", None), "mask", None)
+    if name == "mask" and mask is not None:
+        return [int(mask)]
+    tokenizer = getattr(model, "tokenizer", None)
+    if tokenizer is None:
+        raise ValueError(f"token class {name!r} needs a tokenizer, and {model!r} has none; give token ids instead")
+    texts = tokenizer.batch_decode([[index] for index in range(len(tokenizer))])
+    found = [index for index, text in enumerate(texts) if token_class(text) == name]
+    if not found:
+        raise ValueError(f"no token of {model!r} is of class {name!r}, so it could never be found; use another class")
+    return found
