@@ -13,7 +13,7 @@ from torch import Tensor
 from sinklens.canvases import Prompt, as_list, first_canvas, forced_tokens, step_limits
 from sinklens.choosing import Causal, Diffusion
 from sinklens.errors import PlanError, ScopeError
-from sinklens.hooks import Canvas, Intervention, Probe, attached, overlap, wanted
+from sinklens.hooks import Canvas, Intervention, Probe, attached, leaves, overlap, wanted
 from sinklens.model import HookedDLM
 from sinklens.plan import Plan
 from sinklens.records import seeds_for
@@ -96,15 +96,16 @@ def denoising_steps(
         raise PlanError(
             f"cfg_scale={plan.cfg_scale:g}: edits under classifier-free guidance have no one meaning; use 0"
         )
-    for part in (*interventions, *probes):
+    for part in (leaf for whole in (*interventions, *probes) for leaf in leaves(whole)):
         part.where.validate(dlm.n_layers, dlm.n_heads, total)
     for index, edit in enumerate(interventions):
         for other in interventions[:index]:
-            if overlap(edit.where, other.where, dlm.n_layers, dlm.n_heads, total):
+            if any(overlap(a.where, b.where, dlm, total) for a in leaves(edit) for b in leaves(other)):
                 raise ScopeError(
                     f"{other!r} and {edit!r} act on the same heads at the same steps, so their order matters; say it "
                     "with interventions=[InOrder(first, second)], or give them scopes that do not meet"
                 )
+        getattr(edit, "check", lambda *_: None)(dlm, canvas)
         edit.reset(total)
     if follow is not None and (force is not None or follow.tokens.shape != canvas.tokens.shape):
         raise PlanError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from typing import Any, Protocol, get_args, runtime_checkable
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -148,12 +148,14 @@ class Where:
         return f"Where({', '.join(changed)})"
 
 
-def overlap(one: Where, other: Where, n_layers: int, n_heads: int, steps: int | None) -> bool:
-    """Whether two scopes share a (layer, head, step)."""
-    layers = set(chosen(one.layers, n_layers, "layer")) & set(chosen(other.layers, n_layers, "layer"))
-    heads = set(chosen(one.heads, n_heads, "head")) & set(chosen(other.heads, n_heads, "head"))
+def overlap(one: Where, other: Where, model: Any, steps: int | None) -> bool:
+    """Whether two scopes share a (layer, head, step) of a model; `steps` None: a run of unknown length."""
+    for name, size in (("layers", int(model.cfg.n_layers)), ("heads", int(model.cfg.n_heads))):
+        picked = [set(chosen(getattr(where, name), size, name)) for where in (one, other)]
+        if not picked[0] & picked[1]:
+            return False
     often = steps if steps is not None else 4096  # with an open end, far enough
-    return bool(layers and heads) and any(one.at(step, steps) and other.at(step, steps) for step in range(often))
+    return any(one.at(step, steps) and other.at(step, steps) for step in range(often))
 
 
 @runtime_checkable
@@ -216,9 +218,14 @@ class Intervention(Hookable, Protocol):
         """Forget everything seen: a new run of `steps` steps begins."""
         ...
 
-    def counts(self) -> Mapping[str, int]:
+    def counts(self) -> Mapping[str, float]:
         """What the edit did in this run, in numbers."""
         ...
+
+
+def leaves(part: Any) -> list[Any]:
+    """The edits that a composed edit is made of (its attribute `edits`), or the part itself."""
+    return [leaf for each in part.edits for leaf in leaves(each)] if hasattr(part, "edits") else [part]
 
 
 def wanted(part: Hookable, step: int, steps: int | None) -> bool:
@@ -266,3 +273,9 @@ def _counting(function: Callable, label: str, name: str, fired: dict[str, int], 
         return function(tensor, hook=hook)
 
     return hook_function
+
+
+def rotated(model: Any, which: Literal["q", "k"]) -> str:
+    """The hook point of the queries or keys that attention multiplies: after RoPE, or as projected without RoPE."""
+    point = f"attn.hook_rot_{which}"
+    return point if f"blocks.0.{point}" in model.hook_dict else f"attn.{which}.hook_out"

@@ -227,3 +227,42 @@ def seeds_for(seed: int | Sequence[int], rows: int) -> tuple[int, ...]:
 def to_numpy(tensor: Tensor) -> np.ndarray:
     """A tensor as numpy, bfloat16 as float32."""
     return tensor.detach().to(torch.float32 if tensor.dtype == torch.bfloat16 else tensor.dtype).cpu().numpy()
+
+
+class Rows:
+    """Finds the rows of a canvas in a record, by the tokens and places of their prompts.
+
+    Args:
+        record: The record.
+    """
+
+    def __init__(self, record: xr.Dataset) -> None:
+        made = json.loads(record.attrs.get("provenance", "{}"))
+        seed = made.get("seed", 0)
+        token, given = record["token"].to_numpy(), record["given"].to_numpy() == 1
+        seeds = seed if isinstance(seed, list) else [seed] * len(token)
+        self._known: dict[tuple, list[tuple[int, int]]] = {}
+        for row, (tokens, places) in enumerate(zip(token, given, strict=True)):
+            name = (tuple(np.flatnonzero(places).tolist()), tuple(tokens[places].tolist()))
+            self._known.setdefault(name, []).append((row, int(seeds[row])))
+
+    def find(self, canvas: Canvas) -> list[tuple[int, int]]:
+        """For each row of the canvas: its row in the record, and its first real position on the canvas.
+
+        Raises:
+            RecordError: a prompt that the record does not hold, or holds several times with no seed to tell.
+        """
+        found = []
+        seeds = canvas.seeds or (0,) * len(canvas.tokens)
+        parts = (canvas.tokens, canvas.prompt & canvas.valid, canvas.valid)
+        for row, (tokens, places, valid) in enumerate(zip(*(part.cpu().numpy() for part in parts), strict=True)):
+            start = int(valid.argmax())
+            name = (tuple((np.flatnonzero(places) - start).tolist()), tuple(tokens[places].tolist()))
+            matches = self._known.get(name, [])
+            if len(matches) > 1:
+                matches = [match for match in matches if match[1] == seeds[row]]
+            if len(matches) != 1:
+                what = "is not in the record" if not matches else f"is {len(matches)} times in the record"
+                raise RecordError(f"the prompt of row {row} (tokens {tokens[places].tolist()[:12]} ...) {what}")
+            found.append((matches[0][0], start))
+        return found

@@ -1,46 +1,29 @@
-"""Controls: the same edit, done to keys that are no sinks."""
+"""Controls: the same edit, done to keys that are no sinks. Each matches another detector in something."""
 
 from __future__ import annotations
 
 import copy
+import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from sinklens.hooks import Canvas
+from sinklens.hooks import Canvas, Hook
 from sinklens.interventions.detectors import Detector
 from sinklens.interventions.edits import SinkEdit
+from sinklens.interventions.keepkeys import KeepKeys
+from sinklens.interventions.noise import noise
+from sinklens.interventions.weights import NoOp
 from sinklens.sinks import SinkRule
 
 
-def noise(seed: int, canvas: Canvas, layer: int, heads: int) -> Float[Tensor, "batch head key"]:
-    """Uniform numbers in [0, 1) that depend on seed, row seed, step, layer, head and position alone.
+class Matched(Detector):
+    """Base: chooses keys in place of those that another detector selects, per row, layer and head.
 
-    A counter hash (splitmix64's finaliser) instead of a generator: the same on every device, in every batch and
-    however a row is padded.
-    """
-    device = canvas.valid.device
-    position = (canvas.valid.long().cumsum(-1) - 1)[:, None, :]
-    row = torch.tensor(canvas.seeds or (0,) * len(canvas.valid), dtype=torch.long, device=device)[:, None, None]
-    head = torch.arange(heads, device=device)[None, :, None]
-    x = torch.zeros((), dtype=torch.long, device=device)
-    for part in (seed, row, canvas.step, layer, head, position):
-        x = _mix(x + part + 0x1E3779B97F4A7C15)
-    return ((x >> 11) & ((1 << 53) - 1)).double().div(1 << 53).float()
-
-
-def _mix(x: Tensor) -> Tensor:
-    x = (x ^ ((x >> 30) & ((1 << 34) - 1))) * -0x40A7B892E31B1A47
-    x = (x ^ ((x >> 27) & ((1 << 37) - 1))) * -0x6B2FB644ECCEEE15
-    return x ^ ((x >> 31) & ((1 << 33) - 1))
-
-
-class RandomKeys(Detector):
-    """As many random keys as another detector finds sinks, per row, layer and head, and none of them a sink.
-
-    Keys that the other detector selects, and keys that the standard rule (epsilon 3) calls sinks at this step,
-    are not drawn. Where fewer keys are left, fewer are drawn (`counts()` of the edit shows how many in all).
+    Keys that the other detector selects, and keys that the standard rule (epsilon 3) calls sinks at this step, are
+    not chosen. Where too few are left, fewer are chosen (the edit's counts show how many in all).
 
     Args:
         of: The detector to be matched.
@@ -48,35 +31,230 @@ class RandomKeys(Detector):
     """
 
     def __init__(self, of: Detector, seed: int = 0) -> None:
-        super().__init__(of.rule, queries=of.queries)
+        super().__init__(of.rule, queries=of.queries, fewer="take", loop=of.loop)
         self.of, self.seed, self.needs_previous = of, seed, of.needs_previous
+        self.watched = of.watched
 
     def reset(self) -> None:
         """Forget what earlier steps showed."""
         self.of.reset()
+        self.watched = self.of.watched
 
-    def observe(self, layer: int, received: Tensor, canvas: Canvas) -> None:
+    def check(self, model: Any, canvas: Canvas) -> None:
+        """As the matched detector."""
+        self.of.check(model, canvas)
+
+    def query_set(self, *, causal: bool) -> Any:
+        """As the matched detector."""
+        return self.of.query_set(causal=causal)
+
+    def hooks(self, model: Any, layer: int, canvas: Canvas | None) -> list[Hook]:
+        """Those of the matched detector."""
+        self.causal = bool(getattr(model, "is_causal", getattr(model.cfg, "attention_dir", "") == "causal"))
+        return self.of.hooks(model, layer, canvas)
+
+    def observe(self, layer: int, received: Tensor, canvas: Canvas, visible: Tensor | None = None) -> None:
         """Let the matched detector watch."""
-        self.of.observe(layer, received, canvas)
+        self.of.observe(layer, received, canvas, visible)
 
-    def select(self, layer: int, received: Tensor, eligible: Tensor, canvas: Canvas) -> Tensor:
-        """Random eligible keys, as many as the matched detector selects."""
-        sinks = self.of.select(layer, received, eligible, canvas)
+    def find(
+        self, layer: int, received: Tensor, eligible: Tensor, canvas: Canvas, visible: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The keys instead, and the heads in which there are fewer than the matched detector's."""
+        sinks, _ = self.of.find(layer, received, eligible, canvas, visible)
         free = eligible & ~sinks & ~SinkRule()(received, eligible)
-        draw = noise(self.seed, canvas, layer, received.shape[1]).to(received.device).masked_fill(~free, -1.0)
-        order = draw.argsort(dim=-1, descending=True, stable=True)
-        rank = torch.empty_like(order).scatter(
-            -1, order, torch.arange(order.shape[-1], device=order.device).expand_as(order)
-        )
-        return (rank < sinks.sum(-1, keepdim=True)) & free
+        draw = noise(self.seed, canvas, layer, received.shape[1]).to(received.device)
+        chosen = self.choose(sinks, free, received, draw, canvas) & free
+        return chosen, chosen.sum(-1) < sinks.sum(-1)
+
+    def select(
+        self, layer: int, received: Tensor, eligible: Tensor, canvas: Canvas, visible: Tensor | None = None
+    ) -> Tensor:
+        """The keys instead."""
+        return self.find(layer, received, eligible, canvas, visible)[0]
+
+    def choose(self, sinks: Tensor, free: Tensor, received: Tensor, draw: Tensor, canvas: Canvas) -> Tensor:
+        """Keys in place of the sinks.
+
+        Args:
+            sinks: What the matched detector selects [batch, head, key].
+            free: Keys that may be chosen.
+            received: Received attention.
+            draw: Uniform random numbers.
+            canvas: What the forward sees.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no choose")
 
     def __repr__(self) -> str:
-        return f"RandomKeys({self.of!r}, seed={self.seed})"
+        return f"{type(self).__name__}({self.of!r}, seed={self.seed})"
 
 
-def random_control(edit: SinkEdit, seed: int = 0) -> SinkEdit:
-    """The same edit in the same scope, done to as many random non-sink keys."""
-    control = copy.copy(edit)
-    control.detector = RandomKeys(copy.copy(edit.detector), seed)
-    control.reset()
-    return control
+class RandomKeys(Matched):
+    """As many random keys. In a causal model each comes from the neighbourhood of the sink that it stands for.
+
+    A causal key's place decides how many queries see it, so there a key is drawn among the quarter of the free keys
+    (at least 4) that are nearest to the sink.
+    """
+
+    causal = False
+
+    def choose(self, sinks: Tensor, free: Tensor, received: Tensor, draw: Tensor, canvas: Canvas) -> Tensor:
+        """Random free keys."""
+        if not self.causal:
+            return _first(draw.masked_fill(~free, -1.0), sinks.sum(-1, keepdim=True)) & free
+        return _one_by_one(sinks, free, draw, lambda place, open_: _near(place, open_, free))
+
+
+class SameMass(Matched):
+    """Random keys that together receive about as much attention as the sinks: equal mass, not equal number.
+
+    Keys are drawn until their received attention would pass that of the sinks; if all free keys receive less, all are
+    taken. The edit's count "mass" shows how well it went.
+    """
+
+    def choose(self, sinks: Tensor, free: Tensor, received: Tensor, draw: Tensor, canvas: Canvas) -> Tensor:
+        """Random free keys up to the sinks' mass."""
+        target = (received * sinks).sum(-1, keepdim=True)
+        order = draw.masked_fill(~free, -1.0).argsort(dim=-1, descending=True, stable=True)
+        reached = (received * free).gather(-1, order).cumsum(-1)
+        before = torch.cat([torch.zeros_like(reached[..., :1]), reached[..., :-1]], -1)
+        # The key that crosses the target is taken if that comes nearer than stopping before it.
+        take = (reached <= target) | ((before < target) & (reached - target < target - before))
+        return torch.zeros_like(free).scatter(-1, order, take) & free
+
+
+class BottomKeys(Matched):
+    """As many keys, those that receive least (arXiv 2605.09313's "bottom_sink")."""
+
+    def choose(self, sinks: Tensor, free: Tensor, received: Tensor, draw: Tensor, canvas: Canvas) -> Tensor:
+        """The free keys that receive least."""
+        score = (-received).masked_fill(~free, float("-inf"))
+        return _first(score, sinks.sum(-1, keepdim=True)) & free
+
+
+class SameClass(Matched):
+    """For each sink a random other key that holds a token of the same class (`tokenclasses`) and is no sink.
+
+    A sink whose class has no other free key gets none. Needs a tokenizer, or else compares token ids.
+    """
+
+    def hooks(self, model: Any, layer: int, canvas: Canvas | None) -> list[Hook]:
+        """Those of the matched detector; finds the class of every token id once."""
+        if getattr(self, "_model", None) is not model:
+            self._model, self._classes = model, _class_of_ids(model)
+        return super().hooks(model, layer, canvas)
+
+    def choose(self, sinks: Tensor, free: Tensor, received: Tensor, draw: Tensor, canvas: Canvas) -> Tensor:
+        """Random free keys of the sinks' classes."""
+        kinds = self._classes.to(sinks.device)[canvas.tokens.to(sinks.device)][:, None].expand(sinks.shape)
+        return _one_by_one(sinks, free, draw, lambda place, open_: open_ & (kinds == kinds.gather(-1, place)))
+
+
+class ShiftedKeys(Matched):
+    """The keys that stand `by` positions to the right of the sinks (to the left where there is nothing).
+
+    Args:
+        of: The detector to be matched.
+        seed: Not used.
+        by: How far.
+    """
+
+    def __init__(self, of: Detector, seed: int = 0, by: int = 1) -> None:
+        super().__init__(of, seed)
+        if by < 1:
+            raise ValueError(f"by={by} must be at least 1")
+        self.by = by
+
+    def choose(self, sinks: Tensor, free: Tensor, received: Tensor, draw: Tensor, canvas: Canvas) -> Tensor:
+        """The neighbours, if they are free."""
+        place = torch.arange(sinks.shape[-1], device=sinks.device)
+        end = canvas.where("last").int().argmax(-1)[:, None, None].to(sinks.device)
+        stuck = sinks & (place + self.by > end)
+        right = torch.nn.functional.pad(sinks & ~stuck, (self.by, 0))[..., : len(place)]
+        left = torch.nn.functional.pad(stuck, (0, self.by))[..., self.by :]
+        return (right | left) & free
+
+    def __repr__(self) -> str:
+        return f"ShiftedKeys({self.of!r}, by={self.by})"
+
+
+def _first(score: Tensor, count: Tensor) -> Tensor:
+    """The `count` largest of each row."""
+    order = score.argsort(dim=-1, descending=True, stable=True)
+    place = torch.arange(order.shape[-1], device=order.device).expand_as(order)
+    return torch.empty_like(order).scatter(-1, order, place) < count
+
+
+def _one_by_one(sinks: Tensor, free: Tensor, draw: Tensor, candidates: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """For one sink after the other, the candidate with the largest draw; nobody is taken twice."""
+    taken, rank = torch.zeros_like(sinks), sinks.cumsum(-1) * sinks
+    for number in range(1, int(rank.max()) + 1):
+        here = rank == number
+        place = here.int().argmax(-1, keepdim=True)
+        able = candidates(place, free & ~taken) & here.any(-1, keepdim=True)
+        best = draw.masked_fill(~able, -1.0).argmax(-1, keepdim=True)
+        taken = taken | (torch.zeros_like(taken).scatter(-1, best, True) & able)
+    return taken
+
+
+def _near(place: Tensor, able: Tensor, free: Tensor) -> Tensor:
+    """The free keys nearest to a place: a quarter of all free ones, at least 4."""
+    keys = able.shape[-1]
+    distance = (torch.arange(keys, device=able.device) - place).abs().float()
+    wanted = (free.sum(-1, keepdim=True) / 4).ceil().clamp(min=4)
+    return _first(-distance.masked_fill(~able, math.inf), wanted) & able
+
+
+def _class_of_ids(model: Any) -> Tensor:
+    from sinklens.tokenclasses import CLASSES, token_class
+
+    if getattr(model, "tokenizer", None) is None:
+        return torch.arange(int(model.cfg.d_vocab))
+    texts = model.tokenizer.batch_decode([[index] for index in range(int(model.cfg.d_vocab))])
+    classes = torch.tensor([CLASSES.index(token_class(text)) for text in texts])
+    mask = getattr(getattr(model, "ids", None), "mask", None)
+    if mask is not None:
+        classes[mask] = CLASSES.index("mask")
+    return classes
+
+
+CONTROLS: dict[str, type[Matched]] = {
+    "random": RandomKeys,
+    "same_mass": SameMass,
+    "bottom": BottomKeys,
+    "same_class": SameClass,
+    "shifted": ShiftedKeys,
+}
+
+
+def control(edit: Any, name: str = "random", seed: int = 0) -> Any:
+    """The same edit in the same scope, done to other keys: "random", "same_mass", "bottom", "same_class", "shifted".
+
+    "noop" finds the sinks and does nothing. KeepKeys has the control "random": as many keys, kept at random.
+
+    Raises:
+        ValueError: an unknown control, or an edit without keys to be matched.
+    """
+    known = ", ".join((*CONTROLS, "noop"))
+    if name not in (*CONTROLS, "noop"):
+        raise ValueError(f"control {name!r} is unknown; the controls are {known}")
+    if isinstance(edit, KeepKeys):
+        if name != "random":
+            raise ValueError(f"{edit!r} has the control 'random' only: as many keys, kept at random")
+        return KeepKeys(edit.budget, by="random", where=edit.where, seed=seed)
+    if not isinstance(edit, SinkEdit):
+        raise ValueError(
+            f"{edit!r} acts on no detected keys, so no control can match it; say controls=None, or name edits to "
+            "compare it with as conditions"
+        )
+    if name == "noop":
+        return NoOp(copy.copy(edit.detector), edit.where)
+    other = copy.copy(edit)
+    other.detector = CONTROLS[name](copy.copy(edit.detector), seed)
+    other.reset()
+    return other
+
+
+def random_control(edit: Any, seed: int = 0) -> Any:
+    """`control(edit, "random", seed)`: as many random keys that are no sinks."""
+    return control(edit, "random", seed)

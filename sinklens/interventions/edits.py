@@ -1,153 +1,256 @@
-"""What is done to sinks: one small class per operator."""
+"""What the edits share: scope, counting, and finding the keys to act on."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sinklens.hooks import Canvas, Hook, Where, chosen, plain_canvas
+from sinklens.errors import ScopeError
+from sinklens.hooks import Canvas, Hook, Hookable, Where, chosen, plain_canvas
 from sinklens.interventions.detectors import Detector, PreviousStep
 from sinklens.sinks import received_attention
 
 
-class SinkEdit:
-    """Base of the edits: detection, scope and counting. A subclass names a hook point and edits its tensor.
+@dataclass(frozen=True, eq=False)
+class At:
+    """Where an operator acts: one layer in one forward.
+
+    Attributes:
+        layer: The layer.
+        canvas: What the forward sees.
+        selected: Keys to act on, by the detector and in scope.
+        touched: Entries to act on: the selected keys, for the queries in scope.
+        visible: Entries that the model may look at: real keys, and in a causal model none to the right.
+    """
+
+    layer: int
+    canvas: Canvas
+    selected: Bool[Tensor, "batch head key"]
+    touched: Bool[Tensor, "batch head query key"]
+    visible: Bool[Tensor, "batch one query key"]
+
+
+class Edit:
+    """Base of all edits: scope and counts.
 
     Works in `denoise(interventions=[...])` and, as plain hooks, in `run_with_hooks(fwd_hooks=edit.fwd_hooks(model))`
     of any TransformerBridge whose attention hooks are live.
+
+    Args:
+        where: Layers, heads, steps, queries and keys.
+    """
+
+    watches_before = False
+
+    def __init__(self, where: Where | None = None) -> None:
+        self.where = where or Where()
+        self._steps: int | None = None
+        self._counts: dict[str, Tensor] = {}
+
+    @property
+    def clean(self) -> Sequence[Hookable]:
+        """What must watch a forward without edits, at every step, before the edited one."""
+        return ()
+
+    def check(self, model: Any, canvas: Canvas) -> None:
+        """Raise, before the first forward, if this edit cannot act on this canvas of this model."""
+
+    def reset(self, steps: int | None = None) -> None:
+        """A new run of `steps` steps begins."""
+        self._steps, self._counts = steps, {}
+
+    def counts(self) -> Mapping[str, float]:
+        """What the edit did in this run, by name, summed over the batch (the class says which names it counts)."""
+        return {name: amount.sum().item() for name, amount in self._counts.items()}
+
+    def per_row(self, name: str) -> list[float]:
+        """One of the counts for each row of the batch; empty if the edit's steps never came."""
+        return self._counts[name].tolist() if name in self._counts else []
+
+    def count(self, name: str, amount: Tensor) -> None:
+        """Add an amount per row [batch]."""
+        before = self._counts.get(name)
+        self._counts[name] = amount if before is None else before.to(amount.device) + amount
+
+    def layers(self, model: Any) -> list[int]:
+        """The layers in scope."""
+        return chosen(self.where.layers, int(model.cfg.n_layers), "layer")
+
+    def acts(self, canvas: Canvas | None) -> bool:
+        """Whether this step is in scope."""
+        return self.where.at(canvas.step if canvas is not None else 0, self._steps)
+
+    def heads(self, canvas: Canvas, heads: int, device: torch.device) -> Bool[Tensor, "batch head"]:
+        """Heads in scope, of rows that are still being decoded."""
+        mask = self.where.head_mask(heads, device)[..., 0].expand(len(canvas.tokens), -1)
+        return mask if canvas.active is None else mask & canvas.active[:, None].to(device)
+
+    def rows(self, canvas: Canvas, heads: int, device: torch.device) -> Bool[Tensor, "batch head query 1"]:
+        """Rows of the pattern in scope: these heads, these queries."""
+        queries = canvas.where(self.where.queries)[:, None, :, None].to(device)
+        return self.heads(canvas, heads, device)[..., None, None] & queries
+
+    def fwd_hooks(self, model: Any, canvas: Canvas | None = None) -> list[Hook]:
+        """Hooks on the layers in scope."""
+        raise NotImplementedError(f"{type(self).__name__} has no fwd_hooks")
+
+    def arguments(self) -> list[str]:
+        """What was asked for, as text: it must tell this edit from every other."""
+        return []
+
+    def __repr__(self) -> str:
+        where = [] if self.where == Where() else [f"where={self.where!r}"]
+        return f"{type(self).__name__}({', '.join([*self.arguments(), *where])})"
+
+
+class SinkEdit(Edit):
+    """An edit of the keys that a detector finds. A subclass names a hook point and edits its tensor.
+
+    Counts, over steps, layers and heads: "keys" edited; "mass", the attention that the touched entries held before
+    (each query has 1); "heads_without_sink", where the detector found nothing; "heads_with_fewer" than top_k;
+    "rows_that_kept_one_key", where the edit would have left a query without any key.
 
     Args:
         detector: Who is edited; the paper's PreviousStep(top_k=1) when None.
         where: Layers, heads, steps, queries and keys.
     """
 
-    hook_point = ""
+    hook_point = "hook_pattern"
 
     def __init__(self, detector: Detector | None = None, where: Where | None = None) -> None:
+        super().__init__(where)
         self.detector = detector or PreviousStep(top_k=1)
-        self.where = where or Where()
-        self._steps: int | None = None
-        self._counts: dict[str, Tensor] = {}
-        self._per_row = torch.zeros(0)
 
     @property
     def watches_before(self) -> bool:
         """Whether the edit must see the step before its scope."""
         return self.detector.needs_previous
 
+    @property
+    def clean(self) -> Sequence[Hookable]:
+        """What must watch a forward without edits: the detector, if it is open-loop."""
+        return [_Watcher(self)] if self.detector.loop == "open" else []
+
+    def check(self, model: Any, canvas: Canvas) -> None:
+        """Raise for a detector that cannot work here."""
+        self.detector.check(model, canvas)
+
     def reset(self, steps: int | None = None) -> None:
         """A new run of `steps` steps begins."""
+        super().reset(steps)
         self.detector.reset()
-        self._steps, self._counts, self._per_row = steps, {}, torch.zeros(0)
 
-    def counts(self) -> Mapping[str, int]:
-        """Edited (row, layer, head, key) in all; (row, layer, head) without a sink; query rows left one key."""
-        names = ("keys", "heads_without_sink", "rows_that_kept_one_key")
-        return {name: int(self._counts.get(name, 0)) for name in names}
+    def counts(self) -> Mapping[str, float]:
+        """The class's counts, 0 where nothing happened."""
+        names = ("keys", "heads_without_sink", "heads_with_fewer", "rows_that_kept_one_key")
+        return {**dict.fromkeys(names, 0), "mass": 0.0, **super().counts()}
 
     def keys_per_row(self) -> list[int]:
         """Edited (step, layer, head, key) of each row of the batch; empty if the edit's steps never came."""
-        return self._per_row.tolist()
+        return [int(number) for number in self.per_row("keys")]
 
     def fwd_hooks(self, model: Any, canvas: Canvas | None = None) -> list[Hook]:
-        """Hooks on the layers in scope; outside the steps in scope they only watch, for the next step."""
-        step = canvas.step if canvas is not None else 0
-        acts = self.where.at(step, self._steps)
-        causal = bool(getattr(model, "is_causal", getattr(model.cfg, "attention_dir", "") == "causal"))
+        """Hooks on the layers in scope; outside the steps in scope they only watch, for the next step.
+
+        Raises:
+            ScopeError: an open-loop detector outside the denoising loop.
+        """
+        if canvas is None and self.clean:
+            raise ScopeError(f"{self!r} needs a clean forward at the same canvas; use it in denoise")
+        causal = direction(model) == "causal"
         queries = self.detector.query_set(causal=causal)
-        layers = chosen(self.where.layers, int(model.cfg.n_layers), "layer")
-        return [
-            (f"blocks.{layer}.attn.{self.hook_point}", partial(self._hook, layer, canvas, queries, acts))
-            for layer in layers
-        ]
+        hooks: list[Hook] = []
+        for layer in self.layers(model):
+            hooks += self.detector.hooks(model, layer, canvas)
+            act = partial(self._hook, layer, canvas, queries, self.acts(canvas), causal)
+            hooks += self.around(layer, (f"blocks.{layer}.attn.{self.hook_point}", act))
+        return hooks
+
+    def around(self, layer: int, hook: Hook) -> list[Hook]:
+        """The layer's hooks; a subclass may need more than one."""
+        return [hook]
 
     def _hook(
-        self, layer: int, canvas: Canvas | None, queries: Any, acts: bool, tensor: Tensor, *, hook: Any
+        self, layer: int, canvas: Canvas | None, queries: Any, acts: bool, causal: bool, tensor: Tensor, *, hook: Any
     ) -> Tensor | None:
         seen = canvas or plain_canvas((tensor.shape[0], tensor.shape[-1]), tensor.device)
         pattern = self.pattern(tensor)
-        received = received_attention(pattern, seen.where(queries)[:, None].to(tensor.device))
+        received, visible = self.detector.watched.get(layer) or attention_of(pattern, seen, queries, causal=causal)
         selected = None
         if acts:
-            eligible = seen.where(self.where.keys)[:, None].to(tensor.device).expand(received.shape)
-            selected = self.detector.select(layer, received, eligible, seen)
-            heads = self.where.head_mask(tensor.shape[1], tensor.device)
-            if seen.active is not None:
-                heads = heads & seen.active[:, None, None].to(tensor.device)
-            selected = selected & heads
-            self._count("heads_without_sink", (heads & ~selected.any(-1, keepdim=True)).sum())
-        self.detector.observe(layer, received, seen)
+            eligible = (seen.where(self.where.keys) & seen.where(self.detector.rule.keys))[:, None].to(tensor.device)
+            eligible = eligible.expand(received.shape)
+            selected, short = self.detector.find(layer, received, eligible, seen, visible)
+            heads = self.heads(seen, tensor.shape[1], tensor.device)
+            selected = selected & heads[..., None]
+            self.count("heads_without_sink", (heads & ~selected.any(-1)).sum(-1))
+            self.count("heads_with_fewer", (heads & short & selected.any(-1)).sum(-1))
+        self.detector.observe(layer, received, seen, visible)
         if selected is None:
             return None
-        keys = selected.sum((1, 2))
-        self._count("keys", keys.sum())
-        self._per_row = keys if len(self._per_row) == 0 else self._per_row + keys.to(self._per_row.device)
         touched = selected[:, :, None, :] & seen.where(self.where.queries)[:, None, :, None].to(tensor.device)
         if not self.where.diagonal:
             touched = touched & ~torch.eye(*tensor.shape[-2:], dtype=torch.bool, device=tensor.device)
-        return self.apply(tensor, touched)
+        self.count("keys", selected.sum((1, 2)))
+        self.count("mass", torch.einsum("bhqk,bhqk->b", pattern.float(), touched.float()))
+        sees = seen.valid[:, None, None, :].to(tensor.device).expand(-1, 1, tensor.shape[-2], -1)
+        sees = sees.tril() if causal else sees
+        return self.apply(tensor, At(layer, seen, selected, touched, sees))
 
-    def pattern(self, tensor: Tensor) -> Tensor:
+    def pattern(self, tensor: Tensor) -> Float[Tensor, "batch head query key"]:
         """The attention weights that the hooked tensor stands for."""
-        raise NotImplementedError(f"{type(self).__name__} has no pattern")
-
-    def apply(self, tensor: Tensor, touched: Bool[Tensor, "batch head query key"]) -> Tensor:
-        """The edited tensor; never in place."""
-        raise NotImplementedError(f"{type(self).__name__} has no apply")
-
-    def _count(self, name: str, amount: Tensor) -> None:
-        self._counts[name] = self._counts.get(name, torch.zeros((), dtype=torch.long, device=amount.device)) + amount
-
-    def __repr__(self) -> str:
-        where = "" if self.where == Where() else f", where={self.where!r}"
-        return f"{type(self).__name__}({self.detector!r}{where})"
-
-
-class MaskSinks(SinkEdit):
-    """Set the sinks' scores to minus infinity before the softmax, so that the rest of the row takes their mass.
-
-    Conserves: row sums (1). Equal to removing the sinks after the softmax and giving their mass to the other keys
-    in proportion.
-    Assumes: a row keeps at least one key; one that would lose all keeps its largest, and this is counted.
-    Source: arXiv 2510.15731, section 4.3.
-    """
-
-    hook_point = "hook_attn_scores"
-
-    def pattern(self, tensor: Tensor) -> Tensor:
-        """Softmax of the scores (rows without any key: zero)."""
-        return tensor.float().softmax(-1).nan_to_num(0.0)
-
-    def apply(self, tensor: Tensor, touched: Tensor) -> Tensor:
-        """Scores with -inf at the touched entries."""
-        masked = tensor.masked_fill(touched, float("-inf"))
-        # Other bridges write the lowest number, not -inf, where the model does not look.
-        unseen = torch.finfo(tensor.dtype).min / 2
-        lost = (masked <= unseen).all(-1) & (tensor > unseen).any(-1)
-        self._count("rows_that_kept_one_key", lost.sum())
-        largest = torch.zeros_like(touched).scatter(-1, tensor.argmax(-1, keepdim=True), True)
-        return torch.where(lost[..., None] & largest, tensor, masked)
-
-
-class ZeroSinks(SinkEdit):
-    """Set the sinks' weights to zero after the softmax; their mass is lost.
-
-    Conserves: the other keys' weights. Row sums drop by exactly the sinks' mass.
-    Assumes: nothing.
-    Source: the score-path control of arXiv 2605.09313 without its renormalisation.
-    """
-
-    hook_point = "hook_pattern"
-
-    def pattern(self, tensor: Tensor) -> Tensor:
-        """The pattern itself."""
         return tensor
 
-    def apply(self, tensor: Tensor, touched: Tensor) -> Tensor:
-        """The pattern with zeros at the touched entries."""
-        return tensor.masked_fill(touched, 0.0)
+    def apply(self, tensor: Tensor, at: At) -> Tensor | None:
+        """The edited tensor; never in place. None leaves it."""
+        raise NotImplementedError(f"{type(self).__name__} has no apply")
+
+    def arguments(self) -> list[str]:
+        """The detector."""
+        return [repr(self.detector)]
+
+
+class _Watcher:
+    """Shows an open-loop detector the attention of a forward without edits."""
+
+    def __init__(self, edit: SinkEdit) -> None:
+        self.edit, self.where = edit, edit.where
+
+    def fwd_hooks(self, model: Any, canvas: Canvas | None = None) -> list[Hook]:
+        """Hooks on the patterns of the edit's layers."""
+        causal = direction(model) == "causal"
+        queries = self.edit.detector.query_set(causal=causal)
+
+        def watch(layer: int, pattern: Tensor, *, hook: Any) -> None:
+            seen = canvas or plain_canvas((pattern.shape[0], pattern.shape[-1]), pattern.device)
+            self.edit.detector.watched[layer] = attention_of(pattern, seen, queries, causal=causal)
+
+        return [(f"blocks.{layer}.attn.hook_pattern", partial(watch, layer)) for layer in self.edit.layers(model)]
+
+    def __repr__(self) -> str:
+        return f"clean({self.edit!r})"
+
+
+def direction(model: Any) -> str:
+    """Either "causal" or "bidirectional": what a HookedDLM knows, else what the bridge's config says."""
+    known = getattr(model, "is_causal", None)
+    if known is not None:
+        return "causal" if known else "bidirectional"
+    return str(getattr(model.cfg, "attention_dir", "bidirectional"))
+
+
+def attention_of(
+    pattern: Float[Tensor, "batch head query key"], canvas: Canvas, queries: Any, *, causal: bool
+) -> tuple[Float[Tensor, "batch head key"], Float[Tensor, "batch head key"] | None]:
+    """Received attention of a forward, and in a causal model how many of the queries can see each key."""
+    counting = canvas.where(queries)[:, None].to(pattern.device)
+    received = received_attention(pattern, counting)
+    if not causal:
+        return received, None
+    return received, counting.float().flip(-1).cumsum(-1).flip(-1).expand(received.shape)

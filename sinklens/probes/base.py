@@ -140,12 +140,6 @@ def norms(vectors: Float[Tensor, "batch pos head d_head"], canvas: Canvas | None
     return only(vectors.float().norm(dim=-1).transpose(1, 2), valid)
 
 
-def rotated(model: Any, which: Literal["q", "k"]) -> str:
-    """The hook point of the queries or keys that attention multiplies: after RoPE, or as projected without RoPE."""
-    point = f"attn.hook_rot_{which}"
-    return point if f"blocks.0.{point}" in model.hook_dict else f"attn.{which}.hook_out"
-
-
 def score(logits: Float[Tensor, "row vocab"], what: Score) -> Float[Tensor, " row"]:
     """One number per row of logits: see SCORES. Token ids are floats, exact up to 2**24."""
     logits = logits.float()

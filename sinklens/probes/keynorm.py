@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from sinklens.hooks import Canvas
-from sinklens.probes.base import LayerProbe, norms, rotated
+from sinklens.hooks import Canvas, rotated
+from sinklens.probes.base import LayerProbe, norms
 
 
 class KeyNorm(LayerProbe):

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sinklens.hooks import Canvas
-from sinklens.probes.base import LayerProbe, causal, norms, only, rotated, seen
+from sinklens.hooks import Canvas, rotated
+from sinklens.probes.base import LayerProbe, causal, norms, only, seen
 
 
 class QKCosine(LayerProbe):
