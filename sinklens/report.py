@@ -90,11 +90,11 @@ def write(path: str | Path, *, title: str, intro: str, sections: Sequence[Sectio
 
 
 def from_record(path: str | Path, record: xr.Dataset, *, rule: SinkRule | None = None) -> Path:
-    """A page for one run: where its numbers come from, and the sinks of its first `PROMPTS` prompts.
+    """A page for one run: its sinks over layers and steps, those of its first `PROMPTS` prompts, and its provenance.
 
     Args:
         path: The HTML file.
-        record: Needs `received` (`probes.ReceivedAttention`).
+        record: Needs `received` (`probes.ReceivedAttention`); with `key_norm` (`probes.KeyNorm`) also shows key norms.
         rule: What a sink is; `SinkRule()` when None.
 
     Raises:
@@ -109,15 +109,27 @@ def from_record(path: str | Path, record: xr.Dataset, *, rule: SinkRule | None =
         tables=[("What made the numbers", pd.DataFrame(rows, columns=["what", "value"]))] if rows else [],
     )
     prompts = record.sizes.get("prompt", 1)
-    sections = []
+    run = {
+        "The first figure counts the sinks of a head in every layer at every step.": plots.layer_steps(record, rule),
+        "The histogram shows how much attention all keys receive, where the rule cuts, and what even attention would "
+        "give.": plots.histogram(record, rule),
+    }
+    if rule.epsilon is not None:
+        text = "The curve shows how the share of keys that are no sinks depends on the rule's epsilon."
+        run[text] = plots.filtered_curve({str(made.get("model", "this record")): record}, rule=rule)
+    if "key_norm" in record:
+        run["The scatter asks whether keys of small norm receive more attention."] = plots.key_norms(record, rule=rule)
+    sections = [Section("The whole run", " ".join(run), figures=list(run.values()))]
     for prompt in range(min(prompts, PROMPTS)):
         figures = [
             plots.timeline(record, prompt=prompt, rule=rule),
             plots.sink_positions(record, prompt=prompt, rule=rule),
+            *([plots.heads(record, prompt, rule)] if prompt == 0 else []),
         ]
         row = record.isel(prompt=prompt)
         given = [plots.visible(str(t)) for t, g in zip(row["text"].values, row["given"].values, strict=True) if g == 1]
-        sections.append(Section(f"Prompt {prompt}", f"Given: {' '.join(given)}", figures=figures))
+        text = "\n\nThe last figure shows every head in small, beside even attention." if prompt == 0 else ""
+        sections.append(Section(f"Prompt {prompt}", f"Given: {' '.join(given)}{text}", figures=figures))
     intro = (
         "Received attention is the column sum of an attention pattern: how much attention the queries together pay "
         "to a position. It averages 1 over the positions if all queries count. A sink is a position with "

@@ -137,13 +137,13 @@ def test_page_of_a_record(tmp_path):
     assert "<td>interventions</td><td>none</td>" in rest
     assert "Given: &lt;|bos|&gt;" in rest
     assert "<|" not in rest
-    assert rest.count("Plotly.newPlot(") == 2
+    assert rest.count("Plotly.newPlot(") == 6
 
 
 def test_page_of_many_prompts_says_what_it_shows(tmp_path):
     page = report.from_record(tmp_path / "run.html", one_run(6)).read_text(encoding="utf-8")
     assert "first 4 of 6 prompts" in page
-    assert page.count("Plotly.newPlot(") - get_plotlyjs().count("Plotly.newPlot(") == 8
+    assert page.count("Plotly.newPlot(") - get_plotlyjs().count("Plotly.newPlot(") == 12
 
 
 def test_page_without_provenance_says_so(tmp_path):

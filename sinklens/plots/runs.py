@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 
-from sinklens import metrics
-from sinklens.plots.theme import COLORS, SCALE, SYMBOLS, describe, safe, themed, titled
+from sinklens.plots.data import CELLS, Row, largest, on_canvas, row_of
+from sinklens.plots.theme import COLORS, SCALE, SYMBOLS, describe, themed, titled
 from sinklens.sinks import SinkRule
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
-
-
-LABELLED = 64  # positions; more token texts than this do not fit on an axis
-
-
-CELLS = 500_000  # cells in one figure; a browser stays quick and a page small
 
 
 def timeline(record: xr.Dataset, *, prompt: int = 0, rule: SinkRule | None = None, title: str | None = None) -> Figure:
@@ -43,14 +36,14 @@ def timeline(record: xr.Dataset, *, prompt: int = 0, rule: SinkRule | None = Non
     import plotly.graph_objects as go
 
     rule = rule or SinkRule()
-    row = _row(record, prompt, rule)
+    row = row_of(record, prompt, rule)
     views, left_out = _views(row)
     size = float(np.clip(600 / max(len(row.steps), len(row.keys)), 3, 6))
     figure = go.Figure()
     for index, (label, select, pairs) in enumerate(views):
         mean, counts = row.received[:, *select].mean((1, 2)), row.sinks[:, *select].sum((1, 2))
         figure.add_heatmap(
-            x=row.keys, y=row.steps, z=mean, zmin=0, zmax=_largest(mean), colorscale=SCALE, hoverongaps=False,
+            x=row.keys, y=row.steps, z=mean, zmin=0, zmax=largest(mean), colorscale=SCALE, hoverongaps=False,
             text=row.shown, customdata=counts, name=label, visible=index == 0,
             colorbar={"title": {"text": "received attention (column sum)", "side": "right", "font_size": 13}},
             hovertemplate="position %{x:d}, step %{y:d}<br>token <b>%{text}</b><br>received attention %{z:.3f}<br>"
@@ -80,7 +73,7 @@ def timeline(record: xr.Dataset, *, prompt: int = 0, rule: SinkRule | None = Non
     ]
     if left_out:
         lines.append(f"Left out for size: {left_out}; plot fewer layers or steps to see them.")
-    _on_canvas(themed(figure), row)
+    on_canvas(themed(figure), row)
     return titled(figure, title or f"Who is attended to, step by step (prompt {prompt})", *lines)
 
 
@@ -105,7 +98,7 @@ def sink_positions(
     from plotly.colors import sample_colorscale
 
     rule = rule or SinkRule()
-    row = _row(record, prompt, rule)
+    row = row_of(record, prompt, rule)
     layers, heads = row.sinks.shape[1:3]
     colors = COLORS if layers <= len(COLORS) else sample_colorscale(SCALE, np.linspace(0, 0.95, layers).tolist())
     shift = (np.arange(layers) - (layers - 1) / 2) * 0.7 / layers
@@ -126,7 +119,7 @@ def sink_positions(
         )  # fmt: skip
     if not row.sinks.any():
         figure.add_annotation(text="no sink by this rule", showarrow=False, x=0.5, y=0.5, xref="paper", yref="paper")
-    _on_canvas(themed(figure), row)
+    on_canvas(themed(figure), row)
     figure.update_layout(legend_itemsizing="constant")
     if layers > len(COLORS):
         figure.update_layout(legend={"orientation": "v", "x": 1.01, "xanchor": "left", "y": 1, "yanchor": "top"})
@@ -139,52 +132,7 @@ def sink_positions(
     )
 
 
-@dataclass(frozen=True)
-class _Row:
-    """One prompt of a record, cut to its own positions."""
-
-    received: np.ndarray  # [step, layer, head, key]
-    sinks: np.ndarray  # likewise, bool
-    shown: list[list[str]]  # [step][key]: the token standing there at that step
-    final: list[str]  # [key]; "" where nothing was ever written
-    given: np.ndarray  # [key]
-    steps: np.ndarray
-    layers: np.ndarray
-    heads: np.ndarray
-    keys: np.ndarray
-
-
-def _row(record: xr.Dataset, prompt: int, rule: SinkRule) -> _Row:
-    for name in ("received", "token", "text", "given", "masked", "commit_step"):
-        if name not in record:
-            hint = "; measure with probes=[ReceivedAttention()]" if name == "received" else ""
-            raise ValueError(f"the record has no {name!r}; it has {', '.join(map(str, record.data_vars))}{hint}")
-    if "prompt" not in record["received"].dims:
-        raise ValueError("the record has no dim 'prompt'; choose one with isel(prompt=[0]), which keeps it")
-    prompts = record.sizes["prompt"]
-    if not 0 <= prompt < prompts:
-        raise ValueError(f"prompt {prompt} does not exist; there are {prompts}: 0 to {prompts - 1}")
-    row = record.isel(prompt=prompt)
-    row = row.isel(key=slice(0, int((row["token"] >= 0).sum())))
-    received = row["received"].transpose("step", "layer", "head", "key")
-    masked = row["masked"].transpose("step", "key").to_numpy()
-    text = [safe(token) for token in row["text"].to_numpy()]
-    written = (row["given"].to_numpy() == 1) | (row["commit_step"].to_numpy() >= 0)
-    return _Row(
-        received=received.to_numpy(),
-        sinks=metrics.sinks(row, rule).transpose(*received.dims).to_numpy(),
-        shown=[["[MASK]" if m == 1 else "" if m < 0 else t for m, t in zip(at, text, strict=True)] for at in masked],
-        final=[
-            token if done else "[MASK]" if ever else ""
-            for token, done, ever in zip(text, written, (masked == 1).any(0), strict=True)
-        ],
-        given=row["given"].to_numpy() == 1,
-        # Without coordinates xarray counts from 0.
-        **{f"{dim}s": received[dim].to_numpy() for dim in ("step", "layer", "head", "key")},
-    )
-
-
-def _views(row: _Row) -> tuple[list[tuple[str, tuple[Any, Any], str]], str]:
+def _views(row: Row) -> tuple[list[tuple[str, tuple[Any, Any], str]], str]:
     """What the menu offers: label, index of (layer, head), what the sinks are counted over; and what was left out."""
     steps, layers, heads, keys = row.received.shape
     everything = (slice(None), slice(None))
@@ -201,23 +149,3 @@ def _views(row: _Row) -> tuple[list[tuple[str, tuple[Any, Any], str]], str]:
         for which, head in enumerate(row.heads):
             views.append((f"layer {layer}, head {head}", (slice(at, at + 1), slice(which, which + 1)), "1 head"))
     return views, ""
-
-
-def _largest(values: np.ndarray) -> float:
-    there = values[~np.isnan(values)]
-    return float(there.max()) if there.size else 1.0
-
-
-def _on_canvas(figure: Figure, row: _Row) -> None:
-    """Axes of position and step, and a line wherever given and filled positions meet."""
-    steps, keys = len(row.steps), len(row.keys)
-    figure.update_xaxes(title_text="position", showgrid=False, range=[row.keys[0] - 0.6, row.keys[-1] + 0.6])
-    if keys <= LABELLED:
-        figure.update_xaxes(
-            title_text="position (final token)", tickvals=row.keys, ticktext=row.final, tickangle=-90, tickfont_size=11
-        )
-    figure.update_yaxes(title_text="denoising step", range=[row.steps[-1] + 0.6, row.steps[0] - 0.6], showgrid=False)
-    for key in np.flatnonzero(row.given[1:] != row.given[:-1]):
-        for color, width in (("white", 4), ("black", 1.5)):  # seen on dark and on light cells
-            figure.add_vline(x=(row.keys[key] + row.keys[key + 1]) / 2, line={"color": color, "width": width})
-    figure.update_layout(height=int(np.clip(230 + 15 * steps, 400, 1000)))

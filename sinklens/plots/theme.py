@@ -67,6 +67,7 @@ def titled(figure: Figure, title: str, *lines: str, panels: int = 0) -> Figure:
     text = "<br>".join(html.escape(line, quote=False) for line in small)
     top = 72 + 16 * len(small) + 26 * bool(panels)
     figure.update_layout(
+        meta={"title": title, "lines": list(lines)},  # `side_by_side` words them anew
         title={
             "text": f'<b style="font-size:16px">{html.escape(title, quote=False)}</b><br>{text}',
             "font_size": 12, "x": 0.01, "xanchor": "left", "y": 1, "yref": "container", "yanchor": "top", "pad_t": 12,

@@ -1,0 +1,224 @@
+"""Attention beside what may explain it: key norms, and the pattern itself in CircuitsVis."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+
+from sinklens import norms
+from sinklens.plots.data import CELL, check_prompt, flags_of, need, null_of, null_words, place, received_of
+from sinklens.plots.theme import COLORS, describe, themed, titled, visible
+from sinklens.sinks import SinkRule
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+POINTS = 4000  # of a scatter; more of them cover each other
+_LOOKS = {
+    "prompt": (COLORS[0], "circle"),
+    "committed": (COLORS[5], "square"),
+    "mask": (COLORS[1], "triangle-up"),
+    "eos": (COLORS[4], "x"),
+}
+
+
+def key_norms(
+    record: xr.Dataset,
+    layer: int | None = None,
+    rule: SinkRule | None = None,
+    *,
+    points: int = POINTS,
+    title: str | None = None,
+) -> Figure:
+    """Scatter of key norm (x) against received attention (y), one panel per layer; do small keys attract attention?
+
+    Unit: x: Euclidean norm, at least 0; y: attention (column sum), range [0, number of queries]. A point is a key of
+    one prompt, step, layer and query head; colour and symbol are its type (`norms.KEY_TYPES`), a black outline marks
+    sinks. Panel titles give the Spearman correlation of -norm and attention (`norms.key_norm_correlation`, over all
+    keys, range [-1, 1]; 1: the smaller the key, the more attention). At most `points` points are drawn, equally many
+    per panel, drawn at random but always the same ones. Dashed: uniform attention. Source: arXiv 2406.11430 (there
+    for autoregressive models: low norm, high attention).
+
+    Args:
+        record: Needs `received` (`probes.ReceivedAttention`) and `key_norm` (`probes.KeyNorm`).
+        layer: One layer, by name; None: all, in panels.
+        rule: What a sink is; `SinkRule()` when None.
+        points: How many points at most.
+        title: Replaces the first line of the title.
+
+    Raises:
+        ValueError: a variable or the layer is missing; `points` is below the number of panels.
+    """
+    from plotly.subplots import make_subplots
+
+    rule = rule or SinkRule()
+    need(record, "received", "key_norm", "masked", "given", "text")
+    values = received_of(record)
+    correlation = norms.key_norm_correlation(record)
+    flags = flags_of(record, values, rule)
+    groups = values.sizes["head"] // record.sizes["kv_head"]
+    lengths = record["key_norm"].transpose(*(dim if dim != "head" else "kv_head" for dim in CELL)).to_numpy()
+    types = norms.key_types(record).transpose("prompt", "step", "key").to_numpy()
+    labels = values["layer"].to_numpy()
+    chosen = list(range(len(labels))) if layer is None else [place(values, "layer", layer)]
+    each = points // len(chosen)
+    if each < 1:
+        raise ValueError(f"points={points} is less than one for each of {len(chosen)} layers; name a layer")
+    columns = min(len(chosen), 4)
+    rows = -(-len(chosen) // columns)
+    names = [f"layer {labels[at]}: Spearman {float(correlation[at]):.2f}".replace("nan", "undefined") for at in chosen]
+    figure = make_subplots(
+        rows, columns, shared_yaxes=True, subplot_titles=names,
+        horizontal_spacing=0.03, vertical_spacing=0.28 / rows,
+    )  # fmt: skip
+    null = null_of(record)["received"].to_numpy()
+    low, high = (float(fun(null)) for fun in (np.nanmin, np.nanmax)) if np.isfinite(null).any() else (None, None)
+    every = 0
+    for panel, at in enumerate(chosen):
+        x = np.repeat(lengths[:, :, at], groups, axis=2)
+        y, sinks = values.to_numpy()[:, :, at], flags[:, :, at]
+        kinds = np.broadcast_to(types[:, :, None], y.shape)
+        there = np.flatnonzero(np.isfinite(x) & np.isfinite(y) & (kinds >= 0))
+        every += len(there)
+        if len(there) > each:
+            there = np.sort(np.random.default_rng(0).choice(there, each, replace=False))
+        where: dict[str, Any] = {"row": panel // columns + 1, "col": panel % columns + 1}
+        _points(figure, x.ravel()[there], y.ravel()[there], kinds.ravel()[there], sinks.ravel()[there], where)
+        _null_band(figure, low, high, where)
+    _legend(figure, [name for index, name in enumerate(norms.KEY_TYPES) if (types == index).any()])
+    themed(figure).update_yaxes(rangemode="tozero")
+    figure.update_yaxes(title_text="received attention (column sum)", col=1)
+    figure.update_xaxes(title_text="key norm", row=rows)
+    figure.update_annotations(font_size=13)
+    height = 170 + 300 * rows
+    figure.update_layout(height=height, showlegend=True)
+    drawn = min(each * len(chosen), every)
+    sample = f"{drawn:,} of {every:,} points, a fixed random sample" if drawn < every else f"All {every:,} points"
+    return titled(
+        figure,
+        title or "Key norm and received attention",
+        "A point is a key of one prompt, step, layer and query head. Spearman: rank correlation of -norm and received "
+        f"attention over all keys, mean over prompts, steps and heads. {sample}.",
+        f"Outlined: sink, {describe(rule)}. Dashed: {null_words(record).replace('Uniform', 'uniform', 1)}",
+        panels=height,
+    )
+
+
+def _points(
+    figure: Figure, x: np.ndarray, y: np.ndarray, kinds: np.ndarray, sinks: np.ndarray, where: dict[str, Any]
+) -> None:
+    for index, name in enumerate(norms.KEY_TYPES):
+        here = kinds == index
+        color, symbol = _LOOKS[name]
+        figure.add_scatter(
+            x=x[here], y=y[here], mode="markers", name=name, legendgroup=name, showlegend=False,
+            customdata=sinks[here].astype(np.int8), **where,
+            marker={"symbol": symbol, "size": 6, "color": color, "opacity": 0.75,
+                    "line": {"color": "black", "width": np.where(sinks[here], 1.8, 0).tolist()}},
+            hovertemplate=f"{name} key<br>norm %{{x:.3f}}, received %{{y:.3f}}<extra></extra>",
+        )  # fmt: skip
+
+
+def _legend(figure: Figure, types: Sequence[str]) -> None:
+    """Entries of their own: those of the points would show the outline of whichever point comes first."""
+    entries = [(name, _LOOKS[name][0], _LOOKS[name][1], 0.0) for name in types] + [("sink", "white", "circle", 1.8)]
+    for name, color, symbol, width in entries:
+        figure.add_scatter(
+            x=[None], y=[None], mode="markers", name=name, legendgroup=name, hoverinfo="skip", row=1, col=1,
+            marker={"symbol": symbol, "size": 9, "color": color, "line": {"color": "black", "width": width}},
+        )  # fmt: skip
+
+
+def _null_band(figure: Figure, low: float | None, high: float | None, where: dict[str, Any]) -> None:
+    if low is None or high is None:
+        return
+    for at in sorted({low, high}):
+        figure.add_hline(y=at, line={"color": "black", "width": 1.5, "dash": "4px,3px"}, **where)
+
+
+def circuitsvis(
+    attention: Any,
+    tokens: Sequence[str] | None = None,
+    *,
+    prompt: int = 0,
+    step: int | None = None,
+    layer: int | None = None,
+    heads: Sequence[int] | None = None,
+) -> Any:
+    """A CircuitsVis view of one attention pattern, both triangles of it (`mask_upper_tri=False`).
+
+    Unit: attention, range [0, 1]; rows are queries and sum to 1. Needs the package circuitsvis (the extra
+    `circuitsvis`). In a notebook the view shows itself; `str(view)` is HTML that loads CircuitsVis from unpkg.com,
+    `view.local_src` HTML with everything inside.
+
+    Args:
+        attention: A record with `pattern` (`probes.Pattern`), or a pattern [head, query, key] or [query, key]
+            (numpy array or tensor).
+        tokens: One text per position. Needed for a bare pattern; of a record, what stood there at the step.
+        prompt: Which prompt of a record, counted from 0.
+        step: Which step of a record, by name; the first measured one when None.
+        layer: Which layer of a record, by name; the first when None.
+        heads: Which heads, by name; all when None.
+
+    Raises:
+        ImportError: circuitsvis is not installed.
+        ValueError: no pattern, an unknown prompt, step, layer or head, queries that were not measured, or tokens that
+            do not fit.
+    """
+    if isinstance(attention, xr.Dataset):
+        pattern, tokens, names = _of_record(attention, tokens, prompt, step, layer, heads)
+    else:
+        pattern = np.asarray(attention.detach().cpu().float() if hasattr(attention, "detach") else attention)
+        pattern = pattern[None] if pattern.ndim == 2 else pattern
+        if pattern.ndim != 3 or pattern.shape[-1] != pattern.shape[-2]:
+            raise ValueError(f"a pattern is [head, query, key] or [query, key], not {list(pattern.shape)}")
+        at = list(range(len(pattern))) if heads is None else list(heads)
+        if not set(at) <= set(range(len(pattern))):
+            raise ValueError(f"heads {at} do not exist; the pattern has head 0 to {len(pattern) - 1}")
+        pattern, names = pattern[at], [f"head {one}" for one in at]
+    if tokens is None or len(tokens) != pattern.shape[-1]:
+        given = "none" if tokens is None else str(len(tokens))
+        raise ValueError(f"give one token text per position: {pattern.shape[-1]} positions, {given} tokens")
+    if np.isnan(pattern).any():
+        raise ValueError("some queries of this pattern were not measured; use probes.Pattern() for all queries")
+    try:
+        draw = importlib.import_module("circuitsvis.attention").attention_heads
+    except ImportError as error:
+        raise ImportError("this view needs circuitsvis: pip install 'sinklens[circuitsvis]'") from error
+    return draw(
+        attention=pattern, tokens=list(tokens), attention_head_names=names, max_value=1.0, min_value=0.0,
+        mask_upper_tri=False,
+    )  # fmt: skip
+
+
+def _of_record(
+    record: xr.Dataset,
+    tokens: Sequence[str] | None,
+    prompt: int,
+    step: int | None,
+    layer: int | None,
+    heads: Sequence[int] | None,
+) -> tuple[np.ndarray, Sequence[str], list[str]]:
+    need(record, "pattern")
+    check_prompt(record, prompt)
+    values = record["pattern"].isel(prompt=prompt).transpose("step", "layer", "head", "query", "key")
+    measured = values.notnull().any(["layer", "head", "query", "key"]).to_numpy()
+    if not measured.any():
+        raise ValueError(f"no step of prompt {prompt} has a measured pattern")
+    values = values.isel(step=measured)
+    at = 0 if step is None else place(values, "step", step)
+    on = 0 if layer is None else place(values, "layer", layer)
+    which = [place(values, "head", one) for one in (heads if heads is not None else values["head"].to_numpy())]
+    cut = values.isel(step=at, layer=on, head=which)
+    exists = cut.notnull().any(["head", "query"]).to_numpy()
+    names = [f"layer {int(values['layer'][on])}, head {int(one)}" for one in cut["head"]]
+    if tokens is None:
+        need(record, "text", "masked")
+        texts = record["text"].isel(prompt=prompt).to_numpy()[exists]
+        masked = record["masked"].isel(prompt=prompt, step=int(np.flatnonzero(measured)[at])).to_numpy()[exists]
+        tokens = ["[MASK]" if hidden == 1 else visible(str(text)) for text, hidden in zip(texts, masked, strict=True)]
+    return cut.to_numpy()[:, exists][:, :, exists], tokens, names
