@@ -10,13 +10,14 @@ from sinklens.version import __version__
 if TYPE_CHECKING:
     from sinklens import interventions, metrics, plots, probes, report, sinks, tasks
     from sinklens.denoising import Step, denoising_steps
-    from sinklens.experiment import AblationResult, ablate
+    from sinklens.experiment import ablate, doses
     from sinklens.hooks import Canvas, Where
     from sinklens.interventions import MaskSinks, PreviousStep, SameStep, ZeroSinks
     from sinklens.model import HookedDLM
     from sinklens.plan import Plan
     from sinklens.records import concat, open, save
     from sinklens.replaying import replay
+    from sinklens.results import AblationResult, Effect
     from sinklens.rules import rule
     from sinklens.running import Run, denoise
     from sinklens.sinks import SinkRule
@@ -24,13 +25,14 @@ if TYPE_CHECKING:
 # Where each public name lives. Resolved on first use, so that `import sinklens` and `sinklens --help` stay quick.
 _HOMES = {
     "denoising": ("Step", "denoising_steps"),
-    "experiment": ("AblationResult", "ablate"),
+    "experiment": ("ablate", "doses"),
     "hooks": ("Canvas", "Where"),
     "interventions": ("MaskSinks", "PreviousStep", "SameStep", "ZeroSinks"),
     "model": ("HookedDLM",),
     "plan": ("Plan",),
     "records": ("concat", "open", "save"),
     "replaying": ("replay",),
+    "results": ("AblationResult", "Effect"),
     "rules": ("rule",),
     "running": ("Run", "denoise"),
     "sinks": ("SinkRule",),
@@ -41,6 +43,7 @@ _MODULES = ("interventions", "metrics", "plots", "probes", "report", "sinks", "t
 __all__ = [
     "AblationResult",
     "Canvas",
+    "Effect",
     "HookedDLM",
     "MaskSinks",
     "Plan",
@@ -56,6 +59,7 @@ __all__ = [
     "concat",
     "denoise",
     "denoising_steps",
+    "doses",
     "interventions",
     "metrics",
     "open",

@@ -12,11 +12,12 @@ import typer
 import xarray as xr
 
 from sinklens import metrics, records
-from sinklens.experiment import AblationResult, ablate
+from sinklens.experiment import ablate
 from sinklens.interventions import MaskSinks, PreviousStep
 from sinklens.model import HookedDLM
 from sinklens.plan import Plan
 from sinklens.probes import ReceivedAttention
+from sinklens.results import AblationResult
 from sinklens.running import Run, denoise
 from sinklens.sinks import SinkRule
 from sinklens.tasks import Echo
@@ -81,8 +82,8 @@ def main_job(out: Path, *, prompts: int = 64, seed: int = 0, save_rows: bool = T
                 edits,
                 plan,
                 seeds=[seed],
-                outcomes=("forced",) if task.gaps else ("generated",),
-                batch_size=64,
+                metrics=["forced_accuracy" if task.gaps else "accuracy"],
+                batch_size=448,
                 save_to=store,
                 progress=f"{name}: removing sinks, {'continuing' if task is continued else 'filling in'}",
             )
@@ -116,10 +117,10 @@ def _traced(dlm: HookedDLM, task: Echo, seed: int, label: str) -> Run:
 def _table(runs: list[tuple[Echo, AblationResult]]) -> Table:
     tables = []
     for task, result in runs:
-        table = result.summary()
-        table["outcome"] = "filling in" if task.gaps else "continuing"
+        table = result.summary().rename(columns={"value": "accuracy"}).drop(columns=["metric", "edited_mass"])
+        table.insert(1, "outcome", "filling in" if task.gaps else "continuing")
         for condition in (f"top-{k}" for k in KS):
-            effect = result.effect(condition, "forced" if task.gaps else "generated")
+            effect = result.effect(condition)
             here = (table.condition == condition) & (table.kind == "sinks")
             table.loc[here, "minus_unmasked"] = effect.to_unmasked
             table.loc[here, ["minus_random", "minus_random_low", "minus_random_high"]] = (

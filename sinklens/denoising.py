@@ -107,16 +107,27 @@ def denoising_steps(
                 )
         getattr(edit, "check", lambda *_: None)(dlm, canvas)
         edit.reset(total)
-    if follow is not None and (force is not None or follow.tokens.shape != canvas.tokens.shape):
-        raise PlanError(
-            f"follow has a canvas of {tuple(follow.tokens.shape)} and these prompts have {tuple(canvas.tokens.shape)}; "
-            "follow a run of the same prompts and plan, without force"
-        )
+    if follow is not None:
+        _check_followed(follow, canvas, force)
     forced = follow.tokens.to(canvas.tokens.device) if follow is not None else None
     forced = forced_tokens(canvas, force) if force is not None else forced
     when = follow.commit_step.to(canvas.tokens.device) if follow is not None else None
     fired = {} if fired is None else fired
     yield from _loop(dlm, plan, canvas, starts, limits, probes, interventions, forced, when, fired)
+
+
+def _check_followed(follow: Trajectory, canvas: Canvas, force: object) -> None:
+    if force is not None:
+        raise PlanError("follow and force both say which tokens to commit; give one of them")
+    if follow.tokens.shape != canvas.tokens.shape:
+        raise PlanError(
+            f"follow has a canvas of {tuple(follow.tokens.shape)} and these prompts have {tuple(canvas.tokens.shape)}; "
+            "follow a run of the same prompts and plan"
+        )
+    tokens, steps = follow.tokens.to(canvas.tokens.device), follow.commit_step.to(canvas.tokens.device)
+    given = canvas.valid & ~canvas.masked
+    if bool((given & (tokens != canvas.tokens)).any()) or bool((~canvas.masked & (steps >= 0)).any()):
+        raise PlanError("follow is a run of other prompts; follow a run of the same prompts and plan")
 
 
 def _loop(

@@ -31,3 +31,7 @@ class ScopeError(SinklensError, ValueError):
 
 class RecordError(SinklensError, ValueError):
     """A record file that cannot be read or written."""
+
+
+class NothingEdited(UserWarning):
+    """A condition of an ablation did not touch a single key."""

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, cast, get_args
 
 import numpy as np
 import pandas as pd
 import torch
 import xarray as xr
+from torch import Tensor
 
 from sinklens.errors import RecordError
-from sinklens.sinks import Positions, SinkRule, uniform_null
+from sinklens.sinks import Positions, SinkRule
 from sinklens.tokenclasses import CLASSES, token_class
 
 
@@ -50,17 +51,25 @@ def sinks(record: xr.Dataset, rule: SinkRule | None = None, *, query_set: str | 
         RecordError: no received attention, or not of that query set.
     """
     rule = rule or SinkRule()
-    values = received(record, query_set or rule.queries)
-    tensor = torch.from_numpy(values.to_numpy())
+    whose = query_set or rule.queries
+    values = received(record, whose)
+    tensor = torch.tensor(values.to_numpy())
     keys = ~tensor.isnan()
     visible = None
-    if is_causal(record):
-        visible = keys.flip(-1).cumsum(-1).flip(-1).float()
+    if is_causal(record):  # a key is seen by the queries at or after it; the last one sees every key
+        members = keys
+        if whose in get_args(Positions) and whose != "all":
+            members = keys & _spread(key_set(record, cast(Positions, whose)), values)
+        visible = members.flip(-1).cumsum(-1).flip(-1).float()
     if rule.keys != "all":
-        eligible = key_set(record, rule.keys).sel(step=values["step"]).broadcast_like(values)
-        keys = keys & torch.from_numpy(eligible.transpose(*values.dims).to_numpy())
+        keys = keys & _spread(key_set(record, rule.keys), values)
     flags = rule(tensor.nan_to_num(0.0), keys, visible=visible)
     return values.copy(data=flags.numpy())
+
+
+def _spread(keys: xr.DataArray, values: xr.DataArray) -> Tensor:
+    """A set of keys [prompt, step, key] in the shape of `values`."""
+    return torch.tensor(keys.sel(step=values["step"]).broadcast_like(values).transpose(*values.dims).to_numpy())
 
 
 def key_set(record: xr.Dataset, which: Positions) -> xr.DataArray:
@@ -85,12 +94,29 @@ def is_causal(record: xr.Dataset) -> bool:
 
 
 def real(record: xr.Dataset) -> xr.DataArray:
-    """Which (prompt, step, key) existed, bool."""
-    return received(record).notnull().isel(layer=0, head=0)
+    """Which (prompt, step, key) existed at the measured steps, bool."""
+    there = received_at_all(record)
+    if "masked" not in record:
+        return there.any([dim for dim in there.dims if dim not in ("prompt", "step", "key")])
+    return (record["masked"] >= 0) & there.any([dim for dim in there.dims if dim not in ("prompt", "step")])
+
+
+def received_at_all(record: xr.Dataset) -> xr.DataArray:
+    """Where received attention was measured, for any query set.
+
+    Raises:
+        RecordError: the run had no ReceivedAttention probe.
+    """
+    if "received" not in record:
+        received(record)
+    return record["received"].notnull()
 
 
 def _layers(record: xr.Dataset) -> list[int]:
-    return [int(layer) for layer in received(record)["layer"]]
+    """The layers whose attention was measured."""
+    there = received_at_all(record)
+    there = there.any([dim for dim in there.dims if dim != "layer"])
+    return [int(layer) for layer in there["layer"].to_numpy()[there.to_numpy()]]
 
 
 def per_layer(record: xr.Dataset, rule: SinkRule | None = None, *, causal: bool) -> pd.DataFrame:
@@ -105,11 +131,10 @@ def per_layer(record: xr.Dataset, rule: SinkRule | None = None, *, causal: bool)
     keys = exists.sum("key")
     happened = keys > 0
     counts = flags.sum("key").where(happened)
-    nulls = {int(n): int(rule(uniform_null(int(n), causal=causal)).sum()) for n in np.unique(keys) if n > 0}
-    null = xr.apply_ufunc(np.vectorize(lambda n: nulls.get(int(n), np.nan), otypes=[float]), keys)
+    null = _null(record, rule, causal=causal)
     rows = []
-    for at, layer in enumerate(_layers(record)):
-        here = counts.isel(layer=at)
+    for layer in _layers(record):
+        here = counts.sel(layer=layer)
         share = 1 - here.sum(["head"]) / (keys.where(happened) * record.sizes["head"])
         rows.append((layer, float(here.mean()), float(share.mean()), float(null.where(happened).mean())))
     return pd.DataFrame(rows, columns=["layer", "sinks", "not_sinks", "null"])
@@ -138,6 +163,22 @@ def token_classes(record: xr.Dataset, rule: SinkRule | None = None) -> pd.DataFr
         share = float(weight.where(here).sum()) / total if total else float("nan")
         rows.append((name, share, int(here.sum()) / keys))
     return pd.DataFrame(rows, columns=["token_class", "share_of_sinks", "share_of_keys"])
+
+
+def _null(record: xr.Dataset, rule: SinkRule, *, causal: bool) -> xr.DataArray:
+    """Sinks per (prompt, step) if every query spread its attention evenly over the keys that it sees."""
+    exists = real(record).transpose("prompt", "step", "key")
+    there = torch.tensor(exists.to_numpy())
+    queries, keys = (
+        there if which == "all" else there & torch.tensor(key_set(record, which).transpose(*exists.dims).to_numpy())
+        for which in (rule.queries, rule.keys)
+    )
+    seen = there.cumsum(-1) if causal else there.sum(-1, keepdim=True).expand(there.shape)
+    each = (queries.double() / seen.clamp(min=1))[..., None, :]  # one head stands for all
+    even = each.flip(-1).cumsum(-1).flip(-1) if causal else each.sum(-1, keepdim=True).expand(each.shape)
+    visible = queries.flip(-1).cumsum(-1).flip(-1).float()[..., None, :] if causal else None
+    flags = rule(even.float() * there[..., None, :], keys[..., None, :], visible=visible)
+    return exists.isel(key=0, drop=True).copy(data=flags[..., 0, :].sum(-1).double().numpy())
 
 
 def sink_tokens(record: xr.Dataset, rule: SinkRule | None = None, top: int | None = 5) -> pd.DataFrame:
@@ -189,8 +230,8 @@ def movement(record: xr.Dataset, rule: SinkRule | None = None) -> pd.DataFrame:
     ever = flags.any("step").sum("key")
     always = (flags | ~steps).all("step").sum("key")
     rows = []
-    for at, layer in enumerate(_layers(record)):
-        values = jaccard[:, :, at]
+    for layer in _layers(record):
+        values = jaccard[:, :, flags["layer"].to_numpy().tolist().index(layer)]
         mean = float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
-        rows.append((layer, mean, float(ever.isel(layer=at).mean()), float(always.isel(layer=at).mean())))
+        rows.append((layer, mean, float(ever.sel(layer=layer).mean()), float(always.sel(layer=layer).mean())))
     return pd.DataFrame(rows, columns=["layer", "jaccard", "ever", "always"])

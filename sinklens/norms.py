@@ -116,12 +116,14 @@ def qk_at_sinks(record: xr.Dataset, rule: SinkRule | None = None, *, query_set: 
     """
     if "qk" not in record:
         raise RecordError("this record has no qk; run denoise with probes=[ReceivedAttention(), QKDecomposition()]")
+    rule = rule or SinkRule()
     found = sinks(record, rule, query_set=query_set)
+    measured = received(record, query_set or rule.queries).notnull()
     rows = []
     for layer in found["layer"].to_numpy():
         flags = found.sel(layer=layer)
         for part in ("cosine", "key_norm"):
-            values = record["qk"].sel(layer=layer, part=part)
+            values = record["qk"].sel(layer=layer, part=part).where(measured.sel(layer=layer))
             rows.append((int(layer), part, float(values.where(flags).mean()), float(values.where(~flags).mean())))
     return pd.DataFrame(rows, columns=["layer", "part", "at_sinks", "elsewhere"])
 

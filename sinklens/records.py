@@ -46,6 +46,7 @@ class Recorder:
     def __init__(self, probes: Sequence[Probe], starts: Sequence[int]) -> None:
         self.probes, self.starts = list(probes), list(starts)
         self.measured: dict[str, list[np.ndarray]] = {probe.name: [] for probe in probes}
+        self.coords: dict[str, Mapping[str, Any]] = {}
         self.canvases: list[np.ndarray] = []
         self.masks: list[np.ndarray] = []
 
@@ -74,6 +75,8 @@ class Recorder:
         self.masks.append(self._left(canvas.masked.long(), canvas.valid & active[:, None], length, -1))
         for probe, values in zip(self.probes, measured, strict=True):
             self.measured[probe.name].append(values)
+            if values.size:  # a probe forgets them when the next forward begins
+                self.coords[probe.name] = getattr(probe, "coords", dict)()
 
     def _left(self, values: Tensor, keep: Tensor | None, length: int, fill: float) -> np.ndarray:
         """Move each row's first real position to index 0 and fill up to `length`."""
@@ -115,7 +118,7 @@ class Recorder:
             filled = [step if step.size else np.full(shape, np.nan, np.float32) for step in steps]
             stacked = np.stack(filled, 1)
             dims = ("prompt", "step", *probe.dims)
-            measured.append(xr.DataArray(stacked, dims=dims, coords=getattr(probe, "coords", dict)(), name=probe.name))
+            measured.append(xr.DataArray(stacked, dims=dims, coords=self.coords[probe.name], name=probe.name))
         dataset = xr.merge([xr.Dataset(data), *measured], join="outer", compat="equals")
         for dim in ("prompt", "step", "layer", "head", "key"):
             if dim in dataset.dims and dim not in dataset.coords:

@@ -42,7 +42,7 @@ def replay(
     except (KeyError, TypeError, ValueError) as error:
         raise RecordError(f"this record cannot be replayed, its provenance lacks {error}") from error
     if made.get("forced"):
-        raise RecordError("this record was teacher-forced; run denoise with force= to repeat it")
+        raise RecordError("this record was teacher-forced; run denoise with force= or follow= to repeat it")
     described = [repr(edit) for edit in interventions]
     if described != made["interventions"]:
         raise RecordError(f"the record was made with interventions {made['interventions']}, and given are {described}")

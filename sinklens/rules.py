@@ -11,7 +11,7 @@ from torch import Tensor
 from sinklens.sinks import SinkRule
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ActRule(SinkRule):
     """ACT (arXiv 2406.15765): a key is a sink iff queries that see it give it more than alpha / N on average.
 
@@ -32,14 +32,15 @@ class ActRule(SinkRule):
 
     def words(self) -> str:
         """The rule as a phrase."""
-        return f"more than {self.epsilon:g} / (number of keys) of the attention of the queries that see the position"
+        text = f"more than {self.epsilon:g} / (number of keys) of the attention of the queries that see the position"
+        return text + self._sets()
 
     def cut(self, keys: int) -> float | None:
         """alpha, whatever the number of keys."""
         return self.epsilon
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class StreamingRule(SinkRule):
     """StreamingLLM (arXiv 2309.17453): the first `top_k` keys (4 there), whatever they receive."""
 
@@ -48,7 +49,7 @@ class StreamingRule(SinkRule):
 
     def words(self) -> str:
         """The rule as a phrase."""
-        return f"the first {self.top_k} positions"
+        return f"the first {self.top_k} positions" + self._sets()
 
     def __call__(
         self,

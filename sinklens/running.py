@@ -140,15 +140,24 @@ def denoise(
     except Exception as error:
         if keeper.steps:
             partial = keeper.run(finished=False)
-            if save_to is not None:
-                save(partial.record, save_to)
             error.run = partial  # pyright: ignore[reportAttributeAccessIssue]
             error.add_note(f"the {keeper.steps} steps before are in this error's attribute `run`")
+            if save_to is not None:
+                try:
+                    save(partial.record, save_to)
+                except OSError as second:
+                    error.add_note(f"they could not be written to {str(save_to)!r}: {second}")
         raise
     run = keeper.run(finished=finished)
     if save_to is not None:
         save(run.record, save_to)
     return run
+
+
+def completion(dlm: HookedDLM, plan: Plan, filled: list[int]) -> str:
+    """Text of the tokens that were filled in, up to the first EOS (gaps: all of them)."""
+    eos = dlm.ids.eos
+    return dlm.decode(filled[: filled.index(eos)] if plan.new_tokens and eos in filled else filled)
 
 
 class _Keeper:
@@ -186,12 +195,9 @@ class _Keeper:
 
     def run(self, *, finished: bool) -> Run:
         """The steps so far as a Run."""
-        dlm, tokens, filled, eos = self.dlm, self.tokens, self.canvas.masked, self.dlm.ids.eos
+        dlm, tokens, filled = self.dlm, self.tokens, self.canvas.masked
         rows = [tokens[row, start:].tolist() for row, start in enumerate(self.starts)]
-        completions = []
-        for row in range(len(rows)):
-            new = tokens[row, filled[row]].tolist()
-            completions.append(dlm.decode(new[: new.index(eos)] if self.plan.new_tokens and eos in new else new))
+        completions = [completion(dlm, self.plan, tokens[row, filled[row]].tolist()) for row in range(len(rows))]
         final = {
             "token": (tokens.int(), -1),
             "given": (self.canvas.prompt.to(torch.int8), -1),

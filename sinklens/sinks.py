@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import Field, dataclass, fields
 from typing import Literal, get_args
 
 import torch
@@ -48,7 +48,16 @@ def visible_queries(keys: int, *, causal: bool) -> Float[Tensor, " key"]:
     return torch.arange(keys, 0, -1).float() if causal else torch.full((keys,), float(keys))
 
 
-@dataclass(frozen=True)
+def largest(
+    score: Float[Tensor, "*batch key"], keys: Bool[Tensor, "*batch key"], count: Tensor | int
+) -> Bool[Tensor, "*batch key"]:
+    """The `count` keys (a number, or one per row [*batch, 1]) with the largest score among `keys`; ties: leftmost."""
+    order = score.masked_fill(~keys, float("-inf")).argsort(dim=-1, descending=True, stable=True)
+    place = torch.arange(order.shape[-1], device=order.device).expand_as(order)
+    return keys & (torch.empty_like(order).scatter(-1, order, place) < count)
+
+
+@dataclass(frozen=True, repr=False)
 class SinkRule:
     """When a key is a sink. The only definition in sinklens: edits use it online, metrics offline.
 
@@ -63,12 +72,12 @@ class SinkRule:
       (Attention Floating, arXiv 2601.07894)
     - "share": C_j / (queries that can see key j), in [0, 1], compared with epsilon alone (Gu et al., arXiv 2410.10781)
 
-    `top_k` keeps at most the k largest of the keys that pass. With `epsilon=None` there is no threshold and
-    the k largest keys are the sinks (the paper's masking experiment, section 4.3). `per="mean"` averages the heads
-    first, so that all heads of a layer share their sinks. `queries` names whose attention counts and `keys` which
-    positions can be sinks, and are compared with each other: "all", "masked", "committed", "prompt", "response" or
-    "last" (arXiv 2510.15731, section 4.2, tells masked from committed queries; for autoregressive models section 4.3
-    reads the last query). Padding never counts. Named rules with their papers: `rules.py`.
+    `top_k` keeps at most the k largest of the keys that pass. With `epsilon=None` there is no threshold and the k
+    largest keys that receive anything are the sinks (the paper's masking experiment, section 4.3). `per="mean"`
+    averages the heads first, so that all heads of a layer share their sinks. `queries` names whose attention counts
+    and `keys` which positions can be sinks, and are compared with each other: "all", "masked", "committed", "prompt",
+    "response" or "last" (arXiv 2510.15731, section 4.2, tells masked from committed queries; for autoregressive models
+    section 4.3 reads the last query). Padding never counts. Named rules with their papers: `rules.py`.
 
     Raises:
         ValueError: an unknown unit or set; an epsilon that can never fire ("mean" and "share" from 1, "percent" from
@@ -127,15 +136,11 @@ class SinkRule:
             received = received.mean(-2, keepdim=True).expand(received.shape)
         received = received.float()
         valid = torch.ones_like(received, dtype=torch.bool) if keys is None else keys.expand(received.shape)
-        score = received.masked_fill(~valid, float("-inf"))
-        passed = (
-            valid if self.epsilon is None else valid & self._passes(self.epsilon, received, valid, queries, visible)
-        )
-        if self.top_k is None:
-            return passed
-        k = min(self.top_k, received.shape[-1])
-        top = torch.zeros_like(passed).scatter(-1, score.masked_fill(~passed, float("-inf")).topk(k, -1).indices, True)
-        return top & passed
+        if self.epsilon is None:  # a key that nobody attends to is no sink, however short the ranking
+            passed = valid & (received > 0)
+        else:
+            passed = valid & self._passes(self.epsilon, received, valid, queries, visible)
+        return passed if self.top_k is None else largest(received, passed, self.top_k)
 
     def _passes(
         self, epsilon: float, received: Tensor, valid: Tensor, queries: Tensor | int | None, visible: Tensor | None
@@ -157,6 +162,14 @@ class SinkRule:
         others = (total - inside) / (count - 1).clamp(min=1)
         return (received - others) * unit > epsilon
 
+    def __repr__(self) -> str:
+        shown = ("epsilon", "units") if self.epsilon is not None else ("epsilon",)
+        parts = [f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if f.name in shown or self._said(f)]
+        return f"{type(self).__name__}({', '.join(parts)})"
+
+    def _said(self, field: Field) -> bool:
+        return getattr(self, field.name) != field.default
+
     def words(self) -> str:
         """The rule as a phrase."""
         if self.epsilon is None:
@@ -171,7 +184,10 @@ class SinkRule:
             unit = {"sum": "column sum", "mean": "column mean", "percent": "percent of the queries"}[self.units]
             text = f"received attention above the mean of the other positions by more than {self.epsilon:g} ({unit})"
         text += "" if self.top_k is None or self.epsilon is None else f", at most the {self.top_k} largest"
-        text += ", heads averaged" if self.per == "mean" else ""
+        return text + self._sets()
+
+    def _sets(self) -> str:
+        text = ", heads averaged" if self.per == "mean" else ""
         text += "" if self.queries == "all" else f"; by {self.queries} queries"
         return text + ("" if self.keys == "all" else f"; among {self.keys} keys")
 

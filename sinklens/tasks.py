@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -22,9 +22,9 @@ _TOKEN = re.compile(r"<\|\w+\|>|\n|[.,?]|[a-z]+")
 
 @dataclass(frozen=True)
 class Example:
-    """One item of a task: `prompt`, the `answer` held out behind it, and a stable `name`."""
+    """One item of a task: `prompt` (text or token ids), the `answer` held out behind it, and a stable `name`."""
 
-    prompt: str
+    prompt: Any
     answer: str
     name: str
 
@@ -223,6 +223,36 @@ class Echo:
         prompt = self.grammar.encode(example.prompt)
         decided, _ = self.grammar.decided(np.concatenate([[self.grammar.bos], prompt, np.asarray(answer)]))
         return decided[len(prompt) + 1 :].tolist()
+
+
+class Prompts:
+    """Prompts without answers: what an edit changes can be measured, not whether the change is right.
+
+    Args:
+        prompts: Texts, or lists of token ids.
+    """
+
+    def __init__(self, prompts: Sequence[Any]) -> None:
+        self.prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        self.name = f"prompts(n={len(self.prompts)})"
+        if not self.prompts:
+            raise ValueError("there are no prompts; give at least one")
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def __getitem__(self, index: int) -> Example:
+        """One prompt, with an empty answer."""
+        prompt = self.prompts[index]
+        return Example(prompt if isinstance(prompt, str) else [int(token) for token in prompt], "", f"prompt {index}")
+
+    def score(self, example: Example, completion: str) -> Score:
+        """There is nothing to check."""
+        return Score(0, 0)
+
+    def checkable(self, example: Example, answer: Sequence[int]) -> list[bool]:
+        """Nothing is."""
+        return [False] * len(answer)
 
 
 class Jsonl:

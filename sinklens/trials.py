@@ -1,138 +1,202 @@
-"""One prompt under one condition: running it, scoring it, and keeping the score on disk."""
+"""Prompts under several conditions at once: running them in shared forwards, and scoring them."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from sinklens.interventions import SinkEdit
+import torch
+from torch import Tensor
+
+from sinklens.denoising import denoising_steps
+from sinklens.hooks import Intervention
+from sinklens.interventions import SideBySide
+from sinklens.likelihood import log_likelihood
+from sinklens.measures import METRICS, Pass, Replay, order
 from sinklens.model import HookedDLM
 from sinklens.plan import Plan
-from sinklens.running import denoise
+from sinklens.running import completion
 from sinklens.tasks import Task
 from sinklens.version import __version__
 
-Outcome = Literal["generated", "forced"]
+LIKELIHOOD_SAMPLES = 16
+
+
+@dataclass
+class _Decoded:
+    """A batch after decoding."""
+
+    tokens: Tensor
+    commit_step: Tensor
+    predicted: Tensor
+    filled: Tensor
 
 
 class Trials:
-    """Runs prompts of a task under an edit and scores them.
+    """Runs prompts of a task under edits and scores them.
 
     Args:
         dlm: The model.
         task: Prompts plus a checker.
         plan: How to decode.
-        outcomes: What will be asked for; "forced" needs answers that fit the plan, which is checked here.
+        metrics: What will be asked for; those that need answers must find some that fit, which is checked here.
 
     Raises:
-        ValueError: an answer of the wrong length, or a model without a tokenizer to read answers.
+        ValueError: an answer of the wrong length, no answer, or a model without a tokenizer to read answers.
     """
 
-    def __init__(self, dlm: HookedDLM, task: Task, plan: Plan, outcomes: Sequence[Outcome]) -> None:
-        self.dlm, self.task, self.plan = dlm, task, plan
+    def __init__(self, dlm: HookedDLM, task: Task, plan: Plan, metrics: Sequence[str]) -> None:
+        self.dlm, self.task, self.plan, self.metrics = dlm, task, plan, list(metrics)
+        self.passes: list[Pass] = list(dict.fromkeys(METRICS[name].needs for name in metrics))
         self.examples = [task[index] for index in range(len(task))]
         self.answers: list[list[int]] = []
-        if "forced" in outcomes:
+        asking = [name for name in metrics if METRICS[name].answers]
+        unanswered = [example.name for example in self.examples if not example.answer] if asking else []
+        if unanswered:
+            raise ValueError(f"metric {asking[0]!r} needs true answers, and {unanswered[0]} has none; give a task")
+        if {"forced", "likelihood"} & set(self.passes):
             if dlm.tokenizer is None:
-                raise ValueError(f"{dlm.name} has no tokenizer; outcome 'forced' needs one to read the answers")
+                raise ValueError(f"{dlm.name} has no tokenizer; metric {asking[0]!r} needs one to read the answers")
             self.answers = [
                 list(dlm.tokenizer(example.answer, add_special_tokens=False)["input_ids"]) for example in self.examples
             ]
+        if "forced" in self.passes:
             for example, answer in zip(self.examples, self.answers, strict=True):
                 if plan.new_tokens and len(answer) != plan.new_tokens:
                     raise ValueError(
-                        f"outcome 'forced' needs answers of new_tokens={plan.new_tokens} tokens; that of "
+                        f"metric 'forced_accuracy' needs answers of new_tokens={plan.new_tokens} tokens; that of "
                         f"{example.name} has {len(answer)}"
                     )
+        if "likelihood" in self.passes and plan.new_tokens == 0:
+            raise ValueError("metric 'log_likelihood' scores an answer behind a prompt; filling gaps has none")
         weights = [float(weight.detach().double().sum()) for weight in dlm.bridge.parameters()]
         self._model = repr((__version__, dlm.name, dlm.revision, dlm.dtype, weights, plan))
+        self._unedited: tuple[Any, _Decoded | None] = (None, None)
 
-    def fingerprint(self, index: int, seed: int, edit: SinkEdit | None, outcome: Outcome) -> str:
+    def fingerprint(self, index: int, seed: int, edit: Intervention | None, which: Pass) -> str:
         """Everything that a score depends on: a stored score of anything else is never reused."""
-        example = self.examples[index]
-        parts = (self._model, type(self.task).__name__, example.prompt, example.answer, index, seed, edit, outcome)
+        example, wanted = self.examples[index], [name for name in self.metrics if METRICS[name].needs == which]
+        parts = (self._model, type(self.task).__name__, example.prompt, example.answer, index, seed, edit, wanted)
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
 
-    def run(self, batch: Sequence[int], seed: int, edit: SinkEdit | None, outcome: Outcome) -> list[dict[str, Any]]:
-        """Scores of some prompts: prompt, name, correct, total, accuracy (nan if nothing counts), edited_keys."""
-        forced = [self.answers[index] for index in batch] if outcome == "forced" else None
-        run = denoise(
-            self.dlm,
-            [self.examples[index].prompt for index in batch],
-            self.plan,
-            interventions=[] if edit is None else [edit],
-            seed=[seed * 1_000_003 + index for index in batch],
-            force=forced,
-            progress=False,
-        )
-        if not run.finished:
-            raise KeyboardInterrupt
-        edited = (edit.keys_per_row() if edit is not None else []) or [0] * len(batch)
-        rows = []
-        for row, index in enumerate(batch):
-            example = self.examples[index]
-            if forced is None:
-                score = self.task.score(example, run.completions[row])
-                correct, total = score.correct, score.total
-            else:
-                said = run.predicted[row, run.filled[row]].tolist()
-                places = self.task.checkable(example, forced[row])
-                right = [a == b for a, b, counts in zip(said, forced[row], places, strict=True) if counts]
-                correct, total = sum(right), len(right)
-            accuracy = correct / total if total else float("nan")
-            rows.append(
-                {
-                    "prompt": index,
-                    "name": example.name,
-                    "correct": correct,
-                    "total": total,
-                    "accuracy": accuracy,
-                    "edited_keys": edited[row],
-                }
+    def run(
+        self, batch: Sequence[int], seed: int, edits: Sequence[Intervention | None], which: Pass
+    ) -> list[list[dict[str, Any]]]:
+        """Scores of some prompts under several edits, of which the first is None, in shared forwards.
+
+        Returns:
+            For each edit and each prompt: "values", {metric: [value, places]} (nan if nothing counts); "edited_keys"
+            and "edited_mass" of that row.
+        """
+        composed = SideBySide(edits, len(batch)) if any(edit is not None for edit in edits) else None
+        parts: list[Any] = [composed] if composed is not None else []
+        seeds = [seed * 1_000_003 + index for index in batch] * len(edits)
+        scores = {"generated": self._generated, "forced": self._forced, "replayed": self._replayed}
+        if which == "likelihood":
+            found = self._likelihood(batch, seeds, parts, len(edits))
+        else:
+            found = scores[which](list(batch), seeds, parts, len(edits))
+        out = []
+        for group, edit in enumerate(edits):
+            counts = {
+                name: getattr(edit, "per_row", lambda _: [])(name) or [0] * len(batch) for name in ("keys", "mass")
+            }
+            out.append(
+                [
+                    {
+                        "values": {name: found[name][group * len(batch) + row] for name in found},
+                        "edited_keys": int(counts["keys"][row]),
+                        "edited_mass": float(counts["mass"][row]),
+                    }
+                    for row in range(len(batch))
+                ]
             )
-        return rows
+        return out
 
+    def _decode(self, batch: list[int], seeds: list[int], parts: list[Any], groups: int, **more: Any) -> _Decoded:
+        prompts = [self.examples[index].prompt for index in batch] * groups
+        plan = self.plan
+        replay = more.pop("replay", None)
+        state: _Decoded | None = None
+        for step in denoising_steps(self.dlm, prompts, plan, seed=seeds, interventions=parts, **more):
+            if state is None:
+                blank = torch.full_like(step.tokens, -1)
+                whole = torch.zeros_like(step.tokens, dtype=torch.bool)
+                state = _Decoded(step.tokens, blank, blank.clone(), whole)
+            at = step.committed
+            state.tokens = step.tokens
+            state.commit_step = torch.where(at, step.index, state.commit_step)
+            state.predicted = torch.where(at, step.predicted, state.predicted)
+            state.filled = state.filled | at
+            if replay is not None:
+                self._add(replay, step)
+        if state is None:
+            raise ValueError("the plan has no step")
+        return state
 
-class Store:
-    """Finished scores by fingerprint, in memory and, if a path is given, in a JSONL file (one line per batch).
+    def _add(self, replay: Replay, step: Any) -> None:
+        logits, committed = step.logits, step.committed
+        masked = step.canvas.masked & step.canvas.valid & step.active[:, None]
+        if self.dlm.is_causal:  # row i scores token i + 1, and only the next position is at stake
+            logits = torch.cat([logits[:, :1], logits], 1)
+            committed = committed[:, : logits.shape[1]]
+            masked = committed
+        predicted, tokens = step.predicted[:, : masked.shape[1]], step.tokens[:, : masked.shape[1]]
+        replay.add(logits, masked, committed, predicted == tokens)
 
-    A last line that a kill cut off is dropped, and its batch is run again.
+    def _generated(self, batch: list[int], seeds: list[int], parts: list[Any], groups: int) -> dict[str, list]:
+        done = self._decode(batch, seeds, parts, groups)
+        found: dict[str, list] = {name: [] for name in self.metrics if METRICS[name].needs == "generated"}
+        for row in range(len(seeds)):
+            filled, clean = done.filled[row], row % len(batch)
+            example = self.examples[batch[clean]]
+            if "accuracy" in found:
+                score = self.task.score(example, completion(self.dlm, self.plan, done.tokens[row, filled].tolist()))
+                found["accuracy"].append([score.accuracy, score.total])
+            both = filled | done.filled[clean]
+            if "agreement" in found:
+                same = (done.tokens[row] == done.tokens[clean])[both].float()
+                found["agreement"].append([float(same.mean()), int(both.sum())])
+            if "order" in found:
+                shared = filled & done.filled[clean]
+                steps = done.commit_step[row, shared], done.commit_step[clean, shared]
+                found["order"].append([order(*steps), int(shared.sum())])
+        return found
 
-    Raises:
-        ValueError: a damaged line that is not the last.
-    """
+    def _forced(self, batch: list[int], seeds: list[int], parts: list[Any], groups: int) -> dict[str, list]:
+        answers = [self.answers[index] for index in batch]
+        done = self._decode(batch, seeds, parts, groups, force=answers * groups)
+        found = []
+        for row in range(len(seeds)):
+            index, answer = batch[row % len(batch)], answers[row % len(batch)]
+            said = done.predicted[row, done.filled[row]].tolist()
+            places = self.task.checkable(self.examples[index], answer)
+            right = [a == b for a, b, counts in zip(said, answer, places, strict=True) if counts]
+            found.append([sum(right) / len(right) if right else float("nan"), len(right)])
+        return {"forced_accuracy": found}
 
-    def __init__(self, path: str | Path | None) -> None:
-        self.path = Path(path) if path is not None else None
-        self.rows: dict[str, dict[str, Any]] = {}
-        if self.path is None or not self.path.is_file():
-            return
-        text = self.path.read_text(encoding="utf-8")
-        lines = text.splitlines()
-        for number, line in enumerate(lines, start=1):
-            try:
-                self.rows.update(json.loads(line))
-            except (json.JSONDecodeError, ValueError, TypeError) as error:
-                if number < len(lines):
-                    raise ValueError(
-                        f"{self.path}, line {number} is damaged; delete the file to start again"
-                    ) from error
-                lines = lines[:-1]
-        whole = "".join(f"{line}\n" for line in lines)
-        if whole != text:
-            partial = self.path.with_name(f".{self.path.name}.{os.getpid()}.partial")
-            partial.write_text(whole, encoding="utf-8")
-            partial.replace(self.path)
+    def _replayed(self, batch: list[int], seeds: list[int], parts: list[Any], groups: int) -> dict[str, list]:
+        name = (tuple(batch), tuple(seeds[: len(batch)]))
+        if self._unedited[0] != name:
+            self._unedited = (name, self._decode(batch, seeds[: len(batch)], [], 1))
+        clean = self._unedited[1]
+        if clean is None:
+            raise ValueError("there is no unedited run to follow")
+        followed = _Decoded(*(part.repeat(groups, 1) for part in vars(clean).values()))
+        replay = Replay(groups)
+        self._decode(batch, seeds, parts, groups, follow=followed, replay=replay)
+        found = replay.result()
+        return {
+            name: [list(pair) for pair in found[name]] for name in self.metrics if METRICS[name].needs == "replayed"
+        }
 
-    def add(self, rows: Mapping[str, dict[str, Any]]) -> None:
-        """Keep finished scores, on disk at once."""
-        self.rows.update(rows)
-        if self.path is None:
-            return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(rows) + "\n")
+    def _likelihood(self, batch: Sequence[int], seeds: list[int], parts: list[Any], groups: int) -> dict[str, list]:
+        answers = [self.answers[index] for index in batch]
+        prompts = [self.examples[index].prompt for index in batch] * groups
+        values = log_likelihood(
+            self.dlm, prompts, answers * groups, interventions=parts, samples=LIKELIHOOD_SAMPLES, seed=seeds
+        )
+        places = [len(answer) for answer in answers * groups]
+        return {"log_likelihood": [[float(value), count] for value, count in zip(values, places, strict=True)]}

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from sinklens import HookedDLM, Plan, SinkRule, denoise, metrics
+from sinklens import HookedDLM, Plan, SinkRule, Where, denoise, metrics
 from sinklens.errors import RecordError
-from sinklens.probes import ReceivedAttention
+from sinklens.probes import KeyNorm, ReceivedAttention
 
 NAN = float("nan")
 DIMS = ("prompt", "step", "layer", "head", "key")
@@ -318,3 +318,162 @@ def test_a_real_record_agrees_with_naive_counting(name: str) -> None:
     for kind in metrics.CLASSES:
         assert classes.loc[kind, "share_of_sinks"] == pytest.approx(kinds.get(kind, 0) / sum(kinds.values()))
         assert classes.loc[kind, "share_of_keys"] == pytest.approx(keys.get(kind, 0) / sum(keys.values()))
+
+
+# The rule's own query set and keys.
+
+
+def sets_record() -> xr.Dataset:
+    """One head, 8 keys: 0 to 3 given, 4 and 5 committed, 6 and 7 masked. Each query set has a sink of its own."""
+    record = planted([[[[[]]]]], [[8]])
+    rows = {"all": [5, 0, 0, 0, 0, 0, 3, 0], "masked": [0, 0, 0, 0, 0, 0, 2, 0], "committed": [4, 0, 0, 2, 0, 0, 0, 0]}
+    values = np.array(list(rows.values()), np.float32).reshape(1, 1, 1, 1, 3, 8)
+    record["received"] = (("prompt", "step", "layer", "head", "query_set", "key"), values)
+    record = record.assign_coords(query_set=list(rows))
+    record["masked"].values[0, 0, 6:] = 1
+    record["given"] = (("prompt", "key"), np.array([[1] * 4 + [0] * 4], np.int8))
+    return record
+
+
+def keys_of(flags: xr.DataArray) -> list[int]:
+    return flags.to_numpy().reshape(-1, flags.sizes["key"])[0].nonzero()[0].tolist()
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        (SinkRule(1.5), [0, 6]),  # 5 - 3/7 and 3 - 5/7
+        (SinkRule(1.5, queries="masked"), [6]),
+        (SinkRule(1.5, queries="committed"), [0]),  # 2 - 4/7 = 1.43 is too little
+        (SinkRule(1.4, queries="committed"), [0, 3]),
+        (SinkRule(1.4, queries="committed", keys="prompt"), [0]),  # among four keys 3 has 2 - 4/3
+        (SinkRule(1.5, keys="masked"), [6]),  # 3 - 0
+        (SinkRule(2.9, keys="response"), [6]),
+        (SinkRule(2.9, keys="committed"), [0]),
+        (SinkRule(0.5, keys="last"), []),
+        (SinkRule(None, top_k=1, keys="masked"), [6]),
+        (SinkRule(None, top_k=1, queries="committed", keys="all"), [0]),
+        (SinkRule(4.4, keys="prompt"), [0]),
+        (SinkRule(55.0, "percent", keys="prompt"), [0]),  # 5 of 8 queries: all of them count, 62.5 %
+        (SinkRule(63.0, "percent", keys="prompt"), []),
+        (SinkRule(0.6, "share", keys="prompt"), [0]),
+        (SinkRule(0.6, "share", queries="masked"), [6]),  # 2 of 2 queries
+    ],
+    ids=repr,
+)
+def test_a_rule_reads_its_own_query_set_and_keys(rule: SinkRule, expected: list[int]) -> None:
+    assert keys_of(metrics.sinks(sets_record(), rule)) == expected
+
+
+def test_a_named_query_set_goes_before_the_rules_own() -> None:
+    rule = SinkRule(1.5, queries="committed")
+    assert keys_of(metrics.sinks(sets_record(), rule, query_set="masked")) == [6]
+
+
+def test_a_query_set_that_was_not_measured_is_refused() -> None:
+    with pytest.raises(RecordError, match="'last' was not measured"):
+        metrics.sinks(sets_record(), SinkRule(queries="last"))
+    with pytest.raises(RecordError, match=r"'masked' was not measured.*query_sets="):
+        metrics.sinks(movie(STATIC), SinkRule(queries="masked"))
+
+
+@pytest.mark.parametrize(
+    ("which", "expected"),
+    [
+        ("all", range(8)),
+        ("masked", [6, 7]),
+        ("committed", range(6)),
+        ("prompt", range(4)),
+        ("response", range(4, 8)),
+        ("last", [7]),
+    ],
+)
+def test_key_sets(which: Any, expected: Any) -> None:
+    assert keys_of(metrics.key_set(sets_record(), which)) == list(expected)
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [metrics.sink_tokens, metrics.token_classes, metrics.movement, lambda *a: metrics.per_layer(*a, causal=False)],
+)
+def test_metrics_of_a_record_that_has_only_the_rules_query_set(metric: Any) -> None:
+    record = sets_record()
+    metric(record.sel(query_set=["masked"]), SinkRule(1.5, queries="masked"))
+
+
+def test_what_exists_does_not_hang_on_the_first_layer() -> None:
+    """Received attention of layer 1 beside a probe of both layers."""
+    dlm = HookedDLM.from_pretrained("tiny-dlm")
+    probes = [ReceivedAttention(Where(layers=[1])), KeyNorm()]
+    record = denoise(dlm, "boma wa boma", Plan(new_tokens=3), probes=probes, progress=False).record
+    assert metrics.real(record).any()
+
+
+# Which tokens.
+
+
+@pytest.mark.parametrize("name", ["tiny-dlm", "tiny-arm"])
+@pytest.mark.parametrize("rule", [SinkRule(0.7), SinkRule(0.3, queries="prompt"), SinkRule(None, top_k=1)], ids=repr)
+def test_sink_tokens_equal_naive_counting(name: str, rule: SinkRule) -> None:
+    dlm = HookedDLM.from_pretrained(name)
+    prompts = ["dolko xe, dolko xo. dolko talma wi", "gake xe"]
+    probes = [ReceivedAttention(query_sets=["all", "prompt"])]
+    record = denoise(dlm, prompts, Plan(new_tokens=6), probes=probes, progress=False).record
+    received = record["received"].sel(query_set=rule.queries).to_numpy()
+    sinks_of, keys_of_token = {}, {}
+    for p, t in np.ndindex(*received.shape[:2]):
+        there = [j for j in range(received.shape[-1]) if record["masked"].values[p, t, j] >= 0]
+        words = {
+            j: "[MASK]"
+            if record["masked"].values[p, t, j]
+            else str(dlm.tokenizer.decode([record["canvas"].values[p, t, j]]))
+            for j in there
+        }
+        for j in there:
+            keys_of_token[words[j]] = keys_of_token.get(words[j], 0) + 1
+        for layer, h in np.ndindex(*received.shape[2:4]):
+            row = received[p, t, layer, h].astype(float)
+            for j in there:
+                others = [row[k] for k in there if k != j]
+                if row[j] > np.mean(others) + rule.epsilon if rule.epsilon else row[j] > max(others):
+                    sinks_of[words[j]] = sinks_of.get(words[j], 0) + 1
+    table = metrics.sink_tokens(record, rule, top=None)
+    assert list(table.columns) == ["token", "share_of_sinks", "share_of_keys", "ratio"]
+    assert set(table["token"]) == set(sinks_of)
+    for row in table.itertuples():
+        share = sinks_of[row.token] / sum(sinks_of.values())
+        common = keys_of_token[row.token] / sum(keys_of_token.values())
+        assert row.share_of_sinks == pytest.approx(share)
+        assert row.share_of_keys == pytest.approx(common)
+        assert row.ratio == pytest.approx(share / common)
+    assert table["share_of_sinks"].sum() == pytest.approx(1)
+    assert table["share_of_keys"].sum() <= 1
+    assert table["share_of_sinks"].is_monotonic_decreasing
+    assert ("[MASK]" in set(table["token"])) == (not dlm.is_causal and "[MASK]" in sinks_of)
+    assert metrics.sink_tokens(record, rule, top=2).equals(table.head(2))
+    assert len(metrics.sink_tokens(record, rule)) == min(5, len(table))
+
+
+def test_a_token_is_a_mask_until_it_is_committed() -> None:
+    """Key 4 is the sink of both heads at three steps, and committed before the last: [MASK] twice, then "."."""
+    record = planted([[[[[4], [4]]]] * 3], [[10] * 3])
+    record["text"] = (("prompt", "key"), np.array([["a"] * 4 + ["."] + ["b"] * 5], dtype=object))
+    record["masked"].values[0, :2, 4] = 1
+    table = metrics.sink_tokens(record).set_index("token")
+    assert table["share_of_sinks"].to_dict() == {"[MASK]": pytest.approx(2 / 3), ".": pytest.approx(1 / 3)}
+    assert table["share_of_keys"].to_dict() == {"[MASK]": pytest.approx(2 / 30), ".": pytest.approx(1 / 30)}
+    assert table["ratio"].to_dict() == {"[MASK]": pytest.approx(10), ".": pytest.approx(10)}
+
+
+def test_sink_tokens_do_not_count_what_is_not_there() -> None:
+    record = planted([[[[[0]]]], [[[[0]]]]], [[6], [18]], received=4.9)
+    record["text"] = (("prompt", "key"), np.array([["."] * 6 + [""] * 12, ["12"] * 18], dtype=object))
+    table = metrics.sink_tokens(record).set_index("token")
+    assert table["share_of_sinks"].to_dict() == {"12": 0.5, ".": 0.5}
+    assert table["share_of_keys"].to_dict() == {"12": 0.75, ".": 0.25}
+
+
+def test_without_a_sink_there_are_no_sink_tokens() -> None:
+    table = metrics.sink_tokens(movie(NONE))
+    assert len(table) == 0
+    assert list(table.columns) == ["token", "share_of_sinks", "share_of_keys", "ratio"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -218,7 +219,7 @@ def test_at_most_a_quarter_of_the_keys_are_sinks(size: int, seed: int) -> None:
 # Ranking.
 
 
-@given(st.lists(st.integers(0, 400), min_size=1, max_size=12, unique=True), st.integers(1, 15))
+@given(st.lists(st.integers(1, 400), min_size=1, max_size=12, unique=True), st.integers(1, 15))
 def test_top_k_alone_takes_the_k_largest(numbers: list[int], k: int) -> None:
     received = torch.tensor([numbers]) / 100
     largest = sorted(numbers)[::-1][:k]
@@ -237,7 +238,7 @@ def test_top_k_keeps_only_keys_that_pass_the_threshold() -> None:
 @pytest.mark.parametrize("k", [3, 4, 50])
 def test_top_k_beyond_the_number_of_keys_takes_all_valid_ones(k: int) -> None:
     valid = torch.tensor([True, False, True, True])
-    assert SinkRule(epsilon=None, top_k=k)(torch.tensor([3.0, 9.0, 0.0, 1.0]), valid).tolist() == valid.tolist()
+    assert SinkRule(epsilon=None, top_k=k)(torch.tensor([3.0, 9.0, 0.5, 1.0]), valid).tolist() == valid.tolist()
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 4])
@@ -289,3 +290,77 @@ def test_the_units_that_an_error_lists_are_valid(units: str) -> None:
     with pytest.raises(ValueError, match=re.escape(units)):
         SinkRule(units="none of them")
     assert SinkRule(0.5, units).units == units
+
+
+# Whose attention counts, and who can be a sink.
+
+SETS = ["all", "masked", "committed", "prompt", "response", "last"]
+
+
+@pytest.mark.parametrize("field", ["queries", "keys"])
+@pytest.mark.parametrize("value", ["given", "", "Masked", None])
+def test_unknown_sets_are_refused_and_the_known_listed(field: str, value: object) -> None:
+    message = f"{field}={value!r} is unknown; the sets are all, masked, committed, prompt, response, last"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        SinkRule(**{field: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("which", SETS)
+def test_the_sets_that_an_error_lists_are_valid(which: str) -> None:
+    rule = SinkRule(queries=which, keys=which)  # type: ignore[arg-type]
+    assert (rule.queries, rule.keys) == (which, which)
+    assert (rule == SinkRule()) == (which == "all")
+
+
+@pytest.mark.parametrize("rule", [SinkRule(), SinkRule(None, top_k=2), SinkRule(2.0, "zscore"), SinkRule(0.3, "share")])
+def test_words_name_the_sets(rule: SinkRule) -> None:
+    plain = rule.words()
+    assert "queries;" not in plain
+    assert replace(rule, queries="masked").words() == f"{plain}; by masked queries"
+    assert replace(rule, keys="prompt").words() == f"{plain}; among prompt keys"
+    assert replace(rule, queries="last", keys="response").words() == f"{plain}; by last queries; among response keys"
+
+
+@given(
+    st.sampled_from([("sum", 0.37), ("percent", 4.1), ("mean", 0.037), ("share", 0.11), ("zscore", 0.9)]),
+    st.sampled_from([None, 1, 2]),
+    st.integers(2, 9),
+    st.integers(0, 1000),
+)
+def test_eligible_keys_are_compared_with_each_other(
+    unit: tuple[str, float], top_k: int | None, size: int, seed: int
+) -> None:
+    """Keys left out are no sinks, and their attention is no yardstick, but their queries still count."""
+    generator = torch.Generator().manual_seed(seed)
+    received = patterns(2, size, size, seed, sharpness=3.0).sum(-2)
+    keys = torch.rand(2, 1, size, generator=generator) < 0.6
+    units, epsilon = unit
+    ours = SinkRule(epsilon, units, top_k)(received, keys)  # type: ignore[arg-type]
+    for b in range(2):
+        chosen = [j for j in range(size) if keys[b, 0, j]]
+        for h in range(2):
+            values = {j: float(received[b, h, j]) for j in chosen}
+            passing = []
+            for j in chosen:
+                others = [values[i] for i in chosen if i != j]
+                excess = values[j] - (sum(others) / len(others) if others else 0)
+                mean = sum(values.values()) / len(chosen)
+                spread = math.sqrt(sum((value - mean) ** 2 for value in values.values()) / len(chosen))
+                score = {
+                    "sum": excess,
+                    "mean": excess / size,
+                    "percent": 100 * excess / size,
+                    "share": values[j] / size,
+                    "zscore": (values[j] - mean) / spread if spread > 1e-6 else 0.0,
+                }[units]
+                if score > epsilon:
+                    passing.append(j)
+            passing = sorted(passing, key=lambda j: -values[j])[: top_k or size]
+            assert ours[b, h].nonzero()[:, 0].tolist() == sorted(passing)
+
+
+def test_no_eligible_key_no_sink() -> None:
+    received, none = torch.tensor([4.0, 0.0, 0.0, 0.0]), torch.zeros(4, dtype=torch.bool)
+    for units, epsilon in (("sum", 0.1), ("mean", 0.1), ("percent", 0.1), ("share", 0.1), ("zscore", 0.1)):
+        assert not SinkRule(epsilon, units)(received, none).any()  # type: ignore[arg-type]
+    assert not SinkRule(None, top_k=3)(received, none).any()

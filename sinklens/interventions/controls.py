@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +15,7 @@ from sinklens.interventions.edits import SinkEdit
 from sinklens.interventions.keepkeys import KeepKeys
 from sinklens.interventions.noise import noise
 from sinklens.interventions.weights import NoOp
-from sinklens.sinks import SinkRule
+from sinklens.sinks import SinkRule, largest
 
 
 class Matched(Detector):
@@ -101,7 +100,7 @@ class RandomKeys(Matched):
     def choose(self, sinks: Tensor, free: Tensor, received: Tensor, draw: Tensor, canvas: Canvas) -> Tensor:
         """Random free keys."""
         if not self.causal:
-            return _first(draw.masked_fill(~free, -1.0), sinks.sum(-1, keepdim=True)) & free
+            return largest(draw, free, sinks.sum(-1, keepdim=True))
         return _one_by_one(sinks, free, draw, lambda place, open_: _near(place, open_, free))
 
 
@@ -128,8 +127,7 @@ class BottomKeys(Matched):
 
     def choose(self, sinks: Tensor, free: Tensor, received: Tensor, draw: Tensor, canvas: Canvas) -> Tensor:
         """The free keys that receive least."""
-        score = (-received).masked_fill(~free, float("-inf"))
-        return _first(score, sinks.sum(-1, keepdim=True)) & free
+        return largest(-received, free, sinks.sum(-1, keepdim=True))
 
 
 class SameClass(Matched):
@@ -178,13 +176,6 @@ class ShiftedKeys(Matched):
         return f"ShiftedKeys({self.of!r}, by={self.by})"
 
 
-def _first(score: Tensor, count: Tensor) -> Tensor:
-    """The `count` largest of each row."""
-    order = score.argsort(dim=-1, descending=True, stable=True)
-    place = torch.arange(order.shape[-1], device=order.device).expand_as(order)
-    return torch.empty_like(order).scatter(-1, order, place) < count
-
-
 def _one_by_one(sinks: Tensor, free: Tensor, draw: Tensor, candidates: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """For one sink after the other, the candidate with the largest draw; nobody is taken twice."""
     taken, rank = torch.zeros_like(sinks), sinks.cumsum(-1) * sinks
@@ -202,7 +193,7 @@ def _near(place: Tensor, able: Tensor, free: Tensor) -> Tensor:
     keys = able.shape[-1]
     distance = (torch.arange(keys, device=able.device) - place).abs().float()
     wanted = (free.sum(-1, keepdim=True) / 4).ceil().clamp(min=4)
-    return _first(-distance.masked_fill(~able, math.inf), wanted) & able
+    return largest(-distance, able, wanted)
 
 
 def _class_of_ids(model: Any) -> Tensor:

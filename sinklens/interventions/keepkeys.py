@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal, get_args
 
 import torch
@@ -14,6 +13,7 @@ from sinklens.interventions.detectors import SameStep
 from sinklens.interventions.noise import noise
 from sinklens.interventions.places import ByKeyNorm
 from sinklens.interventions.scores import MaskSinks
+from sinklens.sinks import largest
 
 By = Literal["received", "key_norm", "random", "recency"]
 
@@ -45,10 +45,7 @@ class _AllBut(SameStep):
             score = torch.arange(received.shape[-1], device=received.device).float().expand(received.shape)
         keys = eligible.sum(-1, keepdim=True)
         budget = (self.budget * keys).ceil() if isinstance(self.budget, float) else self.budget
-        order = score.masked_fill(~eligible, -math.inf).argsort(dim=-1, descending=True, stable=True)
-        place = torch.arange(order.shape[-1], device=order.device).expand_as(order)
-        rank = torch.empty_like(order).scatter(-1, order, place)
-        return eligible & (rank >= budget)
+        return eligible & ~largest(score, eligible, budget)
 
 
 class KeepKeys(MaskSinks):

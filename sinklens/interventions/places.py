@@ -17,7 +17,7 @@ from sinklens.errors import ScopeError
 from sinklens.hooks import Canvas, Hook, rotated
 from sinklens.interventions.detectors import Detector
 from sinklens.records import Rows
-from sinklens.sinks import SinkRule
+from sinklens.sinks import SinkRule, largest
 from sinklens.tokenclasses import ids_of_class
 
 
@@ -142,7 +142,7 @@ class ByKeyNorm(Detector):
         """Keys with the smallest norms."""
         norms = self._norms[layer]
         norms = norms.repeat_interleave(received.shape[1] // norms.shape[1], 1)
-        return self.rule(norms if self.largest else -norms, eligible)
+        return largest(norms if self.largest else -norms, eligible, self.rule.top_k or 0)
 
     def arguments(self) -> list[str]:
         """How many, and which end."""

@@ -1,0 +1,115 @@
+"""How likely a model finds a given answer, also under edits: Monte-Carlo for diffusion models, exact for baselines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sinklens.canvases import Prompt, as_list
+from sinklens.errors import PlanError, ScopeError
+from sinklens.hooks import Canvas, Intervention, attached, leaves
+from sinklens.model import HookedDLM
+from sinklens.records import seeds_for
+
+
+@torch.no_grad()
+def log_likelihood(
+    dlm: HookedDLM,
+    prompts: Prompt | Sequence[Prompt],
+    answers: Sequence[Sequence[int]],
+    *,
+    interventions: Sequence[Intervention] = (),
+    samples: int = 16,
+    seed: int | Sequence[int] = 0,
+) -> Float[Tensor, " prompt"]:
+    """Log-likelihood of each answer behind its prompt, in nats per answer token.
+
+    Diffusion models: LLaDA's estimator. For `samples` draws, x of the L answer tokens are masked at random, and
+    `(L / x) * sum over masked of log p(token)` is averaged; the x are stratified over 1..L (its `get_log_likelihood`).
+    At most 0 up to the Monte-Carlo error, which falls with 1 / sqrt(samples). Autoregressive models: exact, from one
+    forward. Source: LLaDA (arXiv 2502.09992) and its released code; dividing by L is sinklens's.
+
+    An edit acts on each canvas by itself: one whose detector looks at the step before is shown the same canvas first.
+
+    Args:
+        dlm: The model.
+        prompts: One prompt or several.
+        answers: Token ids of each answer, at least one.
+        interventions: Edits; their scope may name no steps, for a canvas that does not change has none.
+        samples: Monte-Carlo draws per prompt; the same masks under every edit.
+        seed: One seed, or one per prompt.
+
+    Raises:
+        PlanError: an empty answer, or a number of answers other than that of prompts.
+        ScopeError: an edit that names steps.
+    """
+    rows = [dlm.encode(prompt) for prompt in as_list(prompts)]
+    if len(rows) != len(answers) or not all(len(answer) for answer in answers):
+        raise PlanError(
+            f"{len(rows)} prompts need as many answers, of at least one token each; there are {len(answers)}"
+        )
+    for edit in (leaf for whole in interventions for leaf in leaves(whole)):
+        edit.where.validate(dlm.n_layers, dlm.n_heads, None)
+        if edit.where.steps is not None:
+            raise ScopeError(f"{edit!r} names steps, and a likelihood has none; use a metric of the denoising run")
+    seeds = seeds_for(seed, len(rows))
+    full = [[*row, *answer] for row, answer in zip(rows, answers, strict=True)]
+    width = max(map(len, full))
+    if width > dlm.n_ctx:
+        raise PlanError(f"the longest prompt and answer have {width} tokens, more than the context of {dlm.n_ctx}")
+    pad = dlm.ids.pad if dlm.ids.pad is not None else 0
+    tokens = torch.tensor([[pad] * (width - len(row)) + row for row in full], device=dlm.device)
+    place = torch.arange(width, device=dlm.device)
+    lengths = torch.tensor([len(answer) for answer in answers], device=dlm.device)
+    starts = torch.tensor([width - len(row) for row in full], device=dlm.device)
+    valid, answered = place >= starts[:, None], place >= (width - lengths)[:, None]
+    clean = Canvas(tokens, valid, torch.zeros_like(valid), valid & ~answered, seeds=seeds)
+    for edit in interventions:
+        getattr(edit, "check", lambda *_: None)(dlm, clean)
+        edit.reset(None)
+    if dlm.is_causal:
+        scored = _log_probabilities(dlm, clean, interventions, tokens)
+        return (scored * answered).sum(-1) / lengths
+    masks = [_masks(samples, int(length), row_seed) for length, row_seed in zip(lengths, seeds, strict=True)]
+    total = torch.zeros(len(rows), dtype=torch.float64, device=dlm.device)
+    for draw in range(samples):
+        hidden = torch.zeros_like(valid)
+        for row, drawn in enumerate(masks):
+            hidden[row, width - len(drawn[draw]) :] = torch.from_numpy(drawn[draw]).to(hidden.device)
+        canvas = replace(clean, tokens=tokens.masked_fill(hidden, dlm.ids.mask or 0), masked=hidden, step=3 * draw)
+        scored = _log_probabilities(dlm, canvas, interventions, tokens)
+        total += (scored * hidden).sum(-1).double() / hidden.sum(-1)
+    return (total / samples).float()
+
+
+def _masks(samples: int, length: int, seed: int) -> np.ndarray:
+    """Which answer tokens each draw masks [sample, token], stratified counts as in LLaDA's code."""
+    rng = np.random.default_rng([0x11DE, seed % 2**63])
+    first = int(rng.integers(1, length + 1))
+    counts = (np.round(np.linspace(first, first + (samples - 1) * length / samples, samples)).astype(int) - 1) % length
+    return np.stack([rng.permutation(length) <= count for count in counts])
+
+
+def _log_probabilities(
+    dlm: HookedDLM, canvas: Canvas, interventions: Sequence[Intervention], targets: Tensor
+) -> Float[Tensor, "prompt pos"]:
+    """Log p(target) at every position, under the edits."""
+    looks_back = any(getattr(leaf, "watches_before", False) for edit in interventions for leaf in leaves(edit))
+    logits = None
+    for step in range(canvas.step, canvas.step + 1 + looks_back):
+        now = replace(canvas, step=step)
+        beside = [part for edit in interventions for part in getattr(edit, "clean", ())]
+        if beside:
+            with attached(dlm, beside, now, {}):
+                dlm(now.tokens, now.valid)
+        with attached(dlm, interventions, now, {}):
+            logits = dlm(now.tokens, now.valid)
+    scores = logits.float().log_softmax(-1) if logits is not None else torch.zeros(0)
+    if dlm.is_causal:  # row i scores token i + 1
+        scores = torch.cat([torch.zeros_like(scores[:, :1]), scores[:, :-1]], 1)
+    return scores.gather(-1, targets[..., None])[..., 0]

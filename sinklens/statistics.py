@@ -1,0 +1,69 @@
+"""Paired statistics over prompts: intervals, permutation tests, Holm's correction, equivalence. Pure functions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from jaxtyping import Float
+from torch import Tensor
+from transformer_lens.utilities.statistics import (
+    bootstrap_ci,
+    derive_generator,
+    sign_flip_permutation_pvalue,
+    success_rate_ci,
+)
+
+RESAMPLES = 2000
+
+
+def mean_and_interval(values: Float[Tensor, " n"], confidence: float = 0.95) -> tuple[float, tuple[float, float]]:
+    """Mean and percentile-bootstrap interval of it, over independent values (prompts). The same at every call."""
+    low, high = bootstrap_ci(values, n_resamples=RESAMPLES, confidence=confidence, generator=derive_generator(0))
+    return float(values.mean()), (float(low), float(high))
+
+
+def rate_and_interval(values: Float[Tensor, " n"]) -> tuple[float, tuple[float, float]]:
+    """As above for shares in [0, 1]; where all are 0 or all 1 a bootstrap would claim certainty, so exact.
+
+    Exact is Clopper and Pearson's interval, each value counted as one success or failure.
+    """
+    if bool((values == values[0]).all()) and float(values[0]) in (0.0, 1.0):
+        exact = success_rate_ci([bool(value) for value in values])
+        return float(values[0]), (exact.ci_low, exact.ci_high)
+    return mean_and_interval(values)
+
+
+def permutation_p(differences: Float[Tensor, " n"], permutations: int = 10_000) -> float:
+    """Two-sided p-value that paired differences average 0: their signs are flipped in every way (or in many)."""
+    generator = derive_generator(0, "permutation")
+    return float(sign_flip_permutation_pvalue(differences, n_permutations=permutations, generator=generator))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down correction: p-values that hold for all comparisons together, in the given order.
+
+    The smallest of m is multiplied by m, the next by m - 1, and so on; never falling, at most 1. nan stays nan and is
+    not counted.
+    """
+    given = [(p, index) for index, p in enumerate(p_values) if not math.isnan(p)]
+    corrected, worst = [float("nan")] * len(p_values), 0.0
+    for rank, (p, index) in enumerate(sorted(given)):
+        worst = max(worst, min(1.0, p * (len(given) - rank)))
+        corrected[index] = worst
+    return corrected
+
+
+def equivalent(differences: Float[Tensor, " n"], margin: float) -> bool:
+    """Whether differences are shown to be smaller than a margin: two one-sided tests at 5 %.
+
+    True iff the 90 % bootstrap interval of the mean lies within (-margin, margin). An interval that merely contains 0
+    shows nothing. Differences that are all equal have no interval, and are never called equivalent unless there are at
+    least 30 of them (with fewer, nothing was seen to vary).
+    """
+    if margin <= 0:
+        raise ValueError(f"margin={margin} must be above 0: the largest difference that would not matter")
+    if len(differences) < 30 and bool((differences == differences[0]).all()):
+        return False
+    _, (low, high) = mean_and_interval(differences, confidence=0.90)
+    return -margin < low and high < margin
