@@ -1,9 +1,9 @@
-"""The command line: demo, models, hooks."""
+"""The command line: demo, trace, ablate, reproduce, models, hooks."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -64,26 +64,157 @@ def trace(
     out: Annotated[Path, typer.Option(help="Folder for record.nc and report.html.")] = Path("sinklens-out"),
 ) -> None:
     """Denoise prompts, find the sinks of every layer and step, write record and report."""
-    from sinklens import metrics, records, report, rules
+    from sinklens import metrics, report, rules
     from sinklens.model import HookedDLM
     from sinklens.plan import Plan
-    from sinklens.probes import ReceivedAttention
+    from sinklens.probes import KeyNorm, ReceivedAttention
     from sinklens.running import denoise
 
     chosen = rules.rule(rule)
     plan = Plan(new_tokens=new_tokens, steps=steps, temperature=temperature, chat=chat)
     dlm = HookedDLM.from_pretrained(model)
-    run = denoise(dlm, prompts, plan, probes=[ReceivedAttention()], seed=seed)
-    path = records.save(run.record, out / "record.nc")
+    path = out / "record.nc"
+    run = denoise(dlm, prompts, plan, probes=[ReceivedAttention(), KeyNorm()], seed=seed, save_to=path)
     for prompt, completion in zip(prompts, run.completions, strict=True):
         typer.echo(f"{prompt} -> {completion}")
     length = run.record.sizes["key"]
     typer.echo(f"\n{chosen.explain(length)}\n")
     table = metrics.per_layer(run.record, chosen, causal=dlm.is_causal)
     moves = metrics.movement(run.record, chosen)
-    typer.echo(table.merge(moves, on="layer").to_string(index=False, float_format=lambda x: f"{x:.3f}"))
+    typer.echo(_table(table.merge(moves, on="layer")))
+    typer.echo(
+        f"\nWhich tokens are sinks (arXiv 2510.15731, table 2)\n{_table(metrics.sink_tokens(run.record, chosen))}"
+    )
     page = report.from_record(out / "report.html", run.record, rule=chosen)
     typer.echo(f"\n{path}\n{page}")
+
+
+@app.command()
+def ablate(
+    model: Annotated[str | None, typer.Argument(help="tiny-dlm, tiny-arm, a folder, or a Hub id.")] = None,
+    spec: Annotated[
+        Path | None, typer.Option(help="A YAML or JSON file with the same fields; options given here win.")
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="echo, or a JSONL file of prompt and answer.  [echo]")] = None,
+    edit: Annotated[
+        list[str] | None, typer.Option(help="An edit, several times: mask:top1, redistribute=uniform:top5, ...")
+    ] = None,
+    prompts: Annotated[int | None, typer.Option(min=1, help="How many examples.  [64]")] = None,
+    gaps: Annotated[float | None, typer.Option(help="echo: share of decided words to fill in.  [0: continue]")] = None,
+    extract: Annotated[str | None, typer.Option(help="JSONL: regular expression of what is compared.")] = None,
+    new_tokens: Annotated[int | None, typer.Option(help="Positions to generate.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Of the sampling.")] = None,
+    chat: Annotated[bool, typer.Option(help="Put the prompts into the model's chat template.")] = False,
+    control: Annotated[
+        list[str] | None, typer.Option(help="random, same_mass, bottom, same_class, shifted, noop or none.  [random]")
+    ] = None,
+    metric: Annotated[list[str] | None, typer.Option(help="Metrics, several times.  [accuracy]")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="Repetitions, several times.  [0]")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Rows per forward.  [128]")] = None,
+    grammar: Annotated[bool, typer.Option("--grammar", help="Print how edits are written, and stop.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder for result.json, summary.csv and report.html.")] = Path(
+        "sinklens-ablation"
+    ),
+) -> None:
+    """Measure a model unmasked, under each edit, and under the same edit at control keys; paired, with intervals.
+
+    An interrupted or killed ablation goes on where it was when it is started again.
+    """
+    from dataclasses import asdict
+
+    from sinklens import specs
+    from sinklens.interventions import GRAMMAR
+    from sinklens.specs import report_of
+
+    if grammar:
+        typer.echo(GRAMMAR)
+        return
+    given = asdict(specs.read(spec)) if spec is not None else {}
+    plan = {"new_tokens": new_tokens, "steps": steps, "temperature": temperature, "chat": chat or None}
+    options = {
+        "model": model,
+        "task": task,
+        "edits": edit,
+        "prompts": prompts,
+        "gaps": gaps,
+        "extract": extract,
+        "controls": [] if control == ["none"] else control,
+        "metrics": metric,
+        "seeds": seed,
+        "batch_size": batch_size,
+    }
+    given |= {name: value for name, value in options.items() if value is not None}
+    given["plan"] = {**given.get("plan", {}), **{name: value for name, value in plan.items() if value is not None}}
+    asked = specs.spec(given)
+    result = asked.run(save_to=out / "scores.jsonl", progress=f"{asked.model}: ablating")
+    paths = report_of(result, out)
+    typer.echo(_table(result.summary()))
+    for name in dict.fromkeys(row["metric"] for row in result.rows):
+        columns = ["condition", "control", "to_unmasked", "to_unmasked_low", "to_unmasked_high", "to_unmasked_p_holm"]
+        columns += ["to_control", "to_control_low", "to_control_high", "to_control_p_holm"]
+        typer.echo(f"\nEffects on {name} (differences, 95 % intervals, p after Holm)")
+        typer.echo(_table(result.effects(name)[columns]))
+    typer.echo("\n" + "\n".join(map(str, paths)))
+
+
+@app.command()
+def reproduce(
+    what: Annotated[str, typer.Argument(help="table1: accuracy without the top 1, 5 and 10 sinks.")],
+    model: Annotated[list[str] | None, typer.Option(help="Several times.  [tiny-dlm and tiny-arm]")] = None,
+    task: Annotated[str, typer.Option(help="echo, or a JSONL file of prompt and answer (GSM8K, say).")] = "echo",
+    prompts: Annotated[int, typer.Option(min=1, help="How many examples.")] = 64,
+    extract: Annotated[str | None, typer.Option(help="JSONL: regular expression of what is compared.")] = None,
+    new_tokens: Annotated[int | None, typer.Option(help="Positions to generate (the paper: 256 for GSM8K).")] = None,
+    block_length: Annotated[int | None, typer.Option(help="Semi-autoregressive blocks (the paper: 32).")] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
+    chat: Annotated[bool, typer.Option(help="Put the prompts into the model's chat template.")] = False,
+    seed: Annotated[int, typer.Option(help="Of texts and sampling.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows per forward.")] = 448,
+    out: Annotated[Path, typer.Option(help="Folder for table1.csv, the results and report.html.")] = Path(
+        "sinklens-table1"
+    ),
+) -> None:
+    """A published table by its own protocol, next to the published numbers, with the controls it lacks.
+
+    table1 is that of "Attention Sinks in Diffusion Language Models" (arXiv 2510.15731). On the bundled twins it takes
+    about a minute or two and needs no network. For the paper's models give --model and a JSONL file of prompts and
+    answers.
+    """
+    import torch
+
+    from sinklens import reproduce as tables
+    from sinklens.errors import PlanError
+
+    if what != "table1":
+        raise PlanError(f"{what!r} is unknown; there is table1")
+    names = model or ["tiny-dlm", "tiny-arm"]
+    if set(names) <= {"tiny-dlm", "tiny-arm"}:
+        torch.set_num_threads(1)
+    plan = {"new_tokens": new_tokens, "block_length": block_length, "steps": steps, "chat": chat or None}
+    plan = {name: value for name, value in plan.items() if value is not None}
+    results = [
+        tables.table1(
+            name,
+            task,
+            save_to=out / "scores.jsonl",
+            progress=f"{name}: table 1",
+            prompts=prompts,
+            extract=extract,
+            plan=plan,
+            seeds=(seed,),
+            batch_size=batch_size,
+        )
+        for name in names
+    ]
+    page = tables.write(results, out)
+    typer.echo(_table(tables.layout(results)))
+    typer.echo(f"\nPublished (arXiv 2510.15731, table 1)\n{tables.wide(tables.published()).to_string(index=False)}")
+    typer.echo(f"\n{page}")
+
+
+def _table(frame: Any) -> str:
+    return frame.to_string(index=False, float_format=lambda x: f"{x:.3f}", na_rep="")
 
 
 @app.command()

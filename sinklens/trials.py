@@ -72,13 +72,15 @@ class Trials:
         if "likelihood" in self.passes and plan.new_tokens == 0:
             raise ValueError("metric 'log_likelihood' scores an answer behind a prompt; filling gaps has none")
         weights = [float(weight.detach().double().sum()) for weight in dlm.bridge.parameters()]
+        checker = getattr(getattr(task, "extract", None), "pattern", None)
+        self._task = (type(task).__name__, checker)
         self._model = repr((__version__, dlm.name, dlm.revision, dlm.dtype, weights, plan))
         self._unedited: tuple[Any, _Decoded | None] = (None, None)
 
     def fingerprint(self, index: int, seed: int, edit: Intervention | None, which: Pass) -> str:
         """Everything that a score depends on: a stored score of anything else is never reused."""
         example, wanted = self.examples[index], [name for name in self.metrics if METRICS[name].needs == which]
-        parts = (self._model, type(self.task).__name__, example.prompt, example.answer, index, seed, edit, wanted)
+        parts = (self._model, self._task, example.prompt, example.answer, index, seed, edit, wanted)
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
 
     def run(

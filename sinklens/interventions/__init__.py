@@ -14,6 +14,7 @@ from sinklens.interventions.controls import (
 from sinklens.interventions.detectors import Detector, LastQuery, PreviousStep, SameStep
 from sinklens.interventions.edits import At, Edit, SinkEdit
 from sinklens.interventions.keepkeys import KeepKeys
+from sinklens.interventions.named import GRAMMAR, parse
 from sinklens.interventions.places import ByKeyNorm, ByToken, Fixed, FromRecord
 from sinklens.interventions.runs import Pin, SinkToken
 from sinklens.interventions.scores import BiasSinks, MaskSinks, NullKey
@@ -22,6 +23,7 @@ from sinklens.interventions.weights import NoOp, Redistribute, ScaleSinks, Swap,
 
 __all__ = [
     "CONTROLS",
+    "GRAMMAR",
     "At",
     "BiasSinks",
     "BottomKeys",
@@ -55,5 +57,6 @@ __all__ = [
     "ZeroSinks",
     "ZeroValue",
     "control",
+    "parse",
     "random_control",
 ]

@@ -6,13 +6,14 @@ whatever a colour tells, a symbol, a hatch or a position tells as well. Beside t
 attention would give.
 
 Of one prompt: `timeline`, `sink_positions`, `sink_lives`, `heads`. Of a whole record: `layer_steps`, `histogram`,
-`filtered_curve`, `key_norms`. Of two: `side_by_side`. Of tables: `layer_counts`, `token_classes`, `ablation`. Of a
-training log: `emergence`. Of one pattern: `circuitsvis`.
+`filtered_curve`, `key_norms`. Of two: `side_by_side`. Of tables: `layer_counts`, `token_classes`, `ablation`. Of
+ablations: `conditions`, `effects`, `dose_response`. Of a training log: `emergence`. Of one pattern: `circuitsvis`.
 """
 
 from sinklens.plots.attention import POINTS, circuitsvis, key_norms
 from sinklens.plots.curves import filtered_curve, histogram
 from sinklens.plots.data import CELLS, LABELLED
+from sinklens.plots.effects import conditions, dose_response, effects
 from sinklens.plots.lives import sink_lives
 from sinklens.plots.pairs import side_by_side
 from sinklens.plots.panels import PANELS, heads, layer_steps
@@ -32,7 +33,10 @@ __all__ = [
     "SYMBOLS",
     "ablation",
     "circuitsvis",
+    "conditions",
     "describe",
+    "dose_response",
+    "effects",
     "emergence",
     "filtered_curve",
     "heads",

@@ -1,0 +1,250 @@
+"""Figures of ablations: accuracy by condition, differences with their intervals, dose-response curves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from sinklens.measures import METRICS
+from sinklens.plots.theme import COLORS, safe, themed, titled
+from sinklens.results import UNMASKED, AblationResult
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+MARKERS = ("circle", "square-open", "diamond-open", "triangle-up-open", "cross-open", "x-open", "star-open")
+
+
+def _words(metric: str) -> tuple[str, str]:
+    """Axis title and definition."""
+    known = METRICS.get(metric)
+    name = metric.replace("_", " ")
+    return (f"{name} ({known.unit})", f"{name}: {known.meaning} ({known.unit}).") if known else (name, name)
+
+
+def _results(results: AblationResult | Sequence[AblationResult]) -> list[AblationResult]:
+    return [results] if isinstance(results, AblationResult) else list(results)
+
+
+def _metric(results: Sequence[AblationResult], metric: str | None) -> str:
+    known = list(dict.fromkeys(row["metric"] for result in results for row in result.rows))
+    if not known:
+        raise ValueError("the results have no rows, so there is nothing to draw")
+    if metric is not None and metric not in known:
+        raise ValueError(f"metric {metric!r} was not measured; there are {', '.join(known)}")
+    return metric or known[0]
+
+
+def conditions(
+    results: AblationResult | Sequence[AblationResult], metric: str | None = None, *, title: str | None = None
+) -> Figure:
+    """A metric under each condition and its controls with 95 % intervals, one panel per result; dotted: unmasked.
+
+    Unit: that of the metric (`measures.METRICS`), on the axis.
+
+    Args:
+        results: One ablation or several.
+        metric: Which metric; the first when None.
+        title: Replaces the first line of the title.
+
+    Raises:
+        ValueError: a metric that was not measured.
+    """
+    from plotly.subplots import make_subplots
+
+    every = _results(results)
+    metric = _metric(every, metric)
+    names = [f"{safe(result.rows[0]['model'])}: {safe(result.rows[0]['task'])}" for result in every]
+    figure = make_subplots(1, len(every), shared_yaxes=True, subplot_titles=names, horizontal_spacing=0.04)
+    kinds = [kind for result in every for kind in dict.fromkeys(row["kind"] for row in result.rows)]
+    kinds = [kind for kind in dict.fromkeys(kinds) if kind != UNMASKED]
+    for column, result in enumerate(every, start=1):
+        table: Any = result.summary()
+        table = table[table.metric == metric]
+        labels = [name for name in dict.fromkeys(table.condition) if name != UNMASKED]
+        for index, kind in enumerate(kinds):
+            part = table[table.kind == kind]
+            if part.empty:
+                continue
+            shift = (index - (len(kinds) - 1) / 2) * 0.7 / len(kinds)
+            value = part["value"].to_numpy()
+            figure.add_scatter(
+                x=[labels.index(name) + shift for name in part.condition], y=value,
+                error_y={"type": "data", "symmetric": False, "array": part["high"] - value,
+                         "arrayminus": value - part["low"], "thickness": 1.5, "width": 4},
+                mode="markers", name=_kind(kind), legendgroup=kind, showlegend=column == 1, cliponaxis=False,
+                marker={"symbol": MARKERS[index % len(MARKERS)], "size": 10, "color": COLORS[index % len(COLORS)],
+                        "line_width": 2 if index else 0},
+                customdata=list(zip(map(safe, part.condition), part.low, part.high, part.edited_keys, strict=True)),
+                hovertemplate="%{customdata[0]}<br>%{y:.3f}, 95 % interval %{customdata[1]:.3f} to %{customdata[2]:.3f}"
+                "<br>%{customdata[3]:.1f} edited keys per prompt<extra></extra>",
+                row=1, col=column,
+            )  # fmt: skip
+        bare = table[table.kind == UNMASKED]["value"]
+        if len(bare):
+            line = {"color": "#111", "width": 1, "dash": "dot"}
+            figure.add_hline(y=float(bare.iloc[0]), line=line, row=1, col=column)  # pyright: ignore[reportArgumentType]
+        figure.update_xaxes(
+            tickvals=list(range(len(labels))), ticktext=[safe(name) for name in labels], row=1, col=column
+        )
+    axis, definition = _words(metric)
+    themed(figure).update_xaxes(showgrid=False)
+    figure.update_yaxes(title_text=axis, col=1)
+    if METRICS[metric].share:
+        figure.update_yaxes(range=[0, 1.02])
+    figure.update_layout(height=460)
+    figure.update_annotations(font_size=13)
+    return titled(
+        figure,
+        title or "What an edit costs, at sinks and at other keys",
+        definition,
+        "Mean over prompts with its 95 % interval; dotted: nothing edited.",
+        panels=460,
+    )
+
+
+def effects(
+    result: AblationResult, metric: str | None = None, *, margin: float | None = None, title: str | None = None
+) -> Figure:
+    """Differences with their 95 % intervals: each condition against unmasked, and against each control.
+
+    Unit: that of the metric; left of 0 the condition has less of it. The band is the margin, if one is given: an
+    interval that lies within it shows that the difference does not matter; one that merely contains 0 shows nothing.
+
+    Args:
+        result: An ablation.
+        metric: Which metric; the first when None.
+        margin: The largest difference that would not matter.
+        title: Replaces the first line of the title.
+    """
+    import plotly.graph_objects as go
+
+    metric = _metric([result], metric)
+    table: Any = result.effects(metric, margin=margin)
+    rows: list[tuple[str, str, float, float, float, float]] = []
+    for item in table.drop_duplicates("condition").itertuples():
+        rows.append(
+            (
+                item.condition,
+                "- unmasked",
+                item.to_unmasked,
+                item.to_unmasked_low,
+                item.to_unmasked_high,
+                item.to_unmasked_p_holm,
+            )
+        )
+        for each in table[table.condition == item.condition].itertuples():
+            if each.control:
+                rows.append(
+                    (
+                        item.condition,
+                        f"- {_kind(each.control)}",
+                        each.to_control,
+                        each.to_control_low,
+                        each.to_control_high,
+                        each.to_control_p_holm,
+                    )
+                )
+    kinds = list(dict.fromkeys(kind for _, kind, *_ in rows))
+    figure = go.Figure()
+    for index, kind in enumerate(kinds):
+        part = [(place, row) for place, row in enumerate(rows) if row[1] == kind]
+        figure.add_scatter(
+            x=[row[2] for _, row in part], y=[place for place, _ in part], mode="markers", name=safe(kind),
+            error_x={"type": "data", "symmetric": False, "array": [row[4] - row[2] for _, row in part],
+                     "arrayminus": [row[2] - row[3] for _, row in part], "thickness": 1.5, "width": 4},
+            marker={"symbol": MARKERS[index % len(MARKERS)], "size": 10, "color": COLORS[index % len(COLORS)],
+                    "line_width": 2 if index else 0},
+            customdata=[(safe(row[0]), row[3], row[4], row[5]) for _, row in part],
+            hovertemplate="%{customdata[0]}<br>%{x:.4f}, 95 % interval %{customdata[1]:.4f} to %{customdata[2]:.4f}"
+            "<br>p after Holm %{customdata[3]:.4f}<extra></extra>",
+        )  # fmt: skip
+    line = {"color": "#111", "width": 1}
+    figure.add_vline(x=0, line=line)
+    if margin is not None:
+        figure.add_vrect(x0=-margin, x1=margin, fillcolor="#bbb", opacity=0.35, line_width=0, layer="below")
+    axis, definition = _words(metric)
+    themed(figure).update_yaxes(
+        tickvals=list(range(len(rows))), ticktext=[f"{safe(row[0])} {safe(row[1])}" for row in rows],
+        range=[len(rows) - 0.5, -0.5], showgrid=False,
+    )  # fmt: skip
+    figure.update_xaxes(title_text=f"difference in {axis}")
+    figure.update_layout(height=200 + 26 * len(rows), showlegend=True)
+    lines = [definition, "Paired by prompt, mean difference with its 95 % bootstrap interval."]
+    lines += [] if margin is None else [f"Band: differences below {margin:g}, which would not matter."]
+    return titled(figure, title or f"Effects on {safe(result.rows[0]['model'])}", *lines)
+
+
+def dose_response(
+    results: AblationResult | Sequence[AblationResult],
+    name: str,
+    metric: str | None = None,
+    *,
+    title: str | None = None,
+) -> Figure:
+    """A metric over the values of what was varied (`experiment.doses`), sinks and controls, with 95 % intervals.
+
+    Unit: that of the metric; x: the value (numbers to scale, else one after the other). Dotted: unmasked.
+
+    Args:
+        results: One ablation or several, with conditions "name=value".
+        name: What was varied.
+        metric: Which metric; the first when None.
+        title: Replaces the first line of the title.
+
+    Raises:
+        ValueError: no condition of that name.
+    """
+    import plotly.graph_objects as go
+
+    every = _results(results)
+    metric = _metric(every, metric)
+    figure, number = go.Figure(), 0
+    for which, result in enumerate(every):
+        table: Any = result.summary()
+        table = table[table.metric == metric]
+        dosed = table[table.condition.str.startswith(f"{name}=")]
+        if dosed.empty:
+            raise ValueError(
+                f"no condition is named {name!r}=...; there are {', '.join(dict.fromkeys(table.condition))}"
+            )
+        model = safe(result.rows[0]["model"])
+        for kind in dict.fromkeys(dosed.kind):
+            part = dosed[dosed.kind == kind]
+            x = [_value(text.partition("=")[2]) for text in part.condition]
+            value = part["value"].to_numpy()
+            figure.add_scatter(
+                x=x, y=value, mode="lines+markers", name=f"{model}: {_kind(kind)}",
+                error_y={"type": "data", "symmetric": False, "array": part["high"] - value,
+                         "arrayminus": value - part["low"], "thickness": 1.2, "width": 4},
+                line={"color": COLORS[which % len(COLORS)], "dash": "solid" if kind == "sinks" else "dash"},
+                marker={"symbol": MARKERS[number % len(MARKERS)], "size": 9},
+                customdata=part[["low", "high", "edited_keys", "edited_mass"]].to_numpy(),
+                hovertemplate=f"{safe(name)} %{{x}}<br>%{{y:.3f}}, 95 % interval %{{customdata[0]:.3f}} to "
+                "%{customdata[1]:.3f}<br>%{customdata[2]:.1f} edited keys, %{customdata[3]:.1f} of attention per prompt"
+                "<extra></extra>",
+            )  # fmt: skip
+            number += 1
+        bare = float(table[table.kind == UNMASKED]["value"].iloc[0])
+        figure.add_hline(y=bare, line={"color": COLORS[which % len(COLORS)], "width": 1, "dash": "dot"})
+    axis, definition = _words(metric)
+    themed(figure).update_xaxes(title_text=safe(name))
+    figure.update_yaxes(title_text=axis)
+    figure.update_layout(height=440, showlegend=True)
+    return titled(
+        figure,
+        title or f"Dose and response: {safe(name)}",
+        definition,
+        "Mean over prompts with its 95 % interval. Solid: sinks; dashed: controls; dotted: nothing edited.",
+    )
+
+
+def _kind(kind: str) -> str:
+    return {"sinks": "sinks", "random": "random keys", "same_mass": "random keys of the same mass"}.get(kind, kind)
+
+
+def _value(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text

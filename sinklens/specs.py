@@ -1,0 +1,167 @@
+"""An ablation as a file: what to run, in YAML or JSON; the same fields as the command line has."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from sinklens.errors import PlanError
+from sinklens.experiment import ablate
+from sinklens.interventions import parse
+from sinklens.measures import METRICS
+from sinklens.model import HookedDLM
+from sinklens.plan import Plan
+from sinklens.results import AblationResult
+from sinklens.tasks import Echo, Jsonl, Task
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Everything that an ablation needs, as plain values.
+
+    Attributes:
+        model: A bundled twin, a folder or a Hub id.
+        edits: Texts of `interventions.named` ("mask:top1"), by the name of the condition.
+        task: "echo" (the twins' language), or a JSONL file of {"prompt", "answer"}.
+        prompts: How many examples.
+        gaps: For echo: the share of rule-decided words to fill in; 0 continues texts instead.
+        extract: For a JSONL file: what to compare (`tasks.Jsonl`).
+        plan: Fields of `Plan`. For echo new_tokens is set, and temperature is 1 when continuing (greedy decoding of a
+            toy bigram language runs into loops).
+        seeds: Repetitions.
+        controls: Names of controls; none if empty.
+        metrics: Names of `measures.METRICS`; accuracy (forced_accuracy when filling in) if empty.
+        batch_size: Rows per forward.
+    """
+
+    model: str = "tiny-dlm"
+    edits: Mapping[str, str] = field(default_factory=dict)
+    task: str = "echo"
+    prompts: int = 64
+    gaps: float = 0.0
+    extract: str | None = None
+    plan: Mapping[str, Any] = field(default_factory=dict)
+    seeds: tuple[int, ...] = (0,)
+    controls: tuple[str, ...] = ("random",)
+    metrics: tuple[str, ...] = ()
+    batch_size: int = 128
+
+    def make_task(self) -> Task:
+        """The task."""
+        if self.task != "echo":
+            if not Path(self.task).is_file():
+                raise PlanError(f"task {self.task!r} is neither 'echo' nor a JSONL file that exists")
+            return Jsonl(self.task, extract=self.extract, limit=self.prompts)
+        return Echo(self.prompts, seed=self.seeds[0], gaps=self.gaps)
+
+    def make_plan(self) -> Plan:
+        """The plan."""
+        known = {each.name for each in fields(Plan)}
+        wrong = set(self.plan) - known
+        if wrong:
+            raise PlanError(f"plan has no field {sorted(wrong)[0]!r}; its fields are {', '.join(sorted(known))}")
+        if self.task != "echo":
+            return Plan(**self.plan)
+        defaults = {"new_tokens": 0} if self.gaps else {"new_tokens": 32, "temperature": 1.0}
+        return Plan(**{**defaults, **self.plan})
+
+    def run(self, save_to: str | Path | None = None, progress: bool | str = True) -> AblationResult:
+        """Run it; the spec goes into the result's provenance.
+
+        Args:
+            save_to: As in `ablate`.
+            progress: As in `ablate`.
+        """
+        edits = {name: parse(text) for name, text in self.edits.items()}
+        if not edits:
+            raise PlanError("there are no edits; name at least one, for example mask:top1")
+        task, plan = self.make_task(), self.make_plan()
+        result = ablate(
+            HookedDLM.from_pretrained(self.model),
+            task,
+            edits,
+            plan,
+            seeds=self.seeds,
+            controls=self.controls or None,
+            metrics=self.metrics or (("forced_accuracy",) if self.gaps else ("accuracy",)),
+            batch_size=self.batch_size,
+            save_to=save_to,
+            progress=progress,
+        )
+        result.provenance["spec"] = asdict(self)
+        return result
+
+
+def read(path: str | Path) -> Spec:
+    """A spec from a YAML or JSON file.
+
+    Raises:
+        PlanError: no such file, or fields that there are not; the message lists those that there are.
+    """
+    import yaml
+
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        found = json.loads(text) if Path(path).suffix == ".json" else yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise PlanError(f"{str(path)!r} cannot be read as YAML or JSON: {error}") from error
+    return spec(found if isinstance(found, dict) else {})
+
+
+def spec(found: Mapping[str, Any]) -> Spec:
+    """A spec from plain values; edits may be a list of texts, which are then their own names."""
+    known = {each.name for each in fields(Spec)}
+    wrong = set(found) - known
+    if wrong or not found:
+        what = f"has the unknown field {sorted(wrong)[0]!r}" if wrong else "is empty"
+        raise PlanError(f"the experiment {what}; the fields are {', '.join(sorted(known))}")
+    values = dict(found)
+    edits = values.get("edits", {})
+    values["edits"] = dict(edits) if isinstance(edits, Mapping) else {text: text for text in edits}
+    for name in ("seeds", "controls", "metrics"):
+        if name in values:
+            each = values[name]
+            values[name] = tuple(each) if isinstance(each, list | tuple) else () if each is None else (each,)
+    return Spec(**values)
+
+
+def report_of(result: AblationResult, out: Path) -> list[Path]:
+    """Write `result.json`, `summary.csv` and `report.html` of an ablation into a folder.
+
+    Args:
+        result: The ablation.
+        out: The folder.
+    """
+    import pandas as pd
+
+    from sinklens import plots, report
+
+    summary: Any = result.summary()
+    names = list(dict.fromkeys(row["metric"] for row in result.rows))
+    sections = [
+        report.Section(
+            METRICS[name].meaning[:1].upper() + METRICS[name].meaning[1:],
+            f"Metric {name}, in {METRICS[name].unit}. Differences are paired by prompt; p-values by permutation, after "
+            "Holm's correction.",
+            [
+                ("Means with 95 % intervals", summary[summary.metric == name]),
+                ("Effects", result.effects(name).drop(columns=["metric"]).dropna(axis=1, how="all")),
+            ],
+            [plots.conditions(result, name), plots.effects(result, name)],
+        )
+        for name in names
+    ]
+    made = [(name, str(value)) for name, value in result.provenance.items()]
+    sections.append(report.Section("Provenance", "", [("", pd.DataFrame(made, columns=["what", "value"]))]))
+    page = report.write(
+        out / "report.html",
+        title=f"What editing sinks does to {result.rows[0]['model']}",
+        intro="The same prompts and seeds unedited, under each edit, and under the same edit at control keys.",
+        sections=sections,
+        footer="" if result.finished else "The ablation was interrupted: this is what was finished.",
+    )
+    summary.to_csv(out / "summary.csv", index=False)
+    return [result.save(out / "result.json"), out / "summary.csv", page]
