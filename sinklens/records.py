@@ -245,16 +245,30 @@ class Rows:
         token, given = record["token"].to_numpy(), record["given"].to_numpy() == 1
         seeds = seed if isinstance(seed, list) else [seed] * len(token)
         self._known: dict[tuple, list[tuple[int, int]]] = {}
+        self._found: tuple[Tensor | None, list[tuple[int, int]]] = (None, [])
         for row, (tokens, places) in enumerate(zip(token, given, strict=True)):
             name = (tuple(np.flatnonzero(places).tolist()), tuple(tokens[places].tolist()))
             self._known.setdefault(name, []).append((row, int(seeds[row])))
 
+    def remember(self, canvas: Canvas) -> None:
+        """Find the rows of a run's first canvas, for all its steps: a baseline shows later canvases only in part."""
+        self._found = (canvas.tokens, self.find(canvas))
+
     def find(self, canvas: Canvas) -> list[tuple[int, int]]:
         """For each row of the canvas: its row in the record, and its first real position on the canvas.
+
+        A canvas that continues the one that was remembered has its rows.
 
         Raises:
             RecordError: a prompt that the record does not hold, or holds several times with no seed to tell.
         """
+        first, rows = self._found
+        if first is not None and len(first) == len(canvas.tokens):
+            width = canvas.tokens.shape[1]
+            if width <= first.shape[1]:
+                given = canvas.prompt & canvas.valid
+                if bool((first[:, :width].to(given.device) == canvas.tokens)[given].all()):
+                    return rows
         found = []
         seeds = canvas.seeds or (0,) * len(canvas.tokens)
         parts = (canvas.tokens, canvas.prompt & canvas.valid, canvas.valid)

@@ -8,23 +8,25 @@ from typing import Any
 
 from torch import Tensor
 
-from sinklens.hooks import Canvas, Hook, Hookable, Intervention, Where, wanted
+from sinklens.errors import ScopeError
+from sinklens.hooks import Canvas, Hook, Hookable, Intervention, Where, leaves, overlap, wanted
 
 
 class InOrder:
     """Edits that meet in scope, in this order: at each hook point the second sees what the first left.
 
-    Order matters where they share a hook point. Edits of scores always come before edits of the pattern, and those
-    before edits of values, whatever the order here: that is the order in which attention computes.
+    Order matters where they share a hook point. Whatever the order here, edits of scores come before edits of the
+    pattern; an added key (NullKey, SinkToken) takes its share of the scores as all other edits left them; and edits of
+    values see the final pattern: that is the order in which attention computes.
 
     Args:
-        *edits: The edits.
+        *edits: The edits; two edits of values may not meet in scope.
     """
 
     def __init__(self, *edits: Intervention) -> None:
-        if not edits:
-            raise ValueError("InOrder() has no edits")
-        self.edits, self.where = edits, Where()
+        if not edits or not all(isinstance(edit, Intervention) for edit in edits):
+            raise ValueError(f"InOrder({', '.join(map(repr, edits))}): give one or more edits")
+        self.edits, self.where = _apart(edits), Where()
         self._steps: int | None = None
 
     @property
@@ -36,6 +38,15 @@ class InOrder:
         """Check every edit."""
         for edit in self.edits:
             getattr(edit, "check", lambda *_: None)(model, canvas)
+        self._check_values(model)
+
+    def _check_values(self, model: Any) -> None:
+        """No two edits of values may meet: their changes would not add up."""
+        values = [leaf for edit in self.edits for leaf in leaves(edit) if getattr(leaf, "stage", 0) == 2]
+        for index, one in enumerate(values):
+            for other in values[:index]:
+                if overlap(one.where, other.where, model, self._steps):
+                    raise ScopeError(f"{other!r} and {one!r} both edit values in one scope; name one of them")
 
     def reset(self, steps: int | None = None) -> None:
         """A new run begins."""
@@ -54,10 +65,10 @@ class InOrder:
 
     def fwd_hooks(self, model: Any, canvas: Canvas | None = None) -> list[Hook]:
         """The hooks of the edits that are wanted at this step, in order."""
+        self._check_values(model)
         step = canvas.step if canvas is not None else 0
-        return [
-            hook for edit in self.edits if wanted(edit, step, self._steps) for hook in edit.fwd_hooks(model, canvas)
-        ]
+        edits = sorted((edit for edit in self.edits if wanted(edit, step, self._steps)), key=_stage)
+        return [hook for edit in edits for hook in edit.fwd_hooks(model, canvas)]
 
     def __repr__(self) -> str:
         return f"InOrder({', '.join(map(repr, self.edits))})"
@@ -75,8 +86,10 @@ class SideBySide:
     """
 
     def __init__(self, edits: Sequence[Intervention | None], rows_each: int) -> None:
-        self.groups, self.rows_each, self.where = list(edits), rows_each, Where()
-        self.edits = [edit for edit in edits if edit is not None]
+        own = iter(_apart([edit for edit in edits if edit is not None]))
+        self.groups = [None if edit is None else next(own) for edit in edits]
+        self.rows_each, self.where = rows_each, Where()
+        self.edits = [edit for edit in self.groups if edit is not None]
         self._steps: int | None = None
 
     @property
@@ -92,7 +105,11 @@ class SideBySide:
         return slice(index * self.rows_each, (index + 1) * self.rows_each)
 
     def check(self, model: Any, canvas: Canvas) -> None:
-        """Check every edit on its own rows."""
+        """Check the number of rows, and every edit on its own."""
+        if len(canvas.tokens) != len(self.groups) * self.rows_each:
+            raise ScopeError(
+                f"{len(self.groups)} groups of {self.rows_each} rows do not make the {len(canvas.tokens)} of this batch"
+            )
         for index, edit in enumerate(self.groups):
             getattr(edit, "check", lambda *_: None)(model, _cut(canvas, self._rows(index)))
 
@@ -120,6 +137,20 @@ class SideBySide:
 
     def __repr__(self) -> str:
         return f"SideBySide({self.groups!r}, rows_each={self.rows_each})"
+
+
+def _apart(edits: Sequence[Intervention]) -> list[Intervention]:
+    """The edits; one that is there twice gets a memory of its own."""
+    seen: list[Intervention] = []
+    for edit in edits:
+        again = any(edit is other for other in seen)
+        seen.append(edit.own() if again and hasattr(edit, "own") else edit)  # pyright: ignore[reportAttributeAccessIssue]
+    return seen
+
+
+def _stage(edit: Any) -> int:
+    """When an edit comes among others; a composed one with its latest part."""
+    return max(getattr(leaf, "stage", 0) for leaf in leaves(edit))
 
 
 class _OnRows:

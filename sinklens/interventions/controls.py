@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -31,13 +31,20 @@ class Matched(Detector):
 
     def __init__(self, of: Detector, seed: int = 0) -> None:
         super().__init__(of.rule, queries=of.queries, fewer="take", loop=of.loop)
-        self.of, self.seed, self.needs_previous = of, seed, of.needs_previous
-        self.watched = of.watched
+        self.of, self.seed, self.needs_previous = of.claim(), seed, of.needs_previous
 
     def reset(self) -> None:
         """Forget what earlier steps showed."""
-        self.of.reset()
-        self.watched = self.of.watched
+        super().reset()
+        if hasattr(self, "of"):
+            self.of.reset()
+
+    def own(self) -> Self:
+        """A copy with a memory of its own, that of the matched detector included."""
+        other = copy.copy(self)
+        other.of = self.of.own()
+        other.reset()
+        return other
 
     def check(self, model: Any, canvas: Canvas) -> None:
         """As the matched detector."""
@@ -239,10 +246,9 @@ def control(edit: Any, name: str = "random", seed: int = 0) -> Any:
             "compare it with as conditions"
         )
     if name == "noop":
-        return NoOp(copy.copy(edit.detector), edit.where)
-    other = copy.copy(edit)
-    other.detector = CONTROLS[name](copy.copy(edit.detector), seed)
-    other.reset()
+        return NoOp(edit.detector, edit.where)
+    other = edit.own()
+    other.detector = CONTROLS[name](edit.detector, seed)
     return other
 
 

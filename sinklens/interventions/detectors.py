@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import copy
+from typing import Any, Literal, Self, get_args
 
 import torch
 from jaxtyping import Bool, Float
@@ -23,7 +24,8 @@ class Detector:
         top_k: Shorthand for `SinkRule(epsilon=None, top_k=...)`: the k keys that receive most.
         queries: Whose attention counts. "auto": the rule's own `queries`; if these are "all", all queries of a
             diffusion model and the last one of an autoregressive model (arXiv 2510.15731, section 4.3).
-        fewer: What to do where fewer than top_k keys pass: "take" those, or "none". Counted either way.
+        fewer: What to do where fewer than top_k keys pass: "take" those (counted as heads_with_fewer), or "none"
+            (counted as heads_without_sink).
         loop: "closed" reads the edited run: the layer's attention BEFORE this edit acts on it, with the edits of
             earlier layers and steps in it. (Read after the edit, a masked key would have no mass, would not be chosen
             again, and masking would alternate from step to step.) "open" reads a forward without any edit, run beside
@@ -34,6 +36,7 @@ class Detector:
     """
 
     needs_previous = False
+    _claimed = False
 
     def __init__(
         self,
@@ -46,6 +49,9 @@ class Detector:
     ) -> None:
         if rule is not None and top_k is not None:
             raise ValueError("give a rule or top_k, not both; SinkRule(epsilon=3.0, top_k=5) has both in one rule")
+        if queries != "auto" and queries not in get_args(Positions):
+            known = ", ".join(("auto", *get_args(Positions)))
+            raise ValueError(f"queries={queries!r} is unknown; choose from {known}")
         if fewer not in ("take", "none"):
             raise ValueError(f"fewer={fewer!r} must be 'take' or 'none'")
         if loop not in ("closed", "open"):
@@ -60,6 +66,19 @@ class Detector:
     def reset(self) -> None:
         """Forget what earlier steps showed."""
         self._seen, self.watched = {}, {}
+
+    def own(self) -> Self:
+        """A copy with a memory of its own."""
+        other = copy.copy(self)
+        other.reset()
+        return other
+
+    def claim(self) -> Self:
+        """This detector for the first edit that asks, a copy for every other: no two edits share a memory."""
+        if self._claimed:
+            return self.own()
+        self._claimed = True
+        return self
 
     def check(self, model: Any, canvas: Canvas) -> None:
         """Raise for more keys than a row has."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import torch
 from jaxtyping import Bool, Float
@@ -47,6 +48,7 @@ class Edit:
     """
 
     watches_before = False
+    stage = 0  # where edits meet (InOrder): 0 first, 1 an added key, 2 values
 
     def __init__(self, where: Where | None = None) -> None:
         self.where = where or Where()
@@ -57,6 +59,12 @@ class Edit:
     def clean(self) -> Sequence[Hookable]:
         """What must watch a forward without edits, at every step, before the edited one."""
         return ()
+
+    def own(self) -> Self:
+        """A copy with a memory and counts of its own."""
+        other = copy.copy(self)
+        other.reset(self._steps)
+        return other
 
     def check(self, model: Any, canvas: Canvas) -> None:
         """Raise, before the first forward, if this edit cannot act on this canvas of this model."""
@@ -125,7 +133,7 @@ class SinkEdit(Edit):
 
     def __init__(self, detector: Detector | None = None, where: Where | None = None) -> None:
         super().__init__(where)
-        self.detector = detector or PreviousStep(top_k=1)
+        self.detector = (detector or PreviousStep(top_k=1)).claim()
 
     @property
     def watches_before(self) -> bool:
@@ -136,6 +144,13 @@ class SinkEdit(Edit):
     def clean(self) -> Sequence[Hookable]:
         """What must watch a forward without edits: the detector, if it is open-loop."""
         return [_Watcher(self)] if self.detector.loop == "open" else []
+
+    def own(self) -> Self:
+        """A copy with a memory and counts of its own."""
+        other = copy.copy(self)
+        other.detector = self.detector.own()
+        other.reset(self._steps)
+        return other
 
     def check(self, model: Any, canvas: Canvas) -> None:
         """Raise for a detector that cannot work here."""

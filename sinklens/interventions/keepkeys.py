@@ -26,6 +26,11 @@ class _AllBut(SameStep):
         self.budget, self.by, self.seed = budget, by, seed
         self._norms = ByKeyNorm()
 
+    def reset(self) -> None:
+        """Forget the last forward."""
+        super().reset()
+        self._norms = ByKeyNorm()
+
     def hooks(self, model: Any, layer: int, canvas: Canvas | None) -> list[Hook]:
         """On the keys, if their norm decides."""
         return self._norms.hooks(model, layer, canvas) if self.by == "key_norm" else []
@@ -44,7 +49,7 @@ class _AllBut(SameStep):
         else:
             score = torch.arange(received.shape[-1], device=received.device).float().expand(received.shape)
         keys = eligible.sum(-1, keepdim=True)
-        budget = (self.budget * keys).ceil() if isinstance(self.budget, float) else self.budget
+        budget = (self.budget * keys.double() - 1e-9).ceil() if isinstance(self.budget, float) else self.budget
         return eligible & ~largest(score, eligible, budget)
 
 
@@ -70,7 +75,7 @@ class KeepKeys(MaskSinks):
     def __init__(self, budget: float, by: By = "received", where: Where | None = None, *, seed: int = 0) -> None:
         if by not in get_args(By):
             raise ValueError(f"by={by!r} is unknown; choose from {', '.join(get_args(By))}")
-        if budget <= 0 or (isinstance(budget, float) and budget > 1):
+        if isinstance(budget, bool) or not budget > 0 or (isinstance(budget, float) and budget > 1):
             raise ValueError(f"budget={budget} must be a share in (0, 1], or a whole number of keys (an int)")
         super().__init__(_AllBut(budget, by, seed), where)
         self.budget, self.by, self.seed = budget, by, seed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import operator
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal
@@ -32,7 +33,8 @@ class Fixed(Detector):
 
     def __init__(self, positions: int | Sequence[int]) -> None:
         super().__init__()
-        self.positions = (positions,) if isinstance(positions, int) else tuple(int(each) for each in positions)
+        several = positions if isinstance(positions, Sequence | np.ndarray) else [positions]
+        self.positions = tuple(operator.index(each) for each in several)
         if not self.positions or min(self.positions) < 0:
             raise ValueError(f"positions={list(self.positions)}: give at least one, counted from 0")
 
@@ -69,12 +71,13 @@ class ByToken(Detector):
     """
 
     def __init__(
-        self, what: str | Sequence[int], *, top_k: int | None = None, fewer: Literal["take", "none"] = "take"
+        self, what: str | int | Sequence[int], *, top_k: int | None = None, fewer: Literal["take", "none"] = "take"
     ) -> None:
         super().__init__(top_k=top_k, fewer=fewer)
-        self.what, self.ranked = what, top_k is not None
+        self.what = [what] if isinstance(what, int) else what
+        self.ranked = top_k is not None
         self._ids: tuple[Any, list[int]] = (None, [])
-        if not isinstance(what, str) and not list(what):
+        if not isinstance(self.what, str) and not list(self.what):
             raise ValueError("ByToken([]) names no token; give at least one id, or a class such as 'mask'")
 
     def query_set(self, *, causal: bool) -> Any:
@@ -123,6 +126,11 @@ class ByKeyNorm(Detector):
     def __init__(self, top_k: int = 1, *, largest: bool = False) -> None:
         super().__init__(top_k=top_k)
         self.largest = largest
+        self._norms = {}
+
+    def reset(self) -> None:
+        """Forget the last forward's norms."""
+        super().reset()
         self._norms: dict[int, Tensor] = {}
 
     def query_set(self, *, causal: bool) -> Any:
@@ -182,7 +190,7 @@ class FromRecord(Detector):
 
     def check(self, model: Any, canvas: Canvas) -> None:
         """Raise for prompts or heads that the record does not have."""
-        self.book.find(canvas)
+        self.book.remember(canvas)
         if self.flags.shape[3] != int(model.cfg.n_heads):
             raise ScopeError(f"{self!r} has {self.flags.shape[3]} heads per layer, the model {model.cfg.n_heads}")
 

@@ -45,7 +45,7 @@ class Pin(Edit):
 
     def check(self, model: Any, canvas: Canvas) -> None:
         """Raise for prompts or layers that the record does not have."""
-        self.book.find(canvas)
+        self.book.remember(canvas)
         missing = set(self.layers(model)) - set(self.known.tolist())
         if missing:
             raise ScopeError(f"{self!r} has no patterns of layer {min(missing)}; it has {self.known.tolist()}")
@@ -67,10 +67,11 @@ class Pin(Edit):
                 pinned[row, :, start : start + size, :] = 0.0
                 pinned[row, :, start : start + size, start : start + size] = old[:, :size, :size]
         rows = self.rows(canvas, pattern.shape[1], pattern.device)
-        there = rows & ~pinned.isnan().any(-1, keepdim=True)
+        # A row that was measured has numbers at the keys that were there, and nan at later ones.
+        there = rows & ~pinned.isnan().all(-1, keepdim=True)
         self.count("rows", there.sum((1, 2, 3)))
         self.count("rows_left", (rows & ~there).sum((1, 2, 3)))
-        return torch.where(there, pinned, pattern)
+        return torch.where(there, pinned.nan_to_num(0.0), pattern)
 
     def arguments(self) -> list[str]:
         """The record's fingerprint."""
@@ -93,8 +94,12 @@ class SinkToken(Edit):
         where: Layers, heads, steps and queries; keys have no meaning here.
     """
 
+    stage = 1
+
     def __init__(self, token: int | None = None, where: Where | None = None) -> None:
         super().__init__(where)
+        if token is not None and token < 0:
+            raise ValueError(f"token={token} must be a token id, from 0")
         self.token = token
         self._made: tuple[Any, dict[str, Tensor]] = (None, {})
 

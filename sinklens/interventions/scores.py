@@ -88,6 +88,8 @@ class NullKey(Edit):
         where: Layers, heads, steps and queries; keys have no meaning here.
     """
 
+    stage = 1
+
     def __init__(self, logit: float = 0.0, where: Where | None = None) -> None:
         super().__init__(where)
         if math.isnan(logit) or logit == math.inf:

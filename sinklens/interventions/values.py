@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ class ValueEdit(SinkEdit):
 
     Exact per query head, also where several query heads share a value head and only one of them has the sink.
     """
+
+    stage = 2
 
     def around(self, layer: int, hook: Hook) -> list[Hook]:
         """Hooks on the values, the pattern (looking) and the mixed values (adding)."""
@@ -100,8 +103,8 @@ class NoiseValue(ValueEdit):
         self, std: float | None = None, detector: Detector | None = None, where: Where | None = None, *, seed: int = 0
     ) -> None:
         super().__init__(detector, where)
-        if std is not None and not std >= 0:
-            raise ValueError(f"std={std} must be at least 0, or None for the values' own")
+        if std is not None and not 0 <= std < math.inf:
+            raise ValueError(f"std={std} must be a finite number of at least 0, or None for the values' own")
         self.std, self.seed = std, seed
 
     def replacement(self, value: Tensor, at: At) -> Tensor:

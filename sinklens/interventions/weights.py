@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from sinklens.errors import BrokenPattern, ScopeError
-from sinklens.hooks import Where
+from sinklens.hooks import Canvas, Where
 from sinklens.interventions.detectors import Detector
 from sinklens.interventions.edits import At, SinkEdit
 from sinklens.interventions.noise import noise
@@ -119,12 +120,21 @@ class Redistribute(SinkEdit):
         super().__init__(detector, where)
         if isinstance(to, str) and to not in ("proportional", "uniform", "self"):
             raise ValueError(f"to={to!r} is unknown; choose proportional, uniform, self, a position or a function")
-        if isinstance(to, int) and to < 0:
-            raise ValueError(f"to={to} must be a position, counted from 0")
+        if not isinstance(to, str) and not callable(to):
+            if not hasattr(to, "__index__") or operator.index(to) < 0:  # numpy's integers are fine
+                raise ValueError(f"to={to!r} must be a position, counted from 0")
+            to = operator.index(to)
         if not 0 <= share <= 1:
             raise ValueError(f"share={share} must be in [0, 1]")
-        self.to: To = to
+        self.to: Any = to
         self.share = float(share)
+
+    def check(self, model: Any, canvas: Canvas) -> None:
+        """Raise for a position that a row does not have."""
+        super().check(model, canvas)
+        shortest = int(canvas.valid.sum(-1).min())
+        if isinstance(self.to, int) and self.to >= shortest:
+            raise ScopeError(f"{self!r}: the shortest row has positions 0 to {shortest - 1}")
 
     def apply(self, tensor: Tensor, at: At) -> Tensor:
         """The pattern with the sinks' weight moved."""
@@ -143,19 +153,19 @@ class Redistribute(SinkEdit):
         elif self.to == "uniform":
             weights = others.float()
         elif self.to == "self":
-            weights = torch.eye(pattern.shape[-1], device=pattern.device).expand(pattern.shape) * at.visible
+            weights = torch.eye(pattern.shape[-1], device=pattern.device).expand(pattern.shape) * others
         elif isinstance(self.to, int):
             start = at.canvas.valid.int().argmax(-1).to(pattern.device)
             place = torch.arange(pattern.shape[-1], device=pattern.device) == (start + self.to)[:, None]
-            weights = (place[:, None, None, :] & at.visible).expand(pattern.shape).float()
+            weights = (place[:, None, None, :] & others).float()
         elif callable(self.to):
-            weights = self.to(pattern, at)
+            weights: Any = self.to(pattern, at)
             sums = weights.sum(-1)[at.touched.any(-1)]
             if bool((weights < 0).any()) or not torch.allclose(sums, torch.ones_like(sums), atol=1e-4):
                 raise BrokenPattern(f"{self!r}: the weights of a function must be at least 0 and sum to 1 in each row")
             return weights
         else:
-            raise ScopeError(f"to={self.to!r} is neither a rule nor a position nor a function")
+            raise ScopeError(f"to={self.to!r} is unknown")
         total = weights.sum(-1, keepdim=True)
         return weights / total.where(total > 0, 1)
 
@@ -199,9 +209,9 @@ class Swap(SinkEdit):
         there = torch.where(paired, partner, keys)
         source = torch.nn.functional.pad(partner, (0, 1)).scatter(-1, there, identity)[..., :keys]
         source = source[:, :, None, :].expand(tensor.shape)
-        rows = at.touched.any(-1, keepdim=True)
+        pair = at.touched | at.touched.gather(-1, source)
         both = at.visible & at.visible.expand(tensor.shape).gather(-1, source)
-        return torch.where(rows & both, tensor.gather(-1, source), tensor)
+        return torch.where(pair & both, tensor.gather(-1, source), tensor)
 
     def arguments(self) -> list[str]:
         """Detector and seed."""
