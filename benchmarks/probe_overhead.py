@@ -64,7 +64,7 @@ def main() -> None:
             if repeat:
                 times[probed].append(seconds)
     plain, probed = (statistics.median(times[which]) for which in (False, True))
-    print(f"S = {S}, d_model {D_MODEL}, {LAYERS} layers, {HEADS} heads, {STEPS} steps; {torch.get_num_threads()} threads")
+    print(f"S {S}, d_model {D_MODEL}, {LAYERS} layers, {HEADS} heads, {STEPS} steps, {torch.get_num_threads()} threads")
     print(f"plain {plain:.2f} s, probed {probed:.2f} s: {probed / plain:.2f} x (target 1.3)")
     print(f"peak memory: +{memory['probed'] - memory['plain']:.0f} MB (target 200)")
 

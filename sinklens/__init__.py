@@ -8,13 +8,17 @@ from typing import TYPE_CHECKING, Any
 from sinklens.version import __version__
 
 if TYPE_CHECKING:
-    from sinklens import interventions, metrics, plots, probes, report, sinks, tasks
+    from sinklens import dynamics, interventions, metrics, norms, plots, probes, report, sharing, sinks, tasks
     from sinklens.denoising import Step, denoising_steps
     from sinklens.experiment import ablate, doses
     from sinklens.hooks import Canvas, Where
     from sinklens.interventions import MaskSinks, PreviousStep, SameStep, ZeroSinks
+    from sinklens.likelihood import log_likelihood
     from sinklens.model import HookedDLM
     from sinklens.plan import Plan
+    from sinklens.planted_models import planted_model
+    from sinklens.planting import planted
+    from sinklens.probes.estimate import estimate
     from sinklens.records import concat, open, save
     from sinklens.replaying import replay
     from sinklens.results import AblationResult, Effect
@@ -29,7 +33,11 @@ _HOMES = {
     "hooks": ("Canvas", "Where"),
     "interventions": ("MaskSinks", "PreviousStep", "SameStep", "ZeroSinks"),
     "model": ("HookedDLM",),
+    "likelihood": ("log_likelihood",),
     "plan": ("Plan",),
+    "planted_models": ("planted_model",),
+    "planting": ("planted",),
+    "probes.estimate": ("estimate",),
     "records": ("concat", "open", "save"),
     "replaying": ("replay",),
     "results": ("AblationResult", "Effect"),
@@ -38,7 +46,18 @@ _HOMES = {
     "sinks": ("SinkRule",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
-_MODULES = ("interventions", "metrics", "plots", "probes", "report", "sinks", "tasks")
+_MODULES = (
+    "dynamics",
+    "interventions",
+    "metrics",
+    "norms",
+    "plots",
+    "probes",
+    "report",
+    "sharing",
+    "sinks",
+    "tasks",
+)
 
 __all__ = [
     "AblationResult",
@@ -60,15 +79,22 @@ __all__ = [
     "denoise",
     "denoising_steps",
     "doses",
+    "dynamics",
+    "estimate",
     "interventions",
+    "log_likelihood",
     "metrics",
+    "norms",
     "open",
+    "planted",
+    "planted_model",
     "plots",
     "probes",
     "replay",
     "report",
     "rule",
     "save",
+    "sharing",
     "sinks",
     "tasks",
 ]

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from sinklens.errors import NothingEdited
 from sinklens.hooks import Intervention, leaves
-from sinklens.interventions import control
+from sinklens.interventions import SinkEdit, control
 from sinklens.measures import METRICS, Pass, known
 from sinklens.model import HookedDLM
 from sinklens.plan import Plan
@@ -70,6 +70,7 @@ def ablate(
     """
     if UNMASKED in conditions:
         raise ValueError(f"the condition name {UNMASKED!r} is taken by the unedited run")
+    seeds = [int(seed) for seed in seeds]
     if batch_size < 1 or not seeds:
         raise ValueError(f"batch_size={batch_size} must be at least 1 and seeds={list(seeds)} must not be empty")
     job: Task = task if hasattr(task, "score") else Prompts(task)  # pyright: ignore[reportAssignmentType, reportArgumentType]
@@ -82,13 +83,9 @@ def ablate(
     arms: list[tuple[str, str, Intervention | None]] = [(UNMASKED, UNMASKED, None)]
     for name, edit in conditions.items():
         arms += [(name, "sinks", edit), *((name, kind, other) for kind, other in _controls(edit, controls))]
-    for condition, _, edit in arms:
-        for leaf in leaves(edit) if edit is not None else []:
-            try:
-                leaf.where.validate(dlm.n_layers, dlm.n_heads, None if plan.threshold is not None else plan.steps)
-            except ValueError as error:
-                raise type(error)(f"condition {condition!r}: {error}") from error
-    trials, store = Trials(dlm, job, plan, metrics), Store(save_to)
+    trials = Trials(dlm, job, plan, metrics)
+    trials.check([(name, edit) for name, _, edit in arms if edit is not None])
+    store = Store(save_to)
     together = max(1, batch_size // len(arms))  # prompts in a forward
     batches = [range(start, min(start + together, len(job))) for start in range(0, len(job), together)]
     rows: list[dict[str, Any]] = []
@@ -110,14 +107,15 @@ def ablate(
         plan=asdict(plan),
         task=job.name,
         prompts=len(job),
-        seeds=[int(seed) for seed in seeds],
+        seeds=seeds,
         conditions={f"{name} ({kind})": repr(edit) for name, kind, edit in arms},
         metrics=list(metrics),
         finished=finished,
     )
     for name, kind, edit in arms:
         mine = [row for row in rows if (row["condition"], row["kind"]) == (name, kind)]
-        if edit is not None and mine and finished and not any(row["edited_keys"] or row["edited_mass"] for row in mine):
+        sought = edit is not None and any(isinstance(leaf, SinkEdit) for leaf in leaves(edit))
+        if sought and mine and finished and not any(row["edited_keys"] for row in mine):
             warnings.warn(
                 f"condition {name!r} ({kind}), {edit!r}, did not edit a single key: its detector found none, or its "
                 "steps never came",

@@ -30,11 +30,13 @@ def log_likelihood(
     """Log-likelihood of each answer behind its prompt, in nats per answer token.
 
     Diffusion models: LLaDA's estimator. For `samples` draws, x of the L answer tokens are masked at random, and
-    `(L / x) * sum over masked of log p(token)` is averaged; the x are stratified over 1..L (its `get_log_likelihood`).
-    At most 0 up to the Monte-Carlo error, which falls with 1 / sqrt(samples). Autoregressive models: exact, from one
-    forward. Source: LLaDA (arXiv 2502.09992) and its released code; dividing by L is sinklens's.
+    `(L / x) * sum over masked of log p(token)` is averaged; the x are stratified over 1..L as in its
+    `get_log_likelihood`, but halves are rounded up: rounded to even, as there, even x come too often and the estimate
+    is biased. The Monte-Carlo error falls with 1 / sqrt(samples). Autoregressive models: exact, from one forward.
+    Source: LLaDA (arXiv 2502.09992) and its released code; dividing by L is sinklens's.
 
-    An edit acts on each canvas by itself: one whose detector looks at the step before is shown the same canvas first.
+    An edit acts on each canvas by itself: one whose detector looks at the step before is shown the same canvas first,
+    unedited.
 
     Args:
         dlm: The model.
@@ -49,6 +51,13 @@ def log_likelihood(
         ScopeError: an edit that names steps.
     """
     rows = [dlm.encode(prompt) for prompt in as_list(prompts)]
+    if samples < 1:
+        raise PlanError(f"samples={samples} must be at least 1")
+    if not all(rows):
+        raise PlanError(f"prompt {rows.index([])} is empty; give at least one token, for example the BOS token")
+    wrong = [token for answer in answers for token in answer if not 0 <= token < dlm.cfg.d_vocab]
+    if wrong:
+        raise PlanError(f"token id {wrong[0]} of an answer is outside the vocabulary of {dlm.cfg.d_vocab}")
     if len(rows) != len(answers) or not all(len(answer) for answer in answers):
         raise PlanError(
             f"{len(rows)} prompts need as many answers, of at least one token each; there are {len(answers)}"
@@ -88,10 +97,11 @@ def log_likelihood(
 
 
 def _masks(samples: int, length: int, seed: int) -> np.ndarray:
-    """Which answer tokens each draw masks [sample, token], stratified counts as in LLaDA's code."""
+    """Which answer tokens each draw masks [sample, token]; every count 1..L is as likely as any other."""
     rng = np.random.default_rng([0x11DE, seed % 2**63])
     first = int(rng.integers(1, length + 1))
-    counts = (np.round(np.linspace(first, first + (samples - 1) * length / samples, samples)).astype(int) - 1) % length
+    spread = np.floor(np.arange(samples) * length / samples + 0.5).astype(int)
+    counts = (first + spread - 1) % length
     return np.stack([rng.permutation(length) <= count for count in counts])
 
 
@@ -101,8 +111,10 @@ def _log_probabilities(
     """Log p(target) at every position, under the edits."""
     looks_back = any(getattr(leaf, "watches_before", False) for edit in interventions for leaf in leaves(edit))
     logits = None
-    for step in range(canvas.step, canvas.step + 1 + looks_back):
-        now = replace(canvas, step=step)
+    for step in range(canvas.step + 1 - looks_back, canvas.step + 2):
+        # Before the step that counts edits may look but not act: no row is active.
+        looks = step == canvas.step
+        now = replace(canvas, step=step, active=torch.zeros_like(canvas.valid[:, 0]) if looks else None)
         beside = [part for edit in interventions for part in getattr(edit, "clean", ())]
         if beside:
             with attached(dlm, beside, now, {}):

@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from sinklens.errors import BrokenPattern
+
 Pass = Literal["generated", "forced", "replayed", "likelihood"]
 
 
@@ -137,7 +139,8 @@ class Replay:
             same: Where the model says the token that is committed.
         """
         log_p = logits.float().log_softmax(-1).unflatten(0, (self.groups, -1))
-        kl = (log_p[:1].exp() * (log_p[:1] - log_p).nan_to_num(0.0, posinf=0.0, neginf=0.0)).sum(-1).flatten(0, 1)
+        ratio = torch.where(torch.isneginf(log_p[:1]), 0.0, log_p[:1] - log_p)  # 0 log 0 = 0
+        kl = (log_p[:1].exp() * ratio).sum(-1).flatten(0, 1)
         top = log_p.amax(-1).exp().flatten(0, 1)
         self._add("kl", kl, masked)
         self._add("replayed_agreement", same.float(), committed)
@@ -150,7 +153,14 @@ class Replay:
         self.counts[name] = self.counts.get(name, torch.zeros_like(number)) + number
 
     def result(self) -> dict[str, list[tuple[float, int]]]:
-        """Mean and number of places of each metric, for every row."""
+        """Mean and number of places of each metric, for every row.
+
+        Raises:
+            BrokenPattern: predictions that are no numbers.
+        """
+        broken = [name for name, sums in self.sums.items() if bool(sums.isnan().any())]
+        if broken:
+            raise BrokenPattern(f"the model's predictions hold nan, so {broken[0]} is no number; an edit may make one")
         return {
             name: [
                 (float(total) / int(count) if count else float("nan"), int(count))

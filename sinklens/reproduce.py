@@ -87,7 +87,7 @@ def layout(results: Sequence[AblationResult]) -> pd.DataFrame:
             if len(against) and against["control"].iloc[0]:
                 first = against.iloc[0]
                 row |= {
-                    "pairs": first.pairs,
+                    "pairs": first.pairs_control,
                     "minus_control": first.to_control,
                     "minus_control_low": first.to_control_low,
                 }

@@ -31,7 +31,8 @@ class Effect:
         condition: Name of the condition.
         metric: Which metric (`measures.METRICS`), in its unit.
         control: Name of the control; None without one.
-        pairs: Number of prompts that could be scored under all sides.
+        pairs: Number of prompts that could be scored unmasked and under the condition.
+        pairs_control: Number that could be scored under the control, too; to_control is of these.
         unmasked: Mean of the metric without an edit, over these prompts.
         value: Mean under the condition.
         to_unmasked: Mean of condition - unmasked.
@@ -55,6 +56,7 @@ class Effect:
     to_unmasked: float
     to_unmasked_interval: tuple[float, float]
     to_unmasked_p: float
+    pairs_control: int | None = None
     to_control: float | None = None
     to_control_interval: tuple[float, float] | None = None
     to_control_p: float | None = None
@@ -103,7 +105,10 @@ class AblationResult:
         """
         try:
             stored = json.loads(Path(path).read_text(encoding="utf-8"))
-            return cls(stored["rows"], stored["finished"], stored["provenance"])
+            rows, fields = stored["rows"], ("model", "prompt", "seed", "condition", "kind", "metric", "value")
+            if not isinstance(rows, list) or any(name not in row for row in rows for name in fields):
+                raise TypeError("its rows are not those of an ablation")
+            return cls(rows, bool(stored["finished"]), dict(stored["provenance"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RecordError(f"{str(path)!r} is no ablation that AblationResult.save wrote: {error!r}") from error
 
@@ -159,15 +164,18 @@ class AblationResult:
         """
         metric = metric or next(iter(self._known()["metric"]), "")
         control = control or next(iter(self.controls(condition)), None)
-        sides = [(UNMASKED, UNMASKED), (condition, "sinks"), *([(condition, control)] if control else [])]
-        values = self.paired(metric, *sides)
+        values = self.paired(metric, (UNMASKED, UNMASKED), (condition, "sinks"))
         if not values.shape[1]:
             raise ValueError(f"no prompt could be scored for {condition!r}, metric {metric!r}")
         change = values[1] - values[0]
         mean, interval = mean_and_interval(change)
         found: dict[str, Any] = {}
         if control:
-            beyond = values[1] - values[2]
+            beside = self.paired(metric, (UNMASKED, UNMASKED), (condition, "sinks"), (condition, control))
+            if not beside.shape[1]:
+                raise ValueError(f"no prompt could be scored for {condition!r} and {control!r}, metric {metric!r}")
+            beyond = beside[1] - beside[2]
+            found["pairs_control"] = beside.shape[1]
             found["to_control"], found["to_control_interval"] = mean_and_interval(beyond)
             found["to_control_p"] = permutation_p(beyond)
             found["equivalent_to_control"] = None if margin is None else equivalent(beyond, margin)
@@ -199,6 +207,8 @@ class AblationResult:
         import pandas as pd
 
         conditions = [name for name in self._known()["condition"] if name != UNMASKED]
+        if not conditions:
+            raise ValueError("there are no conditions, only the unmasked run")
         rows: list[dict[str, Any]] = []
         for condition in conditions:
             for control in self.controls(condition) or [None]:

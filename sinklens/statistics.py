@@ -57,13 +57,17 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def equivalent(differences: Float[Tensor, " n"], margin: float) -> bool:
     """Whether differences are shown to be smaller than a margin: two one-sided tests at 5 %.
 
-    True iff the 90 % bootstrap interval of the mean lies within (-margin, margin). An interval that merely contains 0
-    shows nothing. Differences that are all equal have no interval, and are never called equivalent unless there are at
-    least 30 of them (with fewer, nothing was seen to vary).
+    Both must reject, by sign-flip permutation (exact up to 12 prompts): that the mean is at or below -margin, and that
+    it is at or above margin. Fewer than 5 prompts can never show it; an interval that merely contains 0 shows nothing.
     """
-    if margin <= 0:
+    if not margin > 0:
         raise ValueError(f"margin={margin} must be above 0: the largest difference that would not matter")
-    if len(differences) < 30 and bool((differences == differences[0]).all()):
-        return False
-    _, (low, high) = mean_and_interval(differences, confidence=0.90)
-    return -margin < low and high < margin
+    return all(
+        float(
+            sign_flip_permutation_pvalue(
+                sided, n_permutations=10_000, generator=derive_generator(0, "equivalence"), alternative="greater"
+            )
+        )
+        < 0.05
+        for sided in (differences + margin, margin - differences)
+    )

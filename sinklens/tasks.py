@@ -229,11 +229,12 @@ class Prompts:
     """Prompts without answers: what an edit changes can be measured, not whether the change is right.
 
     Args:
-        prompts: Texts, or lists of token ids.
+        prompts: Texts, or lists of token ids; also a single one.
     """
 
     def __init__(self, prompts: Sequence[Any]) -> None:
-        self.prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        one = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int | np.integer))
+        self.prompts: list[Any] = [prompts] if one else list(prompts)
         self.name = f"prompts(n={len(self.prompts)})"
         if not self.prompts:
             raise ValueError("there are no prompts; give at least one")

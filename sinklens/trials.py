@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sinklens.canvases import first_canvas, forced_tokens, step_limits
 from sinklens.denoising import denoising_steps
-from sinklens.hooks import Intervention
+from sinklens.errors import PlanError, ScopeError
+from sinklens.hooks import Intervention, leaves
 from sinklens.interventions import SideBySide
 from sinklens.likelihood import log_likelihood
 from sinklens.measures import METRICS, Pass, Replay, order
@@ -76,6 +78,36 @@ class Trials:
         self._task = (type(task).__name__, checker)
         self._model = repr((__version__, dlm.name, dlm.revision, dlm.dtype, weights, plan))
         self._unedited: tuple[Any, _Decoded | None] = (None, None)
+
+    def check(self, arms: Sequence[tuple[str, Intervention]]) -> None:
+        """Raise for whatever cannot be run, before anything is.
+
+        Args:
+            arms: Every edit, with the name of its condition.
+
+        Raises:
+            PlanError: a prompt or a plan that cannot be carried out.
+            ScopeError: an edit that cannot act, naming its condition.
+        """
+        dlm, plan = self.dlm, self.plan.resolved(self.dlm)
+        prompts = [example.prompt for example in self.examples]
+        canvas, _ = first_canvas(dlm, prompts, plan, (0,) * len(prompts))
+        if "forced" in self.passes:
+            forced_tokens(canvas, self.answers)
+        if arms and plan.cfg_scale:
+            raise PlanError(f"cfg_scale={plan.cfg_scale:g}: edits under classifier-free guidance have no one meaning")
+        total = max(step_limits(dlm, plan, canvas)) if plan.threshold is None else None
+        for name, edit in arms:
+            for leaf in leaves(edit):
+                try:
+                    leaf.where.validate(dlm.n_layers, dlm.n_heads, total)
+                    if "likelihood" in self.passes and leaf.where.steps is not None:
+                        raise ScopeError(f"{leaf!r} names steps, and metric 'log_likelihood' has none")
+                    getattr(leaf, "check", lambda *_: None)(dlm, canvas)
+                    if hasattr(leaf, "detector"):
+                        leaf.detector.query_set(causal=dlm.is_causal)
+                except ValueError as error:
+                    raise type(error)(f"condition {name!r}: {error}") from error
 
     def fingerprint(self, index: int, seed: int, edit: Intervention | None, which: Pass) -> str:
         """Everything that a score depends on: a stored score of anything else is never reused."""
@@ -159,7 +191,7 @@ class Trials:
                 found["accuracy"].append([score.accuracy, score.total])
             both = filled | done.filled[clean]
             if "agreement" in found:
-                same = (done.tokens[row] == done.tokens[clean])[both].float()
+                same = ((done.tokens[row] == done.tokens[clean]) & filled & done.filled[clean])[both].float()
                 found["agreement"].append([float(same.mean()), int(both.sum())])
             if "order" in found:
                 shared = filled & done.filled[clean]

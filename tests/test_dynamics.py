@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from sinklens import dynamics, sharing
 from sinklens.errors import RecordError
-from sinklens.planted import planted
+from sinklens.planting import planted
 from sinklens.sinks import SinkRule
 
 DIMS = ("prompt", "step", "layer", "head", "key")
@@ -152,9 +152,7 @@ def test_planted_overlaps(case: Any) -> None:
     full = 1.0 if any(sinks) else math.nan
     np.testing.assert_array_equal(sharing.overlap(record, "layer"), np.full((2, 2), full))
     np.testing.assert_array_equal(sharing.overlap(record, "head"), np.full((2, 2, 2), full))
-    table = sharing.agreement(
-        record, {"sum": SinkRule(), "z": SinkRule(units="zscore"), "top": SinkRule(3.0, top_k=1)}
-    )
+    table = sharing.agreement(record, {"sum": SinkRule(), "z": SinkRule(units="zscore"), "top": SinkRule(3.0, top_k=1)})
     ranked = 0.5 if any(len(one) == 2 for one in sinks) else full
     np.testing.assert_array_equal(table, [[full, full, ranked], [full, full, ranked], [ranked, ranked, full]])
 

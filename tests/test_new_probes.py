@@ -17,7 +17,7 @@ from torch import Tensor
 from sinklens import HookedDLM, Plan, SinkRule, denoise, metrics, norms
 from sinklens.errors import BrokenPattern, RecordError, ScopeError
 from sinklens.hooks import Canvas, Probe, Where, attached, plain_canvas
-from sinklens.planted import planted
+from sinklens.planting import planted
 from sinklens.probes import (
     AttentionEntropy,
     Contribution,

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from sinklens import norms
 from sinklens.errors import RecordError
-from sinklens.planted import planted
+from sinklens.planting import planted
 from sinklens.sinks import SinkRule
 
 DIMS = ("prompt", "step", "layer", "head", "key")

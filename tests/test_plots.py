@@ -16,7 +16,7 @@ import pytest
 import xarray as xr
 
 from sinklens import dynamics, metrics, norms, plots, report, sinks
-from sinklens.planted import planted
+from sinklens.planting import planted
 from sinklens.sinks import SinkRule
 
 RULE = SinkRule(epsilon=1.0)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sinklens import records
-from sinklens.planted import Planted, planted
+from sinklens.planting import Planted, planted
 from sinklens.sinks import SinkRule, received_attention, uniform_null
 
 KINDS = ("static", "jumping", "drifting", "split", "none")
