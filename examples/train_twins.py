@@ -281,9 +281,9 @@ def install(seed: int, seeds: list[int], root: Path) -> None:
 def write_card(installed: int, seeds: list[int], root: Path) -> None:
     """Measure every seed's twins, and untrained ones, with sinklens itself, and write twins/README.md."""
     from sinklens import demo, metrics
-    from sinklens.running import denoise
     from sinklens.model import HookedDLM
     from sinklens.probes import ReceivedAttention
+    from sinklens.running import denoise
     from sinklens.tasks import Echo
 
     task, gaps = Echo(64, seed=3), Echo(64, seed=3, gaps=0.5)

@@ -223,6 +223,17 @@ class Intervention(Hookable, Protocol):
         ...
 
 
+def rowwise(function: Any, able: bool = True) -> Any:
+    """Say of a hook on scores or pattern that it treats every query by itself, so that it may get them in blocks."""
+    function.rowwise = able
+    return function
+
+
+def rows_of(hook: Any, tensor: Tensor) -> slice:
+    """Which queries a tensor of scores or weights [..., query, key] holds: a block of them, or all."""
+    return getattr(hook, "ctx", {}).get("rows", slice(0, tensor.shape[-2]))
+
+
 def leaves(part: Any) -> list[Any]:
     """The edits that a composed edit is made of (its attribute `edits`), or the part itself."""
     return [leaf for each in part.edits for leaf in leaves(each)] if hasattr(part, "edits") else [part]
@@ -268,11 +279,11 @@ def attached(model: Any, parts: Sequence[Hookable], canvas: Canvas, fired: dict[
 
 def _counting(function: Callable, label: str, name: str, fired: dict[str, int], silent: set) -> Callable:
     def hook_function(tensor: Tensor, *, hook: Any) -> Tensor | None:
-        fired[label] += 1
+        fired[label] += getattr(hook, "ctx", {}).get("rows", slice(0, 0)).start == 0  # blocks of a forward count once
         silent.discard((label, name))
         return function(tensor, hook=hook)
 
-    return hook_function
+    return rowwise(hook_function, getattr(function, "rowwise", False))
 
 
 def rotated(model: Any, which: Literal["q", "k"]) -> str:

@@ -200,6 +200,23 @@ class HookedDLM:
             self.reference.to(*args, **kwargs)
         return self
 
+    @property
+    def attention(self) -> str:
+        """How hooked attention is computed: "auto" (the default), "pattern" or "streaming".
+
+        "auto": in blocks of queries if every hook on scores and pattern works row by row, else with whole patterns.
+        "pattern": always whole patterns. "streaming": always blocks; a hook that needs more is an error. Under grad
+        whole patterns are used. A layer whose scores and pattern nobody hooks runs fused attention in any case.
+        """
+        return self.bridge.blocks[0].attn.path
+
+    @attention.setter
+    def attention(self, path: str) -> None:
+        if path not in ("auto", "pattern", "streaming"):
+            raise ValueError(f"attention={path!r} is unknown; choose auto, pattern or streaming")
+        for block in self.bridge.blocks:
+            block.attn.__dict__["_path"] = path
+
     # Forward.
 
     def __call__(

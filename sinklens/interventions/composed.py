@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from sinklens.errors import ScopeError
-from sinklens.hooks import Canvas, Hook, Hookable, Intervention, Where, leaves, overlap, wanted
+from sinklens.hooks import Canvas, Hook, Hookable, Intervention, Where, leaves, overlap, rowwise, wanted
 
 
 class InOrder:
@@ -178,7 +178,7 @@ def _shared(functions: Sequence[tuple[slice, Callable[..., Tensor | None]]]) -> 
                 edited[rows] = result
         return edited
 
-    return hook_function
+    return rowwise(hook_function, all(getattr(function, "rowwise", False) for _, function in functions))
 
 
 def _cut(canvas: Canvas, rows: slice) -> Canvas:

@@ -33,6 +33,10 @@ class Matched(Detector):
         super().__init__(of.rule, queries=of.queries, fewer="take", loop=of.loop)
         self.of, self.seed, self.needs_previous = of.claim(), seed, of.needs_previous
 
+    def ahead(self, canvas: Canvas | None) -> bool:
+        """No: which keys are no sinks now, only this forward's attention tells."""
+        return False
+
     def reset(self) -> None:
         """Forget what earlier steps showed."""
         super().reset()

@@ -99,6 +99,10 @@ class Detector:
             )
         return "last" if causal else "all"
 
+    def ahead(self, canvas: Canvas | None) -> bool:
+        """Whether the keys are known before this forward's attention is: then the edit works row by row."""
+        return self.loop == "open"
+
     def hooks(self, model: Any, layer: int, canvas: Canvas | None) -> list[Hook]:
         """Further hooks that the detector needs in a layer."""
         return []
@@ -186,6 +190,10 @@ class PreviousStep(Detector):
         if first not in ("none", "same"):
             raise ValueError(f"first={first!r} must be 'none' or 'same'")
         self.first = first
+
+    def ahead(self, canvas: Canvas | None) -> bool:
+        """Yes, but for a first step that looks at itself."""
+        return self.loop == "open" or self.first == "none" or (canvas is not None and canvas.step > 0)
 
     def arguments(self) -> list[str]:
         """As in Detector, and `first`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Self
 
@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sinklens.errors import ScopeError
-from sinklens.hooks import Canvas, Hook, Hookable, Where, chosen, plain_canvas
+from sinklens.hooks import Canvas, Hook, Hookable, Where, chosen, plain_canvas, rows_of, rowwise
 from sinklens.interventions.detectors import Detector, PreviousStep
 from sinklens.sinks import received_attention
 
@@ -28,6 +28,7 @@ class At:
         selected: Keys to act on, by the detector and in scope.
         touched: Entries to act on: the selected keys, for the queries in scope.
         visible: Entries that the model may look at: real keys, and in a causal model none to the right.
+        rows: Which queries these are: all of them, or a block (then `query` is the size of the block).
     """
 
     layer: int
@@ -35,6 +36,7 @@ class At:
     selected: Bool[Tensor, "batch head key"]
     touched: Bool[Tensor, "batch head query key"]
     visible: Bool[Tensor, "batch one query key"]
+    rows: slice = field(default_factory=lambda: slice(None))
 
 
 class Edit:
@@ -134,6 +136,7 @@ class SinkEdit(Edit):
     def __init__(self, detector: Detector | None = None, where: Where | None = None) -> None:
         super().__init__(where)
         self.detector = (detector or PreviousStep(top_k=1)).claim()
+        self._parts: dict[int, tuple[Tensor, Tensor | None]] = {}
 
     @property
     def watches_before(self) -> bool:
@@ -159,6 +162,7 @@ class SinkEdit(Edit):
     def reset(self, steps: int | None = None) -> None:
         """A new run of `steps` steps begins."""
         super().reset(steps)
+        self._parts = {}
         self.detector.reset()
 
     def counts(self) -> Mapping[str, float]:
@@ -183,7 +187,9 @@ class SinkEdit(Edit):
         hooks: list[Hook] = []
         for layer in self.layers(model):
             hooks += self.detector.hooks(model, layer, canvas)
-            act = partial(self._hook, layer, canvas, queries, self.acts(canvas), causal)
+            acts = self.acts(canvas)
+            act = partial(self._hook, layer, canvas, queries, acts, causal)
+            rowwise(act, not acts or self.detector.ahead(canvas))
             hooks += self.around(layer, (f"blocks.{layer}.attn.{self.hook_point}", act))
         return hooks
 
@@ -194,29 +200,42 @@ class SinkEdit(Edit):
     def _hook(
         self, layer: int, canvas: Canvas | None, queries: Any, acts: bool, causal: bool, tensor: Tensor, *, hook: Any
     ) -> Tensor | None:
-        seen = canvas or plain_canvas((tensor.shape[0], tensor.shape[-1]), tensor.device)
+        rows, keys = rows_of(hook, tensor), tensor.shape[-1]
+        seen = canvas or plain_canvas((tensor.shape[0], keys), tensor.device)
         pattern = self.pattern(tensor)
-        received, visible = self.detector.watched.get(layer) or attention_of(pattern, seen, queries, causal=causal)
-        selected = None
-        if acts:
-            eligible = (seen.where(self.where.keys) & seen.where(self.detector.rule.keys))[:, None].to(tensor.device)
-            eligible = eligible.expand(received.shape)
-            selected, short = self.detector.find(layer, received, eligible, seen, visible)
-            heads = self.heads(seen, tensor.shape[1], tensor.device)
-            selected = selected & heads[..., None]
-            self.count("heads_without_sink", (heads & ~selected.any(-1)).sum(-1))
-            self.count("heads_with_fewer", (heads & short & selected.any(-1)).sum(-1))
-        self.detector.observe(layer, received, seen, visible)
+        received, visible = attention_of(pattern, seen, queries, rows, causal=causal)
+        if rows.start == 0:  # all of it, or the first block: then the detector needs no attention of this forward
+            known = self.detector.watched.get(layer, (received, visible))
+            self._parts[layer] = (received, self._selected(layer, seen, *known) if acts else None)
+        else:
+            before, selected = self._parts[layer]
+            self._parts[layer] = (before + received, selected)
+        received, selected = self._parts[layer]
+        if rows.stop >= keys:
+            shown, visible = self.detector.watched.get(layer, (received, visible))
+            self.detector.observe(layer, shown, seen, visible)
+            del self._parts[layer]
         if selected is None:
             return None
-        touched = selected[:, :, None, :] & seen.where(self.where.queries)[:, None, :, None].to(tensor.device)
+        touched = selected[:, :, None, :] & seen.where(self.where.queries)[:, None, rows, None].to(tensor.device)
         if not self.where.diagonal:
-            touched = touched & ~torch.eye(*tensor.shape[-2:], dtype=torch.bool, device=tensor.device)
-        self.count("keys", selected.sum((1, 2)))
+            touched = touched & ~torch.eye(keys, dtype=torch.bool, device=tensor.device)[rows]
         self.count("mass", torch.einsum("bhqk,bhqk->b", pattern.float(), touched.float()))
         sees = seen.valid[:, None, None, :].to(tensor.device).expand(-1, 1, tensor.shape[-2], -1)
-        sees = sees.tril() if causal else sees
-        return self.apply(tensor, At(layer, seen, selected, touched, sees))
+        sees = sees & torch.ones(keys, keys, dtype=torch.bool, device=tensor.device).tril()[rows] if causal else sees
+        return self.apply(tensor, At(layer, seen, selected, touched, sees, rows))
+
+    def _selected(self, layer: int, canvas: Canvas, received: Tensor, visible: Tensor | None) -> Tensor:
+        """The keys to act on, counted."""
+        eligible = (canvas.where(self.where.keys) & canvas.where(self.detector.rule.keys))[:, None].to(received.device)
+        eligible = eligible.expand(received.shape)
+        selected, short = self.detector.find(layer, received, eligible, canvas, visible)
+        heads = self.heads(canvas, received.shape[1], received.device)
+        selected = selected & heads[..., None]
+        self.count("heads_without_sink", (heads & ~selected.any(-1)).sum(-1))
+        self.count("heads_with_fewer", (heads & short & selected.any(-1)).sum(-1))
+        self.count("keys", selected.sum((1, 2)))
+        return selected
 
     def pattern(self, tensor: Tensor) -> Float[Tensor, "batch head query key"]:
         """The attention weights that the hooked tensor stands for."""
@@ -243,10 +262,13 @@ class _Watcher:
         queries = self.edit.detector.query_set(causal=causal)
 
         def watch(layer: int, pattern: Tensor, *, hook: Any) -> None:
+            rows, watched = rows_of(hook, pattern), self.edit.detector.watched
             seen = canvas or plain_canvas((pattern.shape[0], pattern.shape[-1]), pattern.device)
-            self.edit.detector.watched[layer] = attention_of(pattern, seen, queries, causal=causal)
+            received, visible = attention_of(pattern, seen, queries, rows, causal=causal)
+            watched[layer] = (received if rows.start == 0 else watched[layer][0] + received, visible)
 
-        return [(f"blocks.{layer}.attn.hook_pattern", partial(watch, layer)) for layer in self.edit.layers(model)]
+        layers = self.edit.layers(model)
+        return [(f"blocks.{layer}.attn.hook_pattern", rowwise(partial(watch, layer))) for layer in layers]
 
     def __repr__(self) -> str:
         return f"clean({self.edit!r})"
@@ -261,11 +283,11 @@ def direction(model: Any) -> str:
 
 
 def attention_of(
-    pattern: Float[Tensor, "batch head query key"], canvas: Canvas, queries: Any, *, causal: bool
+    pattern: Float[Tensor, "batch head query key"], canvas: Canvas, queries: Any, rows: slice, *, causal: bool
 ) -> tuple[Float[Tensor, "batch head key"], Float[Tensor, "batch head key"] | None]:
-    """Received attention of a forward, and in a causal model how many of the queries can see each key."""
+    """Received attention of some rows, and in a causal model how many of ALL queries can see each key."""
     counting = canvas.where(queries)[:, None].to(pattern.device)
-    received = received_attention(pattern, counting)
+    received = received_attention(pattern, counting[..., rows])
     if not causal:
         return received, None
     return received, counting.float().flip(-1).cumsum(-1).flip(-1).expand(received.shape)

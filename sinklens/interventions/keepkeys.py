@@ -31,6 +31,10 @@ class _AllBut(SameStep):
         super().reset()
         self._norms = ByKeyNorm()
 
+    def ahead(self, canvas: Canvas | None) -> bool:
+        """Unless attention ranks the keys."""
+        return self.by != "received"
+
     def hooks(self, model: Any, layer: int, canvas: Canvas | None) -> list[Hook]:
         """On the keys, if their norm decides."""
         return self._norms.hooks(model, layer, canvas) if self.by == "key_norm" else []

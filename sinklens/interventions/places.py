@@ -38,6 +38,10 @@ class Fixed(Detector):
         if not self.positions or min(self.positions) < 0:
             raise ValueError(f"positions={list(self.positions)}: give at least one, counted from 0")
 
+    def ahead(self, canvas: Canvas | None) -> bool:
+        """Yes: this run's attention plays no part."""
+        return True
+
     def query_set(self, *, causal: bool) -> Any:
         """All: attention plays no part."""
         return "all"
@@ -79,6 +83,10 @@ class ByToken(Detector):
         self._ids: tuple[Any, list[int]] = (None, [])
         if not isinstance(self.what, str) and not list(self.what):
             raise ValueError("ByToken([]) names no token; give at least one id, or a class such as 'mask'")
+
+    def ahead(self, canvas: Canvas | None) -> bool:
+        """Unless attention ranks the keys."""
+        return not self.ranked
 
     def query_set(self, *, causal: bool) -> Any:
         """All queries rank the keys."""
@@ -133,6 +141,10 @@ class ByKeyNorm(Detector):
         super().reset()
         self._norms: dict[int, Tensor] = {}
 
+    def ahead(self, canvas: Canvas | None) -> bool:
+        """Yes: this run's attention plays no part."""
+        return True
+
     def query_set(self, *, causal: bool) -> Any:
         """All: attention plays no part."""
         return "all"
@@ -183,6 +195,10 @@ class FromRecord(Detector):
         self.flags = torch.from_numpy(found.to_numpy())
         self.steps, self.layers = found["step"].to_numpy(), found["layer"].to_numpy()
         self.mark = hashlib.sha256(np.packbits(found.to_numpy()).tobytes()).hexdigest()[:8]
+
+    def ahead(self, canvas: Canvas | None) -> bool:
+        """Yes: this run's attention plays no part."""
+        return True
 
     def query_set(self, *, causal: bool) -> Any:
         """All: this run's attention plays no part."""

@@ -12,7 +12,7 @@ import xarray as xr
 from torch import Tensor
 
 from sinklens.errors import RecordError, ScopeError
-from sinklens.hooks import Canvas, Hook, Where, plain_canvas, rotated
+from sinklens.hooks import Canvas, Hook, Where, plain_canvas, rotated, rows_of, rowwise
 from sinklens.interventions.edits import Edit
 from sinklens.records import Rows
 
@@ -55,18 +55,21 @@ class Pin(Edit):
         if canvas is None:
             raise ScopeError(f"{self!r} needs to know the prompts; use it in denoise, or fwd_hooks(model, canvas)")
         layers = self.layers(model) if self.acts(canvas) else []
-        return [(f"blocks.{layer}.attn.hook_pattern", partial(self._replace, layer, canvas)) for layer in layers]
+        return [
+            (f"blocks.{layer}.attn.hook_pattern", rowwise(partial(self._replace, layer, canvas))) for layer in layers
+        ]
 
     def _replace(self, layer: int, canvas: Canvas, pattern: Tensor, *, hook: Any) -> Tensor:
-        pinned = torch.full_like(pattern, float("nan"))
+        here, keys = rows_of(hook, pattern), pattern.shape[-1]
+        pinned = pattern.new_full((*pattern.shape[:2], keys, keys), float("nan"))
         if canvas.step in self.steps:
             step, at = int(np.flatnonzero(self.steps == canvas.step)[0]), int(np.flatnonzero(self.known == layer)[0])
             for row, (source, start) in enumerate(self.book.find(canvas)):
                 old = self.patterns[source, step, at].to(pattern)
-                size = min(old.shape[-1], pattern.shape[-1] - start)
+                size = min(old.shape[-1], keys - start)
                 pinned[row, :, start : start + size, :] = 0.0
                 pinned[row, :, start : start + size, start : start + size] = old[:, :size, :size]
-        rows = self.rows(canvas, pattern.shape[1], pattern.device)
+        pinned, rows = pinned[:, :, here], self.rows(canvas, pattern.shape[1], pattern.device)[:, :, here]
         # A row that was measured has numbers at the keys that were there, and nan at later ones.
         there = rows & ~pinned.isnan().all(-1, keepdim=True)
         self.count("rows", there.sum((1, 2, 3)))
@@ -131,7 +134,7 @@ class SinkToken(Edit):
                 ("attn.hook_pattern", partial(self._scale, kept, canvas)),
                 ("attn.o.hook_in", partial(self._add, kept, layer)),
             ):
-                hooks.append((prefix + point, function))
+                hooks.append((prefix + point, rowwise(function)))
         return hooks
 
     @torch.no_grad()
@@ -158,7 +161,7 @@ class SinkToken(Edit):
         kept["query"] = query
 
     def _share(self, kept: dict[str, Tensor], layer: int, scale: float, scores: Tensor, *, hook: Any) -> None:
-        query = kept.pop("query").transpose(1, 2).float()  # [batch, head, query, d_head]
+        query = kept["query"][:, rows_of(hook, scores)].transpose(1, 2).float()  # [batch, head, query, d_head]
         key = self._made[1][f"k{layer}"].float()
         key = key.repeat_interleave(query.shape[1] // len(key), 0)
         score = torch.einsum("bhqd,hd->bhq", query, key)[..., None] * scale
@@ -166,15 +169,16 @@ class SinkToken(Edit):
 
     def _scale(self, kept: dict[str, Tensor], canvas: Canvas | None, pattern: Tensor, *, hook: Any) -> Tensor:
         seen = canvas or plain_canvas((pattern.shape[0], pattern.shape[-1]), pattern.device)
-        rows = self.rows(seen, pattern.shape[1], pattern.device)
-        share = torch.where(rows, kept["share"], 0.0)
-        kept["share"] = share
+        rows = self.rows(seen, pattern.shape[1], pattern.device)[:, :, rows_of(hook, pattern)]
+        share = torch.where(rows, kept.pop("share"), 0.0)
+        kept["shares"] = torch.cat([kept["shares"], share], 2) if "shares" in kept else share
         self.count("mass", share.sum((1, 2, 3)))
         self.count("rows", rows.sum((1, 2, 3)))
         return pattern * (1 - share).to(pattern.dtype)
 
     def _add(self, kept: dict[str, Tensor], layer: int, mixed: Tensor, *, hook: Any) -> Tensor:
-        share = kept.pop("share").transpose(1, 2)  # [batch, query, head, 1]
+        share = kept.pop("shares").transpose(1, 2)  # [batch, query, head, 1]
+        kept.clear()
         value = self._made[1][f"v{layer}"].float()
         value = value.repeat_interleave(share.shape[2] // len(value), 0)
         return mixed + (share * value).to(mixed.dtype).view(mixed.shape)

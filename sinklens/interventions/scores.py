@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sinklens.hooks import Canvas, Hook, Where, plain_canvas
+from sinklens.hooks import Canvas, Hook, Where, plain_canvas, rows_of, rowwise
 from sinklens.interventions.detectors import Detector
 from sinklens.interventions.edits import At, Edit, SinkEdit
 
@@ -101,8 +101,8 @@ class NullKey(Edit):
         hooks: list[Hook] = []
         for layer in self.layers(model) if self.acts(canvas) else []:
             share: dict[str, Tensor] = {}
-            hooks.append((f"blocks.{layer}.attn.hook_attn_scores", partial(self._look, share)))
-            hooks.append((f"blocks.{layer}.attn.hook_pattern", partial(self._scale, share, canvas)))
+            hooks.append((f"blocks.{layer}.attn.hook_attn_scores", rowwise(partial(self._look, share))))
+            hooks.append((f"blocks.{layer}.attn.hook_pattern", rowwise(partial(self._scale, share, canvas))))
         return hooks
 
     def _look(self, share: dict[str, Tensor], scores: Tensor, *, hook: Any) -> None:
@@ -110,7 +110,7 @@ class NullKey(Edit):
 
     def _scale(self, share: dict[str, Tensor], canvas: Canvas | None, pattern: Tensor, *, hook: Any) -> Tensor:
         seen = canvas or plain_canvas((pattern.shape[0], pattern.shape[-1]), pattern.device)
-        rows = self.rows(seen, pattern.shape[1], pattern.device)
+        rows = self.rows(seen, pattern.shape[1], pattern.device)[:, :, rows_of(hook, pattern)]
         kept = torch.where(rows, share.pop("kept"), 1.0)
         self.count("mass", (1 - kept).sum((1, 2, 3)))
         self.count("rows", rows.sum((1, 2, 3)))

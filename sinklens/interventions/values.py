@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sinklens.hooks import Hook, Where
+from sinklens.hooks import Hook, Where, rows_of, rowwise
 from sinklens.interventions.detectors import Detector
 from sinklens.interventions.edits import At, SinkEdit
 from sinklens.interventions.noise import normal
@@ -32,18 +32,22 @@ class ValueEdit(SinkEdit):
 
         def look(pattern: Tensor, *, hook: Any) -> None:
             found = act(pattern, hook=hook)
-            if found is not None:
+            if found is None:
+                return
+            if rows_of(hook, pattern).start == 0:
                 value = kept["value"].transpose(1, 2)
-                value = value.repeat_interleave(pattern.shape[1] // value.shape[1], 1)
-                change = self.replacement(value.float(), self._at) - value.float()
-                kept["change"] = (found.float() @ change).transpose(1, 2)
+                value = value.repeat_interleave(pattern.shape[1] // value.shape[1], 1).float()
+                kept["by"] = self.replacement(value, self._at) - value
+            change = (found.float() @ kept["by"]).transpose(1, 2)
+            kept["change"] = torch.cat([kept["change"], change], 1) if "change" in kept else change
 
         def add(mixed: Tensor, *, hook: Any) -> Tensor | None:
-            kept.pop("value", None)
             change = kept.pop("change", None)
+            kept.clear()
             return None if change is None else mixed + change.to(mixed.dtype).view(mixed.shape)
 
         prefix = f"blocks.{layer}.attn."
+        rowwise(look, getattr(act, "rowwise", False))
         return [(f"{prefix}v.hook_out", note), (name, look), (f"{prefix}o.hook_in", add)]
 
     def apply(self, tensor: Tensor, at: At) -> Tensor:

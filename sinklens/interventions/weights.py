@@ -153,7 +153,7 @@ class Redistribute(SinkEdit):
         elif self.to == "uniform":
             weights = others.float()
         elif self.to == "self":
-            weights = torch.eye(pattern.shape[-1], device=pattern.device).expand(pattern.shape) * others
+            weights = torch.eye(pattern.shape[-1], device=pattern.device)[at.rows].expand(pattern.shape) * others
         elif isinstance(self.to, int):
             start = at.canvas.valid.int().argmax(-1).to(pattern.device)
             place = torch.arange(pattern.shape[-1], device=pattern.device) == (start + self.to)[:, None]

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sinklens.errors import BrokenPattern, HookNeverFired
-from sinklens.hooks import Canvas, Hook, Where, chosen, plain_canvas
+from sinklens.hooks import Canvas, Hook, Where, chosen, plain_canvas, rows_of, rowwise
 
 Score = Literal["token", "probability", "entropy"]
 SCORES: dict[str, tuple[str, str]] = {
@@ -26,6 +26,10 @@ class LayerProbe:
     A subclass names its `points` (hook points inside a block) and writes `_measure`, which gets their tensors as
     soon as the last of them has fired. Nothing else is kept. Positions that were not measured are nan.
 
+    One that looks at the pattern query by query also writes `_reduce`, which gets a block of rows; `_measure` then gets
+    what became of all blocks (added up, or side by side if `join` is True) in place of the pattern, and the whole
+    pattern need not be formed.
+
     Args:
         where: The scope.
     """
@@ -34,6 +38,7 @@ class LayerProbe:
     dims: tuple[str, ...]
     unit: str
     points: tuple[str, ...]
+    join = False
 
     def __init__(self, where: Where | None = None) -> None:
         self.where = where or Where()
@@ -54,19 +59,44 @@ class LayerProbe:
 
     def _layer_hooks(self, model: Any, layer: int, points: Sequence[str], canvas: Canvas | None) -> list[Hook]:
         arrived: dict[str, Tensor] = {}
+        parts: list[Tensor] = []
 
         def at(point: str) -> Callable[..., None]:
             def look(tensor: Tensor, *, hook: Any) -> None:
-                arrived[point] = tensor.detach()
-                if point == "attn.hook_pattern":
-                    self._broken[layer] = tensor.detach().sum().isnan()
-                if len(arrived) == len(points):
-                    with torch.no_grad():
+                with torch.no_grad():
+                    if point == "attn.hook_pattern":
+                        whole = collect(tensor.detach(), rows_of(hook, tensor))
+                        if whole is None:
+                            return
+                        arrived[point] = whole
+                    else:
+                        arrived[point] = tensor.detach()
+                    if len(arrived) == len(points):
                         self._by_layer[layer] = self._measure(model, layer, canvas, *map(arrived.pop, points))
 
-            return look
+            return rowwise(look, type(self)._reduce is not LayerProbe._reduce)
+
+        def collect(pattern: Tensor, rows: slice) -> Tensor | None:
+            """What became of all rows, once the last block is there."""
+            full = seen(canvas, len(pattern), pattern.shape[-1], pattern.device)
+            part = self._reduce(pattern, full, rows)
+            broken = part.sum().isnan()
+            self._broken[layer] = broken | self._broken[layer] if layer in self._broken else broken
+            if self.join or not parts:
+                parts.append(part)
+            else:
+                parts[0] += part
+            if rows.stop < pattern.shape[-1]:
+                return None
+            done = torch.cat(parts, -1) if len(parts) > 1 else parts[0]
+            parts.clear()
+            return done
 
         return [(f"blocks.{layer}.{point}", at(point)) for point in points]
+
+    def _reduce(self, pattern: Tensor, canvas: Canvas, rows: slice) -> Tensor:
+        """What to keep of some rows of the pattern [batch, head, row, key]."""
+        return pattern
 
     def _measure(self, model: Any, layer: int, canvas: Canvas | None, *tensors: Tensor) -> Tensor:
         raise NotImplementedError

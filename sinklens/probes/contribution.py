@@ -35,12 +35,14 @@ class Contribution(LayerProbe):
         """What the recorded numbers mean."""
         return f"sum over {self.where.queries} valid queries of the L2 norm of what the key writes through the head"
 
+    def _reduce(self, pattern: Tensor, canvas: Canvas, rows: slice) -> Tensor:
+        return received_attention(pattern, canvas.where(self.where.queries)[:, None, rows].to(pattern.device))
+
     def _measure(self, model: Any, layer: int, canvas: Canvas | None, *tensors: Tensor) -> Tensor:
-        value, pattern = tensors
-        full = seen(canvas, len(pattern), pattern.shape[-1], pattern.device)
-        received = received_attention(pattern, full.where(self.where.queries)[:, None].to(pattern.device))
+        value, received = tensors
+        full = seen(canvas, len(received), received.shape[-1], received.device)
         out = model.blocks[layer].attn.W_O.detach()
-        heads, groups = pattern.shape[1], pattern.shape[1] // value.shape[2]
+        heads, groups = received.shape[1], received.shape[1] // value.shape[2]
         # Head by head: [batch, key, d_model] at a time, one output projection in all.
         written = [(value[:, :, head // groups].float() @ out[head].float()).norm(dim=-1) for head in range(heads)]
         return only(received * torch.stack(written, 1), full.valid)

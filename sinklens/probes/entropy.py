@@ -27,13 +27,17 @@ class AttentionEntropy(LayerProbe):
     dims = ("layer", "head", "key")
     unit = "nats"
     points = ("attn.hook_pattern",)
+    join = True
 
     @property
     def definition(self) -> str:
         """What the recorded numbers mean."""
         return f"entropy of the attention row of the query at this position ({self.where.queries} queries)"
 
+    def _reduce(self, pattern: Tensor, canvas: Canvas, rows: slice) -> Tensor:
+        return torch.special.entr(pattern.float()).sum(-1)
+
     def _measure(self, model: Any, layer: int, canvas: Canvas | None, *tensors: Tensor) -> Tensor:
-        (pattern,) = tensors
-        queries = seen(canvas, len(pattern), pattern.shape[-1], pattern.device).where(self.where.queries)
-        return only(torch.special.entr(pattern.float()).sum(-1), queries)
+        (entropy,) = tensors
+        queries = seen(canvas, len(entropy), entropy.shape[-1], entropy.device).where(self.where.queries)
+        return only(entropy, queries)

@@ -102,12 +102,14 @@ class MassOn(LayerProbe):
         place = torch.arange(canvas.valid.shape[1], device=numbers.device) - first
         return canvas.valid & torch.isin(place, numbers)
 
+    def _reduce(self, pattern: Tensor, canvas: Canvas, rows: slice) -> Tensor:
+        return received_attention(pattern, canvas.where(self.where.queries)[:, None, rows].to(pattern.device))
+
     def _measure(self, model: Any, layer: int, canvas: Canvas | None, *tensors: Tensor) -> Tensor:
-        (pattern,) = tensors
-        full = seen(canvas, len(pattern), pattern.shape[-1], pattern.device)
-        queries = full.where(self.where.queries)[:, None].to(pattern.device)
-        received = received_attention(pattern, queries)
-        return (received * self._keys(full)[:, None].to(pattern.device)).sum(-1) / queries.sum(-1)
+        (received,) = tensors
+        full = seen(canvas, len(received), received.shape[-1], received.device)
+        queries = full.where(self.where.queries)[:, None].to(received.device)
+        return (received * self._keys(full)[:, None].to(received.device)).sum(-1) / queries.sum(-1)
 
     def _arguments(self) -> list[str]:
         numbers = list(self.numbers)

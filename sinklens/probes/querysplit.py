@@ -40,16 +40,19 @@ class MaskedVsCommitted(LayerProbe):
         """What the recorded numbers mean."""
         return f"overlap of the sinks of masked and of committed queries, scaled alike: {self.rule.words()}"
 
+    def _reduce(self, pattern: Tensor, canvas: Canvas, rows: slice) -> Tensor:
+        queries = (canvas.where(which)[:, None, rows].to(pattern.device) for which in ("masked", "committed"))
+        return torch.stack([received_attention(pattern, each) for each in queries])
+
     def _measure(self, model: Any, layer: int, canvas: Canvas | None, *tensors: Tensor) -> Tensor:
-        (pattern,) = tensors
-        full = seen(canvas, len(pattern), pattern.shape[-1], pattern.device)
-        keys = full.where(self.rule.keys)[:, None].to(pattern.device)
-        size = full.valid.sum(-1)[:, None, None].to(pattern.device)
+        (both_sets,) = tensors
+        full = seen(canvas, both_sets.shape[1], both_sets.shape[-1], both_sets.device)
+        keys = full.where(self.rule.keys)[:, None].to(both_sets.device)
+        size = full.valid.sum(-1)[:, None, None].to(both_sets.device)
         sets, there = [], []
-        for which in ("masked", "committed"):
-            queries = full.where(which)[:, None].to(pattern.device)
-            number = queries.sum(-1, keepdim=True)
-            received = received_attention(pattern, queries) * size / number.clamp(min=1)
+        for which, raw in zip(("masked", "committed"), both_sets, strict=True):
+            number = full.where(which)[:, None].to(raw.device).sum(-1, keepdim=True)
+            received = raw * size / number.clamp(min=1)
             sets.append(self.rule(received, keys, queries=size[..., 0]))
             there.append(number[..., 0] > 0)
         both, either = (sets[0] & sets[1]).sum(-1), (sets[0] | sets[1]).sum(-1)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sinklens.hooks import Canvas, Where
-from sinklens.probes.base import LayerProbe, seen
+from sinklens.probes.base import LayerProbe
 from sinklens.sinks import Positions, received_attention
 
 
@@ -44,12 +44,13 @@ class ReceivedAttention(LayerProbe):
         which = "the valid queries of each query set" if self.query_sets else f"{self.where.queries} valid queries"
         return f"sum over {which} of the attention that the key receives"
 
-    def _measure(self, model: Any, layer: int, canvas: Canvas | None, *tensors: Tensor) -> Tensor:
-        (pattern,) = tensors
-        full = seen(canvas, len(pattern), pattern.shape[-1], pattern.device)
+    def _reduce(self, pattern: Tensor, canvas: Canvas, rows: slice) -> Tensor:
         sets = self.query_sets or (self.where.queries,)
-        sums = [received_attention(pattern, full.where(which)[:, None].to(pattern.device)) for which in sets]
+        sums = [received_attention(pattern, canvas.where(which)[:, None, rows].to(pattern.device)) for which in sets]
         return torch.stack(sums, 2) if self.query_sets else sums[0]
+
+    def _measure(self, model: Any, layer: int, canvas: Canvas | None, *tensors: Tensor) -> Tensor:
+        return tensors[0]
 
     def coords(self) -> dict[str, list[Any]]:
         """The layers that were measured, and the query sets."""

@@ -36,14 +36,19 @@ class SinkMask(LayerProbe):
         """What the recorded numbers mean."""
         return f"1 where the key is a sink: {self.rule.words()}"
 
+    def _reduce(self, pattern: Tensor, canvas: Canvas, rows: slice) -> Tensor:
+        return received_attention(pattern, canvas.where(self.rule.queries)[:, None, rows].to(pattern.device))
+
     def _measure(self, model: Any, layer: int, canvas: Canvas | None, *tensors: Tensor) -> Tensor:
-        (pattern,) = tensors
-        full = seen(canvas, len(pattern), pattern.shape[-1], pattern.device)
-        queries, keys = (full.where(which)[:, None].to(pattern.device) for which in (self.rule.queries, self.rule.keys))
+        (received,) = tensors
+        full = seen(canvas, len(received), received.shape[-1], received.device)
+        queries, keys = (
+            full.where(which)[:, None].to(received.device) for which in (self.rule.queries, self.rule.keys)
+        )
         visible = None
         if causal(model, layer):  # a key is seen by the queries at or after it
-            visible = queries.float().flip(-1).cumsum(-1).flip(-1).expand(*pattern.shape[:2], -1)
-        return only(self.rule(received_attention(pattern, queries), keys, visible=visible).float(), full.valid)
+            visible = queries.float().flip(-1).cumsum(-1).flip(-1).expand(received.shape)
+        return only(self.rule(received, keys, visible=visible).float(), full.valid)
 
     def _arguments(self) -> list[str]:
         return [] if self.rule == SinkRule() else [repr(self.rule)]

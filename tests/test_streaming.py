@@ -1,0 +1,255 @@
+"""Blocks of queries instead of whole patterns: the same numbers, for every probe and edit, and never a whole pattern."""
+
+from __future__ import annotations
+
+from functools import lru_cache, partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sinklens import HookedDLM, MaskSinks, Plan, PreviousStep, SameStep, Where, attention, denoise, probes
+from sinklens.errors import ScopeError
+from sinklens.hooks import plain_canvas, rowwise
+from sinklens.interventions import (
+    BiasSinks,
+    ByKeyNorm,
+    ByToken,
+    Fixed,
+    FromRecord,
+    InOrder,
+    KeepKeys,
+    LastQuery,
+    MeanValue,
+    NoiseValue,
+    NoOp,
+    NullKey,
+    Pin,
+    Redistribute,
+    ScaleSinks,
+    SideBySide,
+    SinkToken,
+    Swap,
+    ZeroSinks,
+    ZeroValue,
+)
+from sinklens.sinks import SinkRule, received_attention
+
+PROMPTS = [[5, 17, 9, 33, 8, 21, 50], [12, 40, 7]]
+PLAN = Plan(new_tokens=6, temperature=1.0)
+LONGEST = len(PROMPTS[0]) + 6
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Any) -> Any:
+    """Random models of a family, one per family."""
+    return lru_cache(tiny_model)
+
+
+def every_probe() -> list[Any]:
+    """All that work row by row."""
+    return [
+        probes.ReceivedAttention(query_sets=["all", "masked", "committed", "last"]),
+        probes.SinkMask(SinkRule(epsilon=0.3)),
+        probes.MaskedVsCommitted(SinkRule(epsilon=0.3)),
+        probes.AttentionEntropy(Where(queries="masked")),
+        probes.MassOn([0, 2], where=Where(queries="committed")),
+        probes.Contribution(),
+        probes.KeyNorm(),
+        probes.QKDecomposition(),
+    ]
+
+
+def edits(record: Any) -> dict[str, Any]:
+    """Every operator and every detector that knows its keys before the forward."""
+    at = partial(PreviousStep, top_k=2)
+    return {
+        "mask": MaskSinks(at(), Where(diagonal=False)),
+        "open": MaskSinks(SameStep(top_k=2, loop="open")),
+        "last": MaskSinks(LastQuery(top_k=2)),
+        "bias": BiasSinks(-1.5, at(), Where(queries="masked")),
+        "zero": ZeroSinks(at(), Where(heads=1)),
+        "scale": ScaleSinks(0.3, at(), renormalise=True),
+        "proportional": Redistribute("proportional", at()),
+        "uniform": Redistribute("uniform", at(), share=0.6),
+        "self": Redistribute("self", at()),
+        "position": Redistribute(1, at()),
+        "swap": Swap(at()),
+        "zero value": ZeroValue(at()),
+        "mean value": MeanValue(at(), Where(layers=0)),
+        "noise value": NoiseValue(None, at()),
+        "null key": NullKey(0.5, Where(queries="masked")),
+        "sink token": SinkToken(3),
+        "keep norm": KeepKeys(0.5, "key_norm"),
+        "keep random": KeepKeys(3, "random"),
+        "fixed": MaskSinks(Fixed([0, 3])),
+        "token": MaskSinks(ByToken([9, 62])),
+        "norm": MaskSinks(ByKeyNorm(2)),
+        "record": MaskSinks(FromRecord(record, top_k=1)),
+        "pin": Pin(record),
+        "no-op": NoOp(at()),
+        "in order": InOrder(MaskSinks(at(top_k=1)), ScaleSinks(0.5, Fixed(1)), ZeroValue(Fixed(2)), NullKey(-1.0)),
+        "side by side": SideBySide([MaskSinks(at()), ZeroSinks(Fixed(1))], 1),
+    }
+
+
+NAMES = [
+    "mask", "open", "last", "bias", "zero", "scale", "proportional", "uniform", "self", "position", "swap",
+    "zero value", "mean value", "noise value", "null key", "sink token", "keep norm", "keep random", "fixed", "token",
+    "norm", "record", "pin", "no-op", "in order", "side by side",
+]  # fmt: skip
+
+
+def run(dlm: HookedDLM, edit: Any, path: str, **options: Any) -> Any:
+    """One run by one path."""
+    plan = PLAN.for_causal() if dlm.is_causal else PLAN
+    dlm.attention = path
+    try:
+        return denoise(
+            dlm,
+            PROMPTS,
+            plan,
+            interventions=[] if edit is None else [edit],
+            probes=every_probe(),
+            seed=[3, 8],
+            progress=False,
+            **options,
+        )
+    finally:
+        dlm.attention = "auto"
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three queries at a time: every canvas here has several blocks, the last one shorter."""
+    monkeypatch.setattr(attention, "ROWS", 3)
+
+
+@lru_cache
+def recorded(dlm: HookedDLM) -> Any:
+    """A clean record with patterns."""
+    plan = PLAN.for_causal() if dlm.is_causal else PLAN
+    measured = [probes.ReceivedAttention(), probes.Pattern()]
+    return denoise(dlm, PROMPTS, plan, probes=measured, seed=[3, 8], progress=False).record
+
+
+@pytest.mark.parametrize("name", ["nothing", *NAMES])
+@pytest.mark.parametrize("family", ["LLaDA", "Dream", "Llama", "Qwen3"])
+def test_blocks_give_the_numbers_of_whole_patterns(model: Any, family: str, name: str) -> None:
+    """Padded rows, grouped-query heads, bidirectional and causal: same tokens, same measurements, same counts."""
+    dlm = model(family)
+    made = [None if name == "nothing" else edits(recorded(dlm))[name] for _ in range(2)]
+    whole, blocks = (run(dlm, edit, path) for edit, path in zip(made, ("pattern", "streaming"), strict=True))
+    assert torch.equal(whole.tokens, blocks.tokens)
+    assert torch.equal(whole.commit_step, blocks.commit_step)
+    assert whole.fired == blocks.fired
+    for variable in whole.record.data_vars:
+        if whole.record[variable].dtype.kind == "f":
+            np.testing.assert_allclose(
+                blocks.record[variable], whole.record[variable], atol=3e-4, rtol=1e-4, err_msg=str(variable)
+            )
+    if name != "nothing":
+        ours, theirs = made[1].counts(), made[0].counts()
+        assert ours.keys() == theirs.keys()
+        for count, amount in theirs.items():
+            assert ours[count] == pytest.approx(amount, rel=1e-4, abs=1e-4), count
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-6), (torch.bfloat16, 0.1), (torch.float16, 0.02)])
+def test_other_dtypes(tiny_model: Any, dtype: torch.dtype, tolerance: float) -> None:
+    dlm = tiny_model("LLaDA").to(dtype)
+    tokens = torch.tensor([PROMPTS[0]])
+    received = []
+    for path in ("pattern", "streaming"):
+        dlm.attention = path
+        probe = probes.ReceivedAttention()
+        with torch.no_grad(), dlm.hooks(fwd_hooks=probe.fwd_hooks(dlm)):
+            dlm(tokens)
+        received.append(probe.values())
+    torch.testing.assert_close(received[0], received[1], atol=tolerance, rtol=0)
+    torch.testing.assert_close(
+        received[1].sum(-1), torch.full_like(received[1].sum(-1), 7.0), atol=tolerance * 7, rtol=0
+    )
+
+
+@pytest.mark.parametrize("family", ["LLaDA", "Llama"])
+def test_no_more_than_a_block_is_ever_formed(model: Any, family: str) -> None:
+    dlm, sizes = model(family), []
+
+    def look(tensor: torch.Tensor, *, hook: Any) -> None:
+        sizes.append((tensor.shape[-2], hook.ctx["rows"].start, hook.ctx["rows"].stop))
+
+    tokens = torch.tensor([PROMPTS[0]])
+    with torch.no_grad(), dlm.hooks(fwd_hooks=[("blocks.0.attn.hook_pattern", rowwise(look))]):
+        dlm(tokens)
+    assert sizes == [(3, 0, 3), (3, 3, 6), (1, 6, 7)]
+
+
+def test_a_hook_that_needs_the_whole_gets_the_whole(model: Any) -> None:
+    dlm, sizes = model("LLaDA"), []
+    tokens = torch.tensor([PROMPTS[0]])
+    probe = probes.ReceivedAttention()
+
+    def look(tensor: torch.Tensor, *, hook: Any) -> None:
+        sizes.append(tensor.shape[-2])
+
+    with torch.no_grad(), dlm.hooks(fwd_hooks=[*probe.fwd_hooks(dlm), ("blocks.0.attn.hook_pattern", look)]):
+        dlm(tokens)
+    assert sizes == [7]
+    dlm.attention = "streaming"
+    try:
+        with (
+            pytest.raises(ScopeError, match=r"blocks\.0\.attn\.hook_pattern: a hook needs the whole pattern"),
+            torch.no_grad(),
+            dlm.hooks(fwd_hooks=[("blocks.0.attn.hook_pattern", look)]),
+        ):
+            dlm(tokens)
+    finally:
+        dlm.attention = "auto"
+    with pytest.raises(ValueError, match="attention='fast' is unknown; choose auto, pattern or streaming"):
+        dlm.attention = "fast"
+
+
+def test_gradients_run_through_whole_patterns(model: Any) -> None:
+    dlm, sizes = model("LLaDA"), []
+
+    def look(tensor: torch.Tensor, *, hook: Any) -> None:
+        sizes.append((tensor.shape[-2], tensor.requires_grad))
+
+    with dlm.hooks(fwd_hooks=[("blocks.0.attn.hook_pattern", rowwise(look))]):
+        dlm(torch.tensor([PROMPTS[0]]))
+    assert sizes == [(7, True)]
+
+
+def test_an_edit_that_looks_at_its_own_forward_gets_the_whole(model: Any) -> None:
+    dlm = model("LLaDA")
+    for detector, able in ((SameStep(top_k=1), False), (PreviousStep(top_k=1, first="same"), False), (Fixed(0), True)):
+        hooks = MaskSinks(detector).fwd_hooks(dlm, plain_canvas((1, 7), torch.device("cpu")))
+        assert [function.rowwise for _, function in hooks] == [able] * 2, detector
+
+
+@pytest.mark.parametrize("path", ["auto", "pattern"])
+@pytest.mark.parametrize("family", ["LLaDA", "Llama", "Dream"])
+def test_hook_received_is_the_column_sum_over_real_queries(model: Any, family: str, path: str) -> None:
+    dlm, kept = model(family), {}
+    width = len(PROMPTS[0])
+    tokens = torch.tensor([PROMPTS[0], [1] * (width - 3) + PROMPTS[1]])
+    valid = torch.tensor([[True] * width, [False] * (width - 3) + [True] * 3])
+
+    def keep(name: str, tensor: torch.Tensor, *, hook: Any) -> None:
+        kept[name] = tensor.clone()
+
+    hooks = [(f"blocks.1.attn.hook_{name}", partial(keep, name)) for name in ("received", "pattern")]
+    with torch.no_grad(), dlm.hooks(fwd_hooks=hooks):
+        dlm(tokens, valid)
+    expected = received_attention(kept["pattern"], valid[:, None])
+    dlm.attention = path
+    try:
+        with torch.no_grad(), dlm.hooks(fwd_hooks=hooks[:1]):
+            logits = dlm(tokens, valid)
+    finally:
+        dlm.attention = "auto"
+    torch.testing.assert_close(kept["received"], expected, atol=1e-5, rtol=0)
+    with torch.no_grad():
+        torch.testing.assert_close(logits[valid], dlm(tokens, valid)[valid], atol=1e-3, rtol=1e-4)
