@@ -1,4 +1,4 @@
-"""Blocks of queries instead of whole patterns: the same numbers, for every probe and edit, and never a whole pattern."""
+"""Blocks of queries instead of whole patterns: the same numbers for every probe and edit, and no whole pattern."""
 
 from __future__ import annotations
 
