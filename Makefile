@@ -18,6 +18,9 @@ check: $(STAMP)  ## lint, types, import layers
 
 bench: $(STAMP)  ## run the benchmarks
 	$(BIN)/python benchmarks/loop_overhead.py
+	$(BIN)/python benchmarks/probe_overhead.py
+	$(BIN)/python benchmarks/attention_paths.py
+	$(BIN)/python benchmarks/ablation_speed.py
 
 clean:
 	rm -rf .venv sinklens-demo .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -21,7 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import sinklens as sl
 from sinklens.loading import SpecialIds
 
-S, D_MODEL, LAYERS, HEADS, STEPS, REPEATS = 512, 512, 8, 8, 64, 3
+S, D_MODEL, LAYERS, HEADS, STEPS, REPEATS = 512, 512, 8, 8, 64, 2
 
 
 def model() -> sl.HookedDLM:

@@ -1,16 +1,25 @@
 # %% [markdown]
 # # Where are the sinks, and do they move?
 #
-# Five questions about the bundled twins, answered from records alone. Run the file as it is
+# Questions about the bundled twins, answered from records alone. Run the file as it is
 # (`python examples/02_sinks.py`, half a minute on two cores), or open it as a notebook: it is in the py:percent format.
 
 # %%
+import torch
+
 import sinklens as sl
 from sinklens import dynamics, norms, rules, sharing
 
+torch.set_num_threads(1)  # models as small as the twins gain little from a second thread, and lose beside other work
 task = sl.tasks.Echo(n=32, seed=5)
 prompts = [task[i].prompt for i in range(len(task))]
-probes = [sl.probes.ReceivedAttention(), sl.probes.KeyNorm(), sl.probes.ValueNorm()]
+probes = [
+    sl.probes.ReceivedAttention(),
+    sl.probes.KeyNorm(),
+    sl.probes.ValueNorm(),
+    sl.probes.QKDecomposition(),
+    sl.probes.MaskedVsCommitted(),
+]
 plan = sl.Plan(new_tokens=32, temperature=1.0)
 record = {
     name: sl.denoise(sl.HookedDLM.from_pretrained(name), prompts, plan, probes=probes, seed=range(len(task))).record
@@ -19,11 +28,13 @@ record = {
 
 # %% [markdown]
 # ## Which tokens are sinks?
+# By class, and the five most frequent tokens (the paper's Table 2); ratio 1 = no more often than the token occurs.
 
 # %%
 for name, run in record.items():
     table = sl.metrics.token_classes(run)
     print(name, "which tokens are sinks", table[table.share_of_keys > 0].to_string(index=False), sep="\n")
+    print(sl.metrics.sink_tokens(run).replace("\n", "\\n").to_string(index=False))
 
 # %% [markdown]
 # ## How long do sinks live?
@@ -45,6 +56,14 @@ for name, run in record.items():
     print(kinds.unstack(fill_value=0).round(2))
 
 # %% [markdown]
+# ## Do masked and committed queries use the same sinks?
+# Jaccard of the two sets of sinks, by layer and head: 1 = the same keys. tiny-arm has no masked queries.
+
+# %%
+overlap = record["tiny-dlm"]["masked_vs_committed"].mean(["prompt", "step"])
+print(overlap.to_pandas().round(2))
+
+# %% [markdown]
 # ## Does the answer depend on the rule, and on epsilon?
 # Share of keys that are NOT sinks over epsilon (the curve of the paper's Fig. 10), then how much the named rules agree.
 
@@ -56,8 +75,9 @@ for name, run in record.items():
 # %% [markdown]
 # ## Does a low key norm predict sinks?
 # Spearman correlation of -key_norm and received attention, by layer; 1 = the lower the norm, the more attention.
-# And are the flagged keys resting places ("drained": small values) or look-ups ("informative")?
+# Is it the length of the key, or its angle to the queries (`qk_at_sinks`)? And are the flagged keys resting places
+# ("drained": small values) or look-ups ("informative")?
 
 # %%
 for name, run in record.items():
-    print(name, norms.key_norm_correlation(run), norms.kind(run), sep="\n")
+    print(name, norms.key_norm_correlation(run).to_pandas(), norms.qk_at_sinks(run), norms.kind(run), sep="\n")

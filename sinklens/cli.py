@@ -123,8 +123,11 @@ def ablate(
     """
     from dataclasses import asdict
 
+    import torch
+
     from sinklens import specs
     from sinklens.interventions import GRAMMAR
+    from sinklens.loading import BUNDLED
     from sinklens.specs import report_of
 
     if grammar:
@@ -147,6 +150,8 @@ def ablate(
     given |= {name: value for name, value in options.items() if value is not None}
     given["plan"] = {**given.get("plan", {}), **{name: value for name, value in plan.items() if value is not None}}
     asked = specs.spec(given)
+    if asked.model in BUNDLED:  # so small that a second thread gains little, and beside other programs loses a lot
+        torch.set_num_threads(1)
     result = asked.run(save_to=out / "scores.jsonl", progress=f"{asked.model}: ablating")
     paths = report_of(result, out)
     typer.echo(_table(result.summary()))

@@ -87,7 +87,7 @@ def ablate(
     trials.check([(name, edit) for name, _, edit in arms if edit is not None])
     store = Store(save_to)
     together = max(1, batch_size // len(arms))  # prompts in a forward
-    batches = [range(start, min(start + together, len(job))) for start in range(0, len(job), together)]
+    batches = [trials.order[start : start + together] for start in range(0, len(job), together)]
     rows: list[dict[str, Any]] = []
     finished = False
     label = progress if isinstance(progress, str) else "ablating"
@@ -102,6 +102,7 @@ def ablate(
         finished = True
     except KeyboardInterrupt:
         tqdm.write(f"interrupted; returning {len(rows)} finished rows")
+    rows.sort(key=lambda row: (seeds.index(row["seed"]), row["prompt"]))  # however batches were cut
     made = provenance(
         dlm,
         plan=asdict(plan),
@@ -156,7 +157,7 @@ def _rows(
     trials: Trials,
     store: Store,
     arms: Sequence[tuple[str, str, Intervention | None]],
-    batch: range,
+    batch: Sequence[int],
     seed: int,
     which: Pass,
     batch_size: int,

@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -212,7 +212,7 @@ class AblationResult:
         rows: list[dict[str, Any]] = []
         for condition in conditions:
             for control in self.controls(condition) or [None]:
-                row = asdict(self.effect(condition, metric, control=control, margin=margin))
+                row = asdict(self._effect_or_nothing(condition, metric, control, margin))
                 for name in ("to_unmasked", "to_control"):
                     low, high = row.pop(f"{name}_interval") or (float("nan"),) * 2
                     row |= {f"{name}_low": low, f"{name}_high": high}
@@ -223,6 +223,23 @@ class AblationResult:
         frame["to_unmasked_p_holm"] = frame["condition"].map(corrected)
         frame["to_control_p_holm"] = holm([float("nan") if p is None else p for p in frame["to_control_p"]])
         return frame
+
+    def _effect_or_nothing(
+        self, condition: str, metric: str | None, control: str | None, margin: float | None
+    ) -> Effect:
+        """The effect; numbers that are none where no prompt could be scored."""
+        nan = float("nan")
+        metric = metric or next(iter(self._known()["metric"]), "")
+        if self.paired(metric, (UNMASKED, UNMASKED), (condition, "sinks")).shape[1] == 0:
+            return Effect(condition, metric, control, 0, nan, nan, nan, (nan, nan), nan)
+        if control and not self.paired(metric, (condition, "sinks"), (condition, control)).shape[1]:
+            return replace(self._alone(condition, metric, margin), control=control, pairs_control=0)
+        return self.effect(condition, metric, control=control, margin=margin)
+
+    def _alone(self, condition: str, metric: str, margin: float | None) -> Effect:
+        """Against unmasked only."""
+        rows = [row for row in self.rows if row["kind"] in (UNMASKED, "sinks")]
+        return AblationResult(rows).effect(condition, metric, margin=margin)
 
     def summary(self) -> pd.DataFrame:
         """Mean of each metric per condition and kind, with a 95 % interval over prompts (each the mean over seeds).

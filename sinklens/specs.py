@@ -76,6 +76,8 @@ class Spec:
             progress: As in `ablate`.
         """
         edits = {name: parse(text) for name, text in self.edits.items()}
+        if not self.seeds:
+            raise PlanError("seeds is empty; give at least one")
         if not edits:
             raise PlanError("there are no edits; name at least one, for example mask:top1")
         task, plan = self.make_task(), self.make_plan()
@@ -108,7 +110,9 @@ def read(path: str | Path) -> Spec:
         found = json.loads(text) if Path(path).suffix == ".json" else yaml.safe_load(text)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise PlanError(f"{str(path)!r} cannot be read as YAML or JSON: {error}") from error
-    return spec(found if isinstance(found, dict) else {})
+    if not isinstance(found, dict):
+        raise PlanError(f"{str(path)!r} holds {type(found).__name__} instead of fields such as model: and edits:")
+    return spec(found)
 
 
 def spec(found: Mapping[str, Any]) -> Spec:
@@ -118,9 +122,24 @@ def spec(found: Mapping[str, Any]) -> Spec:
     if wrong or not found:
         what = f"has the unknown field {sorted(wrong)[0]!r}" if wrong else "is empty"
         raise PlanError(f"the experiment {what}; the fields are {', '.join(sorted(known))}")
-    values = dict(found)
+    values: dict[str, Any] = {
+        name: value for name, value in found.items() if value is not None or name in ("controls", "extract")
+    }
     edits = values.get("edits", {})
-    values["edits"] = dict(edits) if isinstance(edits, Mapping) else {text: text for text in edits}
+    edits = [edits] if isinstance(edits, str) else edits
+    values["edits"] = dict(edits) if isinstance(edits, Mapping) else {str(text): text for text in edits}
+    kinds: dict[str, type | tuple[type, ...]] = {
+        "model": str, "task": str, "prompts": int, "gaps": (int, float), "plan": Mapping, "batch_size": int,
+    }  # fmt: skip
+    for name, kind in kinds.items():
+        if name in values and not isinstance(values[name], kind):
+            raise PlanError(f"{name}={values[name]!r} of the experiment is of the wrong type")
+    wrong = [text for text in values["edits"].values() if not isinstance(text, str)]
+    if wrong:
+        raise PlanError(f"the edit {wrong[0]!r} is no text; write for example mask:top1")
+    bad = [field for field, value in values.get("plan", {}).items() if isinstance(value, str) and value.isdigit()]
+    if bad:
+        raise PlanError(f"plan.{bad[0]} is the text {values['plan'][bad[0]]!r}; write a number without quotes")
     for name in ("seeds", "controls", "metrics"):
         if name in values:
             each = values[name]
@@ -139,7 +158,9 @@ def report_of(result: AblationResult, out: Path) -> list[Path]:
 
     from sinklens import plots, report
 
+    saved = result.save(out / "result.json")
     summary: Any = result.summary()
+    summary.to_csv(out / "summary.csv", index=False)
     names = list(dict.fromkeys(row["metric"] for row in result.rows))
     sections = [
         report.Section(
@@ -163,5 +184,4 @@ def report_of(result: AblationResult, out: Path) -> list[Path]:
         sections=sections,
         footer="" if result.finished else "The ablation was interrupted: this is what was finished.",
     )
-    summary.to_csv(out / "summary.csv", index=False)
-    return [result.save(out / "result.json"), out / "summary.csv", page]
+    return [saved, out / "summary.csv", page]

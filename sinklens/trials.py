@@ -77,6 +77,8 @@ class Trials:
         checker = getattr(getattr(task, "extract", None), "pattern", None)
         self._task = (type(task).__name__, checker)
         self._model = repr((__version__, dlm.name, dlm.revision, dlm.dtype, weights, plan))
+        # Prompts that take as many steps share a batch: one that is done stays in it and costs as before.
+        self.order = list(range(len(self.examples)))
         self._unedited: tuple[Any, _Decoded | None] = (None, None)
 
     def check(self, arms: Sequence[tuple[str, Intervention]]) -> None:
@@ -96,7 +98,9 @@ class Trials:
             forced_tokens(canvas, self.answers)
         if arms and plan.cfg_scale:
             raise PlanError(f"cfg_scale={plan.cfg_scale:g}: edits under classifier-free guidance have no one meaning")
-        total = max(step_limits(dlm, plan, canvas)) if plan.threshold is None else None
+        limits = step_limits(dlm, plan, canvas)
+        self.order = sorted(range(len(limits)), key=limits.__getitem__)
+        total = max(limits) if plan.threshold is None else None
         for name, edit in arms:
             for leaf in leaves(edit):
                 try:

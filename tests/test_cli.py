@@ -151,3 +151,79 @@ def test_every_public_name_is_there() -> None:
     assert sorted(sinklens.__all__) == dir(sinklens)
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = sinklens.nonsense
+
+
+def test_ablate_from_end_to_end(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    edits = ["--edit", "mask:top1", "--edit", "zero_value:top2@layers=1", "--gaps", "0.5"]
+    given = [*edits, "--prompts", "3", "--seed", "2", "--control", "random", "--control", "noop", "--out", str(out)]
+    text = invoke("ablate", "tiny-dlm", *given)
+    for name in ("result.json", "summary.csv", "report.html"):
+        assert (out / name).is_file()
+        assert name in text
+    result = sinklens.AblationResult.open(out / "result.json")
+    assert result.finished
+    table = pd.read_csv(out / "summary.csv")
+    pd.testing.assert_frame_equal(table, result.summary(), check_exact=False)
+    kinds = {(name, kind) for name in ("mask:top1", "zero_value:top2@layers=1") for kind in ("sinks", "random", "noop")}
+    assert {(row.condition, row.kind) for row in table.itertuples()} == {("unmasked", "unmasked"), *kinds}
+    assert set(table.metric) == {"forced_accuracy"}
+    nothing = table[table.kind == "noop"]["value"]
+    assert nothing.tolist() == [table["value"].iloc[0]] * 2  # to find sinks alone changes nothing
+    assert "Effects on forced_accuracy" in text
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "zero_value:top2@layers=1" in page
+    before = (out / "scores.jsonl").read_text()
+    again = invoke("ablate", "tiny-dlm", *given)  # nothing is left to run
+    assert again.partition("Effects on")[2].strip() == text.partition("Effects on")[2].strip()
+    assert (out / "scores.jsonl").read_text() == before
+
+
+def test_ablate_shows_how_edits_are_written() -> None:
+    from sinklens.interventions import GRAMMAR
+
+    assert GRAMMAR in invoke("ablate", "--grammar")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["ablate", "tiny-dlm"], "there are no edits; name at least one, for example mask:top1"),
+        (["ablate", "tiny-dlm", "--edit", "maks:top1"], "the edit 'maks:top1' cannot be read"),
+        (["ablate", "--edit", "mask:top1", "--task", "none.jsonl"], "'none.jsonl' is neither 'echo' nor a JSONL file"),
+        (["ablate", "--spec", "none.yaml"], "'none.yaml' cannot be read as YAML or JSON"),
+        (["ablate", "--edit", "mask:top1", "--metric", "luck"], "metric 'luck' is unknown"),
+        (["ablate", "--edit", "mask:top1", "--control", "luck"], "control 'luck' is unknown"),
+        (["reproduce", "table7"], "'table7' is unknown; there is table1"),
+    ],
+)
+def test_what_cannot_be_ablated_is_one_error(
+    given: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["sinklens", *given, "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 2
+    err = capfd.readouterr().err
+    assert message in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_reproduce_table_1(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    threads = torch.get_num_threads()
+    text = invoke("reproduce", "table1", "--prompts", "2", "--new-tokens", "12", "--out", str(out))
+    torch.set_num_threads(threads)
+    for name in ("table1.csv", "report.html", "result-tiny-dlm.json", "result-tiny-arm.json"):
+        assert (out / name).is_file()
+    table = pd.read_csv(out / "table1.csv")
+    expected = [(name, k) for name in ("tiny-dlm", "tiny-arm") for k in ("unmasked", "top-1", "top-5", "top-10")]
+    assert list(zip(table.model, table.setting, strict=True)) == expected
+    assert "Published (arXiv 2510.15731, table 1)" in text
+    assert "Llama-3.1-8B" in text
+    assert text.rstrip().endswith("report.html")

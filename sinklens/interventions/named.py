@@ -43,6 +43,12 @@ def _number(text: str | None, default: float | None = None) -> float:
         raise ScopeError(f"{text!r} is no number") from None
 
 
+def _whole(text: str) -> int:
+    if not text.isdigit():
+        raise ScopeError(f"{text!r} is no token id")
+    return int(text)
+
+
 def _to(text: str | None) -> Any:
     return int(text) if text and text.isdigit() else text or "proportional"
 
@@ -60,7 +66,7 @@ OPERATORS: dict[str, Maker] = {
     "noise_value": lambda value, who, where: NoiseValue(None if value is None else _number(value), who, where),
     "noop": lambda value, who, where: NoOp(who, where),
     "null_key": lambda value, who, where: NullKey(_number(value, 0.0), where),
-    "sink_token": lambda value, who, where: SinkToken(None if value is None else int(_number(value)), where),
+    "sink_token": lambda value, who, where: SinkToken(None if value is None else _whole(value), where),
 }
 WITHOUT_WHO = ("null_key", "sink_token")
 TAKES_VALUE = ("bias", "scale", "rescale", "redistribute", "noise_value", "null_key", "sink_token", "keep")
@@ -81,9 +87,13 @@ def parse(text: str) -> Any:
 def _parse(text: str) -> Any:
     head, *scopes = text.split("@")
     operator, _, who = head.partition(":")
-    name, _, value = operator.partition("=")
+    name, equals, value = operator.partition("=")
     where = _where(scopes)
+    if equals and not value:
+        raise ScopeError(f"{operator!r} ends without a value")
     if name == "keep":
+        if not value:
+            raise ScopeError("keep needs a budget, a share or a number of keys, as in keep=0.5:received")
         number = float(value) if "." in value else int(value) if value.isdigit() else _number(value)
         return KeepKeys(number, by=who or "received", where=where)  # pyright: ignore[reportArgumentType]
     if name not in OPERATORS:
@@ -100,7 +110,9 @@ def _parse(text: str) -> Any:
 
 
 def _who(text: str) -> Detector:
-    kind, _, rest = text.rpartition("/")
+    kind, slash, rest = text.rpartition("/")
+    if slash and re.match(r"pos\d|token=|keynorm", rest):
+        raise ScopeError(f"{rest} does not come from a step's attention, so {kind + slash!r} means nothing before it")
     if match := re.fullmatch(r"pos(\d+(?:\+\d+)*)", rest):
         return Fixed([int(place) for place in match[1].split("+")])
     if match := re.fullmatch(r"token=(.+)", rest):
@@ -129,6 +141,8 @@ def _where(scopes: list[str]) -> Where:
     found: dict[str, Any] = {}
     for scope in scopes:
         name, _, value = scope.partition("=")
+        if name in found:
+            raise ScopeError(f"{name} is named twice")
         if name in ("layers", "heads", "steps"):
             found[name] = _range(value)
         elif name in ("queries", "keys"):
@@ -143,8 +157,10 @@ def _where(scopes: list[str]) -> Where:
 def _range(text: str) -> Any:
     if text.isdigit():
         return int(text)
-    if match := re.fullmatch(r"(\d*)-(\d*)", text):
-        return slice(int(match[1] or 0), int(match[2]) + 1 if match[2] else None)
+    if match := re.fullmatch(r"(\d+)-(\d*)", text):
+        if match[2] and int(match[2]) < int(match[1]):
+            raise ScopeError(f"the range {text!r} holds nothing")
+        return slice(int(match[1]), int(match[2]) + 1 if match[2] else None)
     if re.fullmatch(r"\d+(,\d+)+", text):
         return tuple(int(part) for part in text.split(","))
     raise ScopeError(f"{text!r} is no range; write 3, 0-3, 8- or 0,2,5")
