@@ -2,9 +2,9 @@
 
     python benchmarks/ablation_speed.py
 
-The straightforward way is TransformerLens hooks in a loop of one's own: for each prompt and condition the same denoising
-loop with the edit attached, batch 1. Filling gaps, teacher-forced, without controls. Both run in this process, and it
-is checked that both score the same. Target: at least 5 x faster.
+The straightforward way is TransformerLens hooks in a loop of one's own: for each prompt and condition the same
+denoising loop with the edit attached, batch 1. Filling gaps, teacher-forced, without controls. Both run in this
+process, and it is checked that both score the same. Target: at least 5 x faster.
 """
 
 from __future__ import annotations

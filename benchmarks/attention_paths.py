@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from functools import partial
 import torch
 import transformer_lens
 import transformers
+from memory import peak_megabytes
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import sinklens as sl
@@ -107,7 +107,7 @@ def main() -> None:
         job = jobs(model(asked.sizes[0], asked.d_model), asked.sizes[0])[asked.one]
         job()
         job()
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        print(peak_megabytes())
         return
     print(
         f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__},"

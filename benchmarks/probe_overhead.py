@@ -9,13 +9,13 @@ Memory: peak resident size of two fresh processes. Targets: at most 1.3 x the ti
 
 from __future__ import annotations
 
-import resource
 import statistics
 import subprocess
 import sys
 import time
 
 import torch
+from memory import peak_megabytes
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import sinklens as sl
@@ -53,7 +53,7 @@ def main() -> None:
     """Measure and print."""
     if len(sys.argv) > 1:
         run(model(), probed=sys.argv[1] == "probed")
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        print(peak_megabytes())
         return
     memory = {which: peak(which) for which in ("plain", "probed")}
     dlm = model()

@@ -17,7 +17,8 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from sinklens.errors import ScopeError
 from sinklens.sinks import received_attention
 
-ROWS = 128  # queries in a block: their scores fit into a cache, and memory does not grow with S squared
+ROWS = 128  # queries in a block at most, and fewer where the block's scores would pass this many numbers
+BLOCK = 2**21
 
 
 def _masked(scores: Tensor, mask: Tensor | None, rows: slice, *, causal: bool) -> Tensor:
@@ -122,7 +123,9 @@ class SinkAttentionBridge(PositionEmbeddingsAttentionBridge):
         if groups > 1:
             k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
         queries, points = q.shape[-2], (self.hook_attn_scores, self.hook_pattern)
-        size = ROWS if self.streams() else queries
+        size = queries
+        if self.streams():
+            size = min(ROWS, max(32, BLOCK // (q.shape[0] * q.shape[1] * k.shape[-2])))
         mixed, pattern, received = [], None, None
         # The last query sees every real key, and real keys are the real queries.
         real = None

@@ -217,10 +217,14 @@ class SinkEdit(Edit):
             del self._parts[layer]
         if selected is None:
             return None
-        touched = selected[:, :, None, :] & seen.where(self.where.queries)[:, None, rows, None].to(tensor.device)
-        if not self.where.diagonal:
+        asked = seen.where(self.where.queries)[:, None, rows].to(tensor.device)
+        touched = selected[:, :, None, :] & asked[..., None]
+        if self.where.diagonal:  # the touched entries are whole columns: no need to go through them one by one
+            mass = received_attention(pattern, asked) * selected
+        else:
             touched = touched & ~torch.eye(keys, dtype=torch.bool, device=tensor.device)[rows]
-        self.count("mass", torch.einsum("bhqk,bhqk->b", pattern.float(), touched.float()))
+            mass = pattern.float() * touched
+        self.count("mass", mass.flatten(1).sum(-1))
         sees = seen.valid[:, None, None, :].to(tensor.device).expand(-1, 1, tensor.shape[-2], -1)
         sees = sees & torch.ones(keys, keys, dtype=torch.bool, device=tensor.device).tril()[rows] if causal else sees
         return self.apply(tensor, At(layer, seen, selected, touched, sees, rows))

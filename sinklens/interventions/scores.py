@@ -21,7 +21,8 @@ class ScoreEdit(SinkEdit):
 
     def pattern(self, tensor: Tensor) -> Tensor:
         """Softmax of the scores (rows without any key: zero)."""
-        return tensor.float().softmax(-1).nan_to_num(0.0)
+        pattern = tensor.float().softmax(-1)
+        return pattern.nan_to_num(0.0) if bool(pattern[..., 0].isnan().any()) else pattern
 
 
 class MaskSinks(ScoreEdit):
@@ -38,8 +39,11 @@ class MaskSinks(ScoreEdit):
         masked = tensor.masked_fill(at.touched, float("-inf"))
         # Other bridges write the lowest number, not -inf, where the model does not look.
         unseen = torch.finfo(tensor.dtype).min / 2
-        lost = (masked <= unseen).all(-1) & (tensor > unseen).any(-1)
+        lost = masked.amax(-1) <= unseen
+        lost = lost & (tensor.amax(-1) > unseen) if bool(lost.any()) else lost
         self.count("rows_that_kept_one_key", lost.sum((1, 2)))
+        if not bool(lost.any()):
+            return masked
         largest = torch.zeros_like(at.touched).scatter(-1, tensor.argmax(-1, keepdim=True), True)
         return torch.where(lost[..., None] & largest, tensor, masked)
 
