@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sinklens import Canvas, HookedDLM, Plan, SinkRule, Where, denoise
+from sinklens import Canvas, HookedDLM, Plan, SinkRule, Where, denoise, metrics
 from sinklens.interventions import (
     CONTROLS,
     BottomKeys,
@@ -40,6 +40,7 @@ from sinklens.interventions import (
     Swap,
     ZeroSinks,
     control,
+    other_prompt,
     random_control,
 )
 from sinklens.probes import Pattern, ReceivedAttention
@@ -431,3 +432,19 @@ def test_an_open_loop_control_reads_the_clean_forward(model: Model, name: str) -
         run = denoise(dlm, PROMPTS, plan, interventions=[edit], probes=[Pattern()], progress=False)
         tokens.append(run.record["pattern"])
     assert tokens[0].equals(tokens[1]) == (name == "noop")
+
+
+def test_another_prompts_sinks(model: Any) -> None:
+    """Each row is edited where the record shows the next row's sinks, by the edit's own rule."""
+    dlm = model("LLaDA")
+    prompts = [[5, 17, 9, 33], [12, 40, 7], [8, 21, 50, 44, 3]]
+    plan = Plan(new_tokens=3)
+    record = denoise(dlm, prompts, plan, probes=[ReceivedAttention()], progress=False).record
+    made = other_prompt(record)(MaskSinks(PreviousStep(top_k=2), Where(layers=1)))
+    assert repr(made) == repr(MaskSinks(FromRecord(record, top_k=2, shift=1), Where(layers=1)))
+    denoise(dlm, prompts, plan, interventions=[made], progress=False)
+    flags = metrics.sinks(record, SinkRule(None, top_k=2)).to_numpy()
+    exists = (record["masked"] >= 0).to_numpy()
+    for row in range(3):
+        theirs = flags[(row + 1) % 3][:, 1] & exists[row][:, None, :]
+        assert made.keys_per_row()[row] == theirs.sum()

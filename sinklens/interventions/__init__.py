@@ -9,6 +9,7 @@ from sinklens.interventions.controls import (
     SameMass,
     ShiftedKeys,
     control,
+    other_prompt,
     random_control,
 )
 from sinklens.interventions.detectors import Detector, LastQuery, PreviousStep, SameStep
@@ -57,6 +58,7 @@ __all__ = [
     "ZeroSinks",
     "ZeroValue",
     "control",
+    "other_prompt",
     "parse",
     "random_control",
 ]

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, Self
 
 import torch
+import xarray as xr
 from torch import Tensor
 
 from sinklens.hooks import Canvas, Hook
@@ -14,6 +15,7 @@ from sinklens.interventions.detectors import Detector
 from sinklens.interventions.edits import SinkEdit
 from sinklens.interventions.keepkeys import KeepKeys
 from sinklens.interventions.noise import noise
+from sinklens.interventions.places import FromRecord
 from sinklens.interventions.weights import NoOp
 from sinklens.sinks import SinkRule, largest
 
@@ -259,3 +261,22 @@ def control(edit: Any, name: str = "random", seed: int = 0) -> Any:
 def random_control(edit: Any, seed: int = 0) -> Any:
     """`control(edit, "random", seed)`: as many random keys that are no sinks."""
     return control(edit, "random", seed)
+
+
+def other_prompt(record: xr.Dataset, shift: int = 1) -> Callable[[SinkEdit], SinkEdit]:
+    """Make a control out of a record: the sinks of another prompt, for `controls={"other prompt": ...}` of `ablate`.
+
+    Each prompt gets, at the same step, layer and head, the sinks that the record shows for the prompt `shift` rows
+    further, by the edit's own rule. What prompts share (a sink on BOS, say) is touched here, too.
+
+    Args:
+        record: Of the same prompts, with `received`.
+        shift: How many rows further.
+    """
+
+    def made(edit: SinkEdit) -> SinkEdit:
+        other = edit.own()
+        other.detector = FromRecord(record, edit.detector.rule, shift=shift)
+        return other
+
+    return made
