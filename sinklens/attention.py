@@ -21,7 +21,7 @@ ROWS = 128  # queries in a block at most, and fewer where the block's scores wou
 BLOCK = 2**21
 
 
-def _masked(scores: Tensor, mask: Tensor | None, rows: slice, *, causal: bool) -> Tensor:
+def _masked(scores: Tensor, mask: Tensor | None, rows: slice = slice(None), *, causal: bool) -> Tensor:
     """Scores of some rows with -inf where the model does not look. A 4D mask from transformers is authoritative."""
     if mask is None:
         if not causal:
