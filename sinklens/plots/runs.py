@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from sinklens.plots.data import CELLS, Row, largest, on_canvas, row_of
+from sinklens.plots.data import CELLS, Row, largest, null_counts, null_words, on_canvas, row_of, spread
 from sinklens.plots.theme import COLORS, SCALE, SYMBOLS, describe, themed, titled
 from sinklens.sinks import SinkRule
 
@@ -73,6 +73,7 @@ def timeline(record: xr.Dataset, *, prompt: int = 0, rule: SinkRule | None = Non
     ]
     if left_out:
         lines.append(f"Left out for size: {left_out}; plot fewer layers or steps to see them.")
+    lines.insert(1, null_words(record))
     on_canvas(themed(figure), row)
     return titled(figure, title or f"Who is attended to, step by step (prompt {prompt})", *lines)
 
@@ -129,6 +130,7 @@ def sink_positions(
         title or f"Where the sinks are (prompt {prompt})",
         f"Sink: {describe(rule)}, per step, layer and head.",
         f"Area of a marker: in how many of the {heads} heads of the layer. Layers stand side by side.",
+        f"Uniform attention would give {spread(null_counts(record, rule))} sinks per head and step.",
     )
 
 
