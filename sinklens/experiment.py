@@ -13,7 +13,7 @@ from tqdm import tqdm
 from sinklens.errors import NothingEdited
 from sinklens.hooks import Intervention, leaves
 from sinklens.interventions import SinkEdit, control
-from sinklens.measures import METRICS, Pass, known
+from sinklens.measures import Pass, known
 from sinklens.model import HookedDLM
 from sinklens.plan import Plan
 from sinklens.records import provenance
@@ -188,6 +188,3 @@ def _rows(
             for metric, (value, places) in result["values"].items():
                 rows.append({**names, "metric": metric, "value": value, "places": places, **counts})
     return rows
-
-
-__all__ = ["METRICS", "ablate", "doses"]

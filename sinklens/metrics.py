@@ -12,7 +12,7 @@ import xarray as xr
 from torch import Tensor
 
 from sinklens.errors import RecordError
-from sinklens.sinks import Positions, SinkRule
+from sinklens.sinks import Positions, SinkRule, seeing
 from sinklens.tokenclasses import CLASSES, token_class
 
 
@@ -60,7 +60,7 @@ def sinks(record: xr.Dataset, rule: SinkRule | None = None, *, query_set: str | 
         members = keys
         if whose in get_args(Positions) and whose != "all":
             members = keys & _spread(key_set(record, cast(Positions, whose)), values)
-        visible = members.flip(-1).cumsum(-1).flip(-1).float()
+        visible = seeing(members)
     if rule.keys != "all":
         keys = keys & _spread(key_set(record, rule.keys), values)
     flags = rule(tensor.nan_to_num(0.0), keys, visible=visible)
@@ -176,7 +176,7 @@ def _null(record: xr.Dataset, rule: SinkRule, *, causal: bool) -> xr.DataArray:
     seen = there.cumsum(-1) if causal else there.sum(-1, keepdim=True).expand(there.shape)
     each = (queries.double() / seen.clamp(min=1))[..., None, :]  # one head stands for all
     even = each.flip(-1).cumsum(-1).flip(-1) if causal else each.sum(-1, keepdim=True).expand(each.shape)
-    visible = queries.flip(-1).cumsum(-1).flip(-1).float()[..., None, :] if causal else None
+    visible = seeing(queries)[..., None, :] if causal else None
     flags = rule(even.float() * there[..., None, :], keys[..., None, :], visible=visible)
     return exists.isel(key=0, drop=True).copy(data=flags[..., 0, :].sum(-1).double().numpy())
 

@@ -57,6 +57,11 @@ def largest(
     return keys & (torch.empty_like(order).scatter(-1, order, place) < count)
 
 
+def seeing(queries: Bool[Tensor, "*batch key"]) -> Float[Tensor, "*batch key"]:
+    """How many of the queries of a causal model can see each key: those at or after it."""
+    return queries.float().flip(-1).cumsum(-1).flip(-1)
+
+
 @dataclass(frozen=True, repr=False)
 class SinkRule:
     """When a key is a sink. The only definition in sinklens: edits use it online, metrics offline.

@@ -15,7 +15,7 @@ from torch import Tensor
 from sinklens.errors import ScopeError
 from sinklens.hooks import Canvas, Hook, Hookable, Where, chosen, plain_canvas, rows_of, rowwise
 from sinklens.interventions.detectors import Detector, PreviousStep
-from sinklens.sinks import received_attention
+from sinklens.sinks import received_attention, seeing
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,16 +217,17 @@ class SinkEdit(Edit):
             del self._parts[layer]
         if selected is None:
             return None
+        place = torch.arange(keys, device=tensor.device)  # compared by block: nothing here is keys x keys
         asked = seen.where(self.where.queries)[:, None, rows].to(tensor.device)
         touched = selected[:, :, None, :] & asked[..., None]
         if self.where.diagonal:  # the touched entries are whole columns: no need to go through them one by one
             mass = received_attention(pattern, asked) * selected
         else:
-            touched = touched & ~torch.eye(keys, dtype=torch.bool, device=tensor.device)[rows]
+            touched = touched & (place != place[rows, None])
             mass = pattern.float() * touched
         self.count("mass", mass.flatten(1).sum(-1))
         sees = seen.valid[:, None, None, :].to(tensor.device).expand(-1, 1, tensor.shape[-2], -1)
-        sees = sees & torch.ones(keys, keys, dtype=torch.bool, device=tensor.device).tril()[rows] if causal else sees
+        sees = sees & (place <= place[rows, None]) if causal else sees
         return self.apply(tensor, At(layer, seen, selected, touched, sees, rows))
 
     def _selected(self, layer: int, canvas: Canvas, received: Tensor, visible: Tensor | None) -> Tensor:
@@ -294,4 +295,4 @@ def attention_of(
     received = received_attention(pattern, counting[..., rows])
     if not causal:
         return received, None
-    return received, counting.float().flip(-1).cumsum(-1).flip(-1).expand(received.shape)
+    return received, seeing(counting).expand(received.shape)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sinklens.hooks import Canvas, Where
 from sinklens.probes.base import LayerProbe, causal, only, seen
-from sinklens.sinks import SinkRule, received_attention
+from sinklens.sinks import SinkRule, received_attention, seeing
 
 
 class SinkMask(LayerProbe):
@@ -46,8 +46,8 @@ class SinkMask(LayerProbe):
             full.where(which)[:, None].to(received.device) for which in (self.rule.queries, self.rule.keys)
         )
         visible = None
-        if causal(model, layer):  # a key is seen by the queries at or after it
-            visible = queries.float().flip(-1).cumsum(-1).flip(-1).expand(received.shape)
+        if causal(model, layer):
+            visible = seeing(queries).expand(received.shape)
         return only(self.rule(received, keys, visible=visible).float(), full.valid)
 
     def _arguments(self) -> list[str]:
