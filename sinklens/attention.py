@@ -1,4 +1,4 @@
-"""The attention bridge: fused attention when nobody looks, an editable pattern when somebody does."""
+"""The attention bridge: fused attention when nobody looks, scores and weights in the open when somebody does."""
 
 from __future__ import annotations
 
@@ -12,27 +12,16 @@ from transformer_lens.model_bridge.generalized_components import PositionEmbeddi
 from transformer_lens.model_bridge.supported_architectures.llama import LlamaArchitectureAdapter
 from transformer_lens.model_bridge.supported_architectures.qwen2 import Qwen2ArchitectureAdapter
 from transformer_lens.model_bridge.supported_architectures.qwen3 import Qwen3ArchitectureAdapter
+from transformers import PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from sinklens.errors import ScopeError
-from sinklens.sinks import received_attention
+from sinklens import streaming
 
-ROWS = 128  # queries in a block at most, and fewer where the block's scores would pass this many numbers
-BLOCK = 2**21
-
-
-def _masked(scores: Tensor, mask: Tensor | None, rows: slice = slice(None), *, causal: bool) -> Tensor:
-    """Scores of some rows with -inf where the model does not look. A 4D mask from transformers is authoritative."""
-    if mask is None:
-        if not causal:
-            return scores
-        place = torch.arange(scores.shape[-1], device=scores.device)
-        mask = place <= place[rows, None]
-    else:
-        mask = mask[..., rows, :] if mask.shape[-2] > 1 else mask
-        if mask.dtype != torch.bool:
-            mask = mask > torch.finfo(mask.dtype).min / 2
-    return scores.masked_fill(~mask, float("-inf"))
+PLAIN = "sinklens"  # the plain model's attention, by its name in transformers
+RECEIVED = ("hook_received", "hook_received_masked", "hook_received_committed", "hook_received_last")
 
 
 class SinkAttentionBridge(PositionEmbeddingsAttentionBridge):
@@ -42,57 +31,40 @@ class SinkAttentionBridge(PositionEmbeddingsAttentionBridge):
     where the model does not look), `hook_pattern` the weights after it; an edit of either reaches the output.
     While neither has a hook the layer runs fused attention and never forms the pattern.
 
-    A hook that says of itself that it works row by row (attribute `rowwise`, see `hooks.rowwise`) gets both a block of
-    queries at a time; `hook.ctx["rows"]` is the slice of them. If all hooks do, and no gradient is wanted, the whole
-    pattern is never formed and memory grows with S, not with S squared. Probes and edits of sinklens do wherever they
-    can. All paths are exact; they differ by float rounding. `hook_received` [batch, head, key] carries what each key
-    received over all real queries, as the model used it; it only shows, an edit of it changes nothing.
+    A hook that says of itself that it works row by row (`hooks.rowwise`) gets both a block of queries at a time;
+    `hook.ctx["rows"]` is the slice of them. If all hooks do, and no gradient is wanted, the whole pattern is never
+    formed and memory grows with S, not with S squared. Probes and edits of sinklens do. All paths are exact; they
+    differ by float rounding. `hook_received` [batch, head, key] carries what each key received over all real queries,
+    as the model used it; `hook_received_masked`, `_committed` and `_last` over those that hold the mask token, those
+    that do not, and each row's last. They only show: an edit of them changes nothing.
     """
-
-    @property
-    def path(self) -> str:
-        """How attention is computed: "auto", or "pattern" (whole patterns only), or "streaming" (blocks only)."""
-        return self.__dict__.get("_path", "auto")
-
-    def streams(self) -> bool:
-        """Whether every hook works row by row.
-
-        Raises:
-            ScopeError: the path is "streaming" and a hook needs the whole pattern.
-        """
-        points = (self.hook_attn_scores, self.hook_pattern)
-        able = not torch.is_grad_enabled() and all(
-            len(point._forward_hooks) == len(point.fwd_hooks)
-            and not point._backward_hooks
-            and all(getattr(handle.user_hook, "rowwise", False) for handle in point.fwd_hooks)
-            for point in points
-        )
-        if self.path == "streaming" and not able:
-            raise ScopeError(
-                f"{self.hook_pattern.name}: a hook needs the whole pattern (or a gradient is wanted), and attention is "
-                "set to 'streaming'; say dlm.attention = 'auto'"
-            )
-        return able and self.path != "pattern"
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.hook_received = HookPoint()
+        for name in RECEIVED:
+            setattr(self, name, HookPoint())
+        # Written to __dict__ because a bridge component passes attribute assignments on to the module that it wraps.
+        self.__dict__["path"] = "auto"  # or "pattern" (whole patterns only), or "streaming" (blocks only)
+        self.__dict__["now"] = {}  # "tokens" of the forward that runs, and "mask", the mask token's id
+
+    def shown(self) -> list[HookPoint]:
+        """The points that the plain model's attention can serve, too: what attention itself reads and makes."""
+        inside = ("hook_rot_q", "hook_rot_k", "hook_attn_scores", "hook_pattern", *RECEIVED)
+        return [*(getattr(self, name) for name in inside), self.v.hook_out, self.o.hook_in]
 
     def wants_pattern(self) -> bool:
         """Whether somebody hooks the scores, the pattern or received attention."""
-        points = (self.hook_attn_scores, self.hook_pattern, self.hook_received)
+        points = (getattr(self, name) for name in ("hook_attn_scores", "hook_pattern", *RECEIVED))
         return any(point._forward_hooks or point._backward_hooks for point in points)
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-        """Attention output [batch, pos, d_model], and the pattern when it was formed."""
+        """Attention output [batch, pos, d_model], and the pattern when it was formed as a whole."""
         module: Any = self.original_component
-        # The mask's direction is the wrapped module's, never a config's default. Written to __dict__ because a
-        # bridge component passes attribute assignments on to the module that it wraps.
+        # The mask's direction is the wrapped module's, never a config's default.
         self.__dict__["is_causal"] = bool(module.is_causal)
         if any(getattr(self.config, flag, False) for flag in ("use_attn_result", "use_split_qkv_input", "use_attn_in")):
             return super().forward(hidden_states, *args, **kwargs)
         position_embeddings = self._apply_position_embedding_hooks(kwargs["position_embeddings"])
-        mask = kwargs.get("attention_mask")
         hidden_states = self.hook_in(hidden_states)
         shape = (*hidden_states.shape[:-1], -1, module.head_dim)
         q, k, v = (proj(hidden_states).view(shape).transpose(1, 2) for proj in (self.q, self.k, self.v))
@@ -100,7 +72,7 @@ class SinkAttentionBridge(PositionEmbeddingsAttentionBridge):
             q, k = self.hook_q_normed(self.q_norm(q)), self.hook_k_normed(self.k_norm(k))
         q, k = apply_rotary_pos_emb(q, k, *position_embeddings)
         q, k = self.hook_rot_q(q), self.hook_rot_k(k)
-        pattern = None
+        mask, pattern = kwargs.get("attention_mask"), None
         if self.wants_pattern():
             z, pattern = self._pattern_path(q, k, v, mask, module.scaling)
         else:
@@ -119,38 +91,60 @@ class SinkAttentionBridge(PositionEmbeddingsAttentionBridge):
     def _pattern_path(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float
     ) -> tuple[Tensor, Tensor | None]:
-        groups = q.shape[1] // k.shape[1]
-        if groups > 1:
-            k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-        queries, points = q.shape[-2], (self.hook_attn_scores, self.hook_pattern)
-        size = queries
-        if self.streams():
-            size = min(ROWS, max(32, BLOCK // (q.shape[0] * q.shape[1] * k.shape[-2])))
-        mixed, pattern, received = [], None, None
+        points = (self.hook_attn_scores, self.hook_pattern)
+        blocks = streaming.streams(points, self.path)
+        received = self._query_sets(mask, q.device)
+        return streaming.attend(*points, received, q, k, v, mask, scale, causal=self.is_causal, blocks=blocks)
+
+    def _query_sets(self, mask: Tensor | None, device: torch.device) -> list[tuple[HookPoint, Tensor | None]]:
+        """The points for received attention that are hooked, each with the queries that count."""
+        wanted = [name for name in RECEIVED if getattr(self, name)._forward_hooks]
+        if not wanted:
+            return []
         # The last query sees every real key, and real keys are the real queries.
-        real = None
-        if mask is not None:
-            real = mask[:, :, -1] if mask.dtype == torch.bool else mask[:, :, -1] > torch.finfo(mask.dtype).min / 2
-        try:
-            for start in range(0, queries, size):
-                rows = slice(start, min(start + size, queries))
-                for point in points:
-                    point.ctx["rows"] = rows
-                scores = _masked(q[:, :, rows] @ k.transpose(-2, -1) * scale, mask, rows, causal=self.is_causal)
-                # A padding query of a causal model sees no key at all; its row is zero, not nan.
-                blind = None if mask is None else torch.isneginf(scores).all(-1, keepdim=True)
-                pattern = self.hook_attn_scores(scores).float().softmax(-1).to(q.dtype)
-                pattern = self.hook_pattern(pattern if blind is None else pattern.masked_fill(blind, 0.0))
-                mixed.append(pattern @ v)
-                if self.hook_received._forward_hooks:
-                    part = received_attention(pattern, None if real is None else real[..., rows])
-                    received = part if received is None else received + part
-        finally:
-            for point in points:
-                point.ctx.pop("rows", None)
-        if received is not None:
-            self.hook_received(received)
-        return (mixed[0], pattern) if len(mixed) == 1 else (torch.cat(mixed, 2), None)
+        last = slice(-1, None)
+        real = None if mask is None else streaming.visible(mask, last, mask.shape[-1], device, causal=False)
+        real = None if real is None else real[:, :, 0]
+        tokens = self.now.get("tokens")
+        sets: dict[str, Tensor | None] = {"hook_received": real}
+        if tokens is not None:  # not with inputs_embeds; then a set that needs tokens is not shown
+            end = torch.arange(tokens.shape[-1], device=device) == tokens.shape[-1] - 1
+            masked = torch.eq(tokens.to(device), -1 if self.now["mask"] is None else self.now["mask"])[:, None]
+            for name, which in zip(RECEIVED[1:], (masked, ~masked, end[None, None]), strict=True):
+                sets[name] = which if real is None else which & real
+        return [(getattr(self, name), sets[name]) for name in wanted if name in sets]
+
+
+def plain_attention(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any) -> Any:
+    """Attention of the plain transformers model: sdpa as ever, and with the bridge's hook points where one is hooked.
+
+    So a forward in which only attention is hooked pays for that, and for nothing else of the bridge.
+    """
+    points = module.__dict__.get("_points")
+    if points is None or not any(point._forward_hooks for point in module.__dict__["_shown"]):
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    points.__dict__["is_causal"] = bool(module.is_causal)
+    query, key = points.hook_rot_q(query), points.hook_rot_k(key)
+    if points.v.hook_out._forward_hooks:
+        flat = value.transpose(1, 2)
+        value = points.v.hook_out(flat.flatten(2)).view(flat.shape).transpose(1, 2)
+    if points.wants_pattern():
+        mixed, pattern = points._pattern_path(query, key, value, attention_mask, module.scaling)
+        mixed = mixed.transpose(1, 2)
+    else:
+        mixed, pattern = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    return points.o.hook_in(mixed.flatten(2)), pattern
+
+
+ALL_ATTENTION_FUNCTIONS.register(PLAIN, plain_attention)
+ALL_MASK_ATTENTION_FUNCTIONS.register(PLAIN, sdpa_mask)
+
+
+def share_points(plain: PreTrainedModel, bridge: Any) -> None:
+    """Let the plain model's attention serve the bridge's hook points (`plain_attention`)."""
+    plain.set_attn_implementation(PLAIN)
+    for layer, block in zip(plain.model.layers, bridge.blocks, strict=True):
+        layer.self_attn.__dict__.update(_points=block.attn, _shown=block.attn.shown())
 
 
 class SinklensLlamaAdapter(LlamaArchitectureAdapter):

@@ -37,11 +37,12 @@ def calibrate(dlm: Any) -> dict[str, float]:
         patterns[hook.name] = tensor
 
     def paths(tokens: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
-        """Aligned logits by every path: unhooked, the bridge's fused attention, the bridge's pattern."""
+        """Aligned logits by every path: unhooked, the bridge's fused attention, its pattern, and the plain model's."""
         arguments = dlm._arguments(mask)
         out = {"fused": dlm._aligned(dlm.bridge(tokens, return_type="logits", **arguments))}
         with dlm.bridge.hooks(fwd_hooks=[(name, keep) for name in names]):
             out["pattern"] = dlm._aligned(dlm.bridge(tokens, return_type="logits", **arguments))
+            out["plain, hooked"] = dlm(tokens, mask)
         return {"plain": dlm(tokens, mask), **out} if dlm.reference is not None else out
 
     def gap(a: Tensor, b: Tensor) -> float:
@@ -57,9 +58,11 @@ def calibrate(dlm: Any) -> dict[str, float]:
     for layer in {0, dlm.n_layers - 1}:
         # Every pattern is hooked here, too, so that a discarded edit changes nothing at all.
         edit = {names[layer]: lambda pattern, *, hook: pattern.roll(1, -1)}
-        edited = dlm.run_with_hooks(tokens, fwd_hooks=[(name, edit.get(name, keep)) for name in names])
-        found["edit"] = min(gap(edited, hooked), found.get("edit", float("inf")))
+        with dlm.bridge.hooks(fwd_hooks=[(name, edit.get(name, keep)) for name in names]):
+            edited = dlm._aligned(dlm.bridge(tokens, return_type="logits", use_cache=False)), dlm(tokens)
+        found["edit"] = min(*(gap(each, hooked) for each in edited), found.get("edit", float("inf")))
         _demand(dlm, found["edit"] > 0, f"an edit of {names[layer]} did not change the logits")
+        found["reference"] = _worst([found["reference"], gap(*edited)])
     real = tokens[:, : size - pads]
     padded = torch.cat([torch.cat([tokens[:, :pads], real], 1), tokens])
     mask = torch.ones_like(padded, dtype=torch.bool)

@@ -223,10 +223,28 @@ class Intervention(Hookable, Protocol):
         ...
 
 
-def rowwise(function: Any, able: bool = True) -> Any:
-    """Say of a hook on scores or pattern that it treats every query by itself, so that it may get them in blocks."""
-    function.rowwise = able
+def rowwise(
+    function: Any, able: bool = True, *, look: Callable[..., Tensor | None] | None = None, sweeps: int = 0
+) -> Any:
+    """Say of a hook on scores or pattern that it treats every query by itself, so that it may get them in blocks.
+
+    One that must see all queries before it treats the first (which keys receive most?) looks first: before any hook
+    is called, `look` is shown every block, as often as all hooks together ask for.
+
+    Args:
+        function: The hook.
+        able: False takes it back.
+        look: `look(tensor, hook=hook)` returns what the hook will make of a block, as far as it knows by then, and does
+            nothing else; None for "nothing". Without it the hook cannot stand beside one that looks first, which
+            then gets whole patterns.
+        sweeps: How often the hook must be shown everything; after so many it knows what it will do.
+    """
+    function.rowwise, function.look, function.sweeps = able, look, sweeps
     return function
+
+
+def nothing(tensor: Tensor, *, hook: Any) -> None:
+    """The `look` of a hook that only measures."""
 
 
 def rows_of(hook: Any, tensor: Tensor) -> slice:
@@ -257,9 +275,10 @@ def attached(model: Any, parts: Sequence[Hookable], canvas: Canvas, fired: dict[
     Raises:
         HookNeverFired: a hook was attached and the forward did not call it.
     """
-    points, handles, silent = model.hook_dict, [], set()
+    handles, silent = [], set()
     # All hooks first: a part may run the model to make its own, and must not meet another's.
     wanted_hooks = [(repr(part), part.fwd_hooks(model, canvas)) for part in parts]
+    points = _points(model, {name for _, hooks in wanted_hooks for name, _ in hooks})
     try:
         for label, hooks in wanted_hooks:
             fired.setdefault(label, 0)
@@ -283,7 +302,26 @@ def _counting(function: Callable, label: str, name: str, fired: dict[str, int], 
         silent.discard((label, name))
         return function(tensor, hook=hook)
 
-    return rowwise(hook_function, getattr(function, "rowwise", False))
+    hook_function.__dict__.update(getattr(function, "__dict__", {}))  # what `rowwise` said of it
+    return hook_function
+
+
+def _points(model: Any, names: set[str]) -> Mapping[str, Any]:
+    """Hook points by name. A bridge collects them anew whenever it is asked, so a HookedDLM's are kept."""
+    kept = getattr(model, "__dict__", {})
+    if not names <= kept.get("_points", {}).keys():
+        if not hasattr(model, "bridge"):
+            return model.hook_dict
+        kept["_points"] = dict(model.hook_dict)
+    return kept["_points"] if names else {}
+
+
+def is_causal(model: Any) -> bool:
+    """What a HookedDLM knows, or the module that a bridge wraps (a config's default may lie), else the config."""
+    known = getattr(model, "is_causal", None)
+    if known is None and hasattr(model, "blocks"):
+        known = getattr(getattr(model.blocks[0].attn, "original_component", None), "is_causal", None)
+    return bool(known) if known is not None else getattr(model.cfg, "attention_dir", "causal") == "causal"
 
 
 def rotated(model: Any, which: Literal["q", "k"]) -> str:

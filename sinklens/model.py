@@ -51,11 +51,14 @@ class HookedDLM:
             added = checkpoint.tokenizer("")["input_ids"]
             self.cfg.tokenizer_prepends_bos = added[:1] == [self.ids.bos]
             self.cfg.tokenizer_appends_eos = added[-1:] == [self.ids.eos]
+        self._share(model)
         # TransformerLens wires its own module hooks on first use; count them as nobody's.
         with torch.no_grad():
             self.bridge.run_with_cache(torch.zeros((1, 1), dtype=torch.long, device=self.device))
-        self._modules = list(self.bridge.modules())
-        self._own_hooks = self._count_hooks()
+        kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+        self._hooks = [getattr(module, kind) for module in self.bridge.modules() for kind in kinds]
+        self._shown = [point._forward_hooks for block in self.bridge.blocks for point in block.attn.shown()]
+        self._own_hooks = sum(map(len, self._hooks))
         if check:
             self.check()
 
@@ -215,7 +218,7 @@ class HookedDLM:
         if path not in ("auto", "pattern", "streaming"):
             raise ValueError(f"attention={path!r} is unknown; choose auto, pattern or streaming")
         for block in self.bridge.blocks:
-            block.attn.__dict__["_path"] = path
+            block.attn.__dict__["path"] = path
 
     # Forward.
 
@@ -240,7 +243,7 @@ class HookedDLM:
 
     def _raw(self, tokens: Tensor, attention_mask: Tensor | None) -> Tensor:
         arguments = self._arguments(attention_mask)
-        if self.reference is not None and not self.hooked:
+        if self.reference is not None and self._plain_will_do():
             return self.reference(tokens, **arguments).logits
         return self.bridge(tokens, return_type="logits", **arguments)
 
@@ -253,16 +256,33 @@ class HookedDLM:
     def _aligned(self, logits: Tensor) -> Tensor:
         return torch.cat([logits[:, :1], logits[:, :-1]], 1) if self.family.shift else logits
 
-    def _count_hooks(self) -> int:
-        return sum(
-            len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) + len(m._backward_pre_hooks)
-            for m in self._modules
-        )
-
     @property
     def hooked(self) -> bool:
         """Whether anybody hooks anything. If not, a forward costs what the plain transformers model costs."""
-        return self._count_hooks() != self._own_hooks
+        return sum(map(len, self._hooks)) != self._own_hooks
+
+    def _plain_will_do(self) -> bool:
+        """Whether nobody hooks anything but what the plain model's attention shows, too (`plain_attention`).
+
+        Then a forward costs what the plain transformers model costs, and what the hooks do.
+        """
+        shown = sum(map(len, self._shown))
+        return sum(map(len, self._hooks)) == self._own_hooks + shown and not (shown and torch.is_grad_enabled())
+
+    def _share(self, model: PreTrainedModel) -> None:
+        """Tell every attention of this model and of the plain one about the forward that runs."""
+        now: dict[str, Any] = {"mask": self.ids.mask}
+
+        def note(module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+            now["tokens"] = kwargs.get("input_ids", args[0] if args else None)
+
+        for block in self.bridge.blocks:
+            block.attn.__dict__["now"] = now
+        for each in (model, self.reference):
+            if each is not None:
+                each.model.register_forward_pre_hook(note, with_kwargs=True)
+        if self.reference is not None:
+            attention.share_points(self.reference, self.bridge)
 
     # Text.
 

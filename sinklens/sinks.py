@@ -28,7 +28,7 @@ def received_attention(
     """
     if queries is None:
         return pattern.float().sum(-2)
-    return torch.einsum("...qk,...q->...k", pattern.float(), queries.float().expand(pattern.shape[:-1]))
+    return (queries.float().unsqueeze(-2) @ pattern.float()).squeeze(-2)
 
 
 def uniform_null(keys: int, *, causal: bool) -> Float[Tensor, " key"]:

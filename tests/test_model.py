@@ -15,7 +15,7 @@ from transformer_lens import ActivationCache
 from transformer_lens.head_detector import detect_head
 from transformer_lens.model_protocol import TransformerLensModel
 
-from sinklens import HookedDLM, attention
+from sinklens import HookedDLM, attention, streaming
 from sinklens.errors import CheckFailed
 from sinklens.families import FAMILIES
 
@@ -54,7 +54,9 @@ def broken_path(break_: str) -> Callable[..., tuple[Tensor, Tensor]]:
         k, v = (tensor.repeat_interleave(q.shape[1] // k.shape[1], 1) for tensor in (k, v))
         use = None if break_ == "mask ignored" else mask
         causal = self.is_causal or break_ == "causal"
-        scores = attention._masked(q @ k.transpose(-2, -1) * scale, use, causal=causal)
+        seen = streaming.visible(use, slice(None), q.shape[-2], q.device, causal=causal)
+        scores = q @ k.transpose(-2, -1) * scale
+        scores = scores if seen is None else scores.masked_fill(~seen, float("-inf"))
         pattern = self.hook_attn_scores(scores).softmax(-1).nan_to_num()
         if break_ == "edit discarded":
             self.hook_pattern(pattern)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from sinklens import HookedDLM, MaskSinks, Plan, PreviousStep, SameStep, Where, attention, denoise, probes
+from sinklens import HookedDLM, MaskSinks, Plan, PreviousStep, SameStep, Where, denoise, probes, streaming
 from sinklens.errors import ScopeError
-from sinklens.hooks import plain_canvas, rowwise
+from sinklens.hooks import nothing, plain_canvas, rowwise
 from sinklens.interventions import (
     BiasSinks,
     ByKeyNorm,
@@ -33,9 +33,12 @@ from sinklens.interventions import (
     Swap,
     ZeroSinks,
     ZeroValue,
+    control,
 )
+from sinklens.interventions.controls import CONTROLS
 from sinklens.sinks import SinkRule, received_attention
 
+Model = Any
 PROMPTS = [[5, 17, 9, 33, 8, 21, 50], [12, 40, 7]]
 PLAN = Plan(new_tokens=6, temperature=1.0)
 LONGEST = len(PROMPTS[0]) + 6
@@ -62,8 +65,8 @@ def every_probe() -> list[Any]:
 
 
 def edits(record: Any) -> dict[str, Any]:
-    """Every operator and every detector that knows its keys before the forward."""
-    at = partial(PreviousStep, top_k=2)
+    """Every operator, detector and control: those that know their keys before the forward, and those that look."""
+    at, same = partial(PreviousStep, top_k=2), partial(SameStep, top_k=2)
     return {
         "mask": MaskSinks(at(), Where(diagonal=False)),
         "open": MaskSinks(SameStep(top_k=2, loop="open")),
@@ -91,13 +94,27 @@ def edits(record: Any) -> dict[str, Any]:
         "no-op": NoOp(at()),
         "in order": InOrder(MaskSinks(at(top_k=1)), ScaleSinks(0.5, Fixed(1)), ZeroValue(Fixed(2)), NullKey(-1.0)),
         "side by side": SideBySide([MaskSinks(at()), ZeroSinks(Fixed(1))], 1),
+        "same": MaskSinks(same()),
+        "same, some": MaskSinks(same(), Where(queries="masked", diagonal=False, heads=[0, 2])),
+        "same zero": ZeroSinks(SameStep(SinkRule(epsilon=0.3))),
+        "same value": ZeroValue(same()),
+        "first": BiasSinks(2.0, at(first="same")),
+        "keep received": KeepKeys(0.5, "received"),
+        "two that look": InOrder(ZeroSinks(same()), MaskSinks(same()), ScaleSinks(2.0, same(), renormalise=True)),
+        "look amid others": InOrder(
+            BiasSinks(-1.0, at()), MaskSinks(same()), SinkToken(3), ZeroSinks(same()), NoiseValue(None, same())
+        ),
+        "side by side, looking": SideBySide([ZeroSinks(same()), control(MaskSinks(at()), seed=3)], 1),
+        **{f"control {name}": control(MaskSinks(at()), name, seed=5) for name in (*CONTROLS, "noop")},
     }
 
 
 NAMES = [
     "mask", "open", "last", "bias", "zero", "scale", "proportional", "uniform", "self", "position", "swap",
     "zero value", "mean value", "noise value", "null key", "sink token", "keep norm", "keep random", "fixed", "token",
-    "norm", "record", "pin", "no-op", "in order", "side by side",
+    "norm", "record", "pin", "no-op", "in order", "side by side", "same", "same, some", "same zero", "same value",
+    "first", "keep received", "two that look", "look amid others", "side by side, looking", "control random",
+    "control same_mass", "control bottom", "control same_class", "control shifted", "control noop",
 ]  # fmt: skip
 
 
@@ -123,7 +140,7 @@ def run(dlm: HookedDLM, edit: Any, path: str, **options: Any) -> Any:
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three queries at a time: every canvas here has several blocks, the last one shorter."""
-    monkeypatch.setattr(attention, "ROWS", 3)
+    monkeypatch.setattr(streaming, "rows_at_once", lambda *_: 3)
 
 
 @lru_cache
@@ -222,11 +239,28 @@ def test_gradients_run_through_whole_patterns(model: Any) -> None:
     assert sizes == [(7, True)]
 
 
-def test_an_edit_that_looks_at_its_own_forward_gets_the_whole(model: Any) -> None:
+def test_only_an_edit_that_needs_its_own_forward_looks_first(model: Model) -> None:
     dlm = model("LLaDA")
-    for detector, able in ((SameStep(top_k=1), False), (PreviousStep(top_k=1, first="same"), False), (Fixed(0), True)):
-        hooks = MaskSinks(detector).fwd_hooks(dlm, plain_canvas((1, 7), torch.device("cpu")))
-        assert [function.rowwise for _, function in hooks] == [able] * 2, detector
+    for detector, sweeps in ((SameStep(top_k=1), 1), (PreviousStep(top_k=1, first="same"), 1), (Fixed(0), 0)):
+        hooks: list[Any] = MaskSinks(detector).fwd_hooks(dlm, plain_canvas((1, 7), torch.device("cpu")))
+        assert [(function.rowwise, function.sweeps) for _, function in hooks] == [(True, sweeps)] * 2, detector
+
+
+def test_beside_a_hook_that_cannot_be_asked_an_edit_that_looks_gets_the_whole(model: Model) -> None:
+    dlm, sizes = model("LLaDA"), []
+
+    def note(tensor: torch.Tensor, *, hook: Any) -> None:
+        sizes.append(tensor.shape[-2])
+
+    for look, expected in ((None, [7]), (nothing, [3, 3, 1])):
+        sizes.clear()
+        hooks = [
+            ("blocks.0.attn.hook_attn_scores", rowwise(note, look=look)),
+            *MaskSinks(SameStep(top_k=1)).fwd_hooks(dlm),
+        ]
+        with torch.no_grad(), dlm.hooks(fwd_hooks=hooks):
+            dlm(torch.tensor([PROMPTS[0]]))
+        assert sizes == expected
 
 
 @pytest.mark.parametrize("path", ["auto", "pattern"])

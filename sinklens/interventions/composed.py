@@ -169,6 +169,15 @@ class _OnRows:
 
 
 def _shared(functions: Sequence[tuple[slice, Callable[..., Tensor | None]]]) -> Callable[..., Tensor | None]:
+    """One hook that hands each function its rows, in blocks of queries if all of them can."""
+    said = [getattr(function, "__dict__", {}) for _, function in functions]
+    looks = [(rows, each.get("look")) for (rows, _), each in zip(functions, said, strict=True)]
+    able = all(each.get("rowwise", False) for each in said)
+    look = None if any(each is None for _, each in looks) else _each_its_rows(looks)
+    return rowwise(_each_its_rows(functions), able, look=look, sweeps=max(each.get("sweeps", 0) for each in said))
+
+
+def _each_its_rows(functions: Sequence[tuple[slice, Any]]) -> Callable[..., Tensor | None]:
     def hook_function(tensor: Tensor, *, hook: Any) -> Tensor | None:
         edited = None
         for rows, function in functions:
@@ -178,7 +187,7 @@ def _shared(functions: Sequence[tuple[slice, Callable[..., Tensor | None]]]) -> 
                 edited[rows] = result
         return edited
 
-    return rowwise(hook_function, all(getattr(function, "rowwise", False) for _, function in functions))
+    return hook_function
 
 
 def _cut(canvas: Canvas, rows: slice) -> Canvas:

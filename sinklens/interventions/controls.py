@@ -10,9 +10,9 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from sinklens.hooks import Canvas, Hook
+from sinklens.hooks import Canvas, Hook, is_causal
 from sinklens.interventions.detectors import Detector
-from sinklens.interventions.edits import SinkEdit, direction
+from sinklens.interventions.edits import SinkEdit
 from sinklens.interventions.keepkeys import KeepKeys
 from sinklens.interventions.noise import noise
 from sinklens.interventions.places import FromRecord
@@ -62,7 +62,7 @@ class Matched(Detector):
 
     def hooks(self, model: Any, layer: int, canvas: Canvas | None) -> list[Hook]:
         """Those of the matched detector."""
-        self.causal = direction(model) == "causal"
+        self.causal = is_causal(model)
         return self.of.hooks(model, layer, canvas)
 
     def observe(self, layer: int, received: Tensor, canvas: Canvas, visible: Tensor | None = None) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -13,30 +11,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sinklens.errors import ScopeError
-from sinklens.hooks import Canvas, Hook, Hookable, Where, chosen, plain_canvas, rows_of, rowwise
+from sinklens.hooks import Canvas, Hook, Hookable, Where, chosen, is_causal
+from sinklens.interventions.acting import Acting, At, Watcher
 from sinklens.interventions.detectors import Detector, PreviousStep
-from sinklens.sinks import received_attention, seeing
-
-
-@dataclass(frozen=True, eq=False)
-class At:
-    """Where an operator acts: one layer in one forward.
-
-    Attributes:
-        layer: The layer.
-        canvas: What the forward sees.
-        selected: Keys to act on, by the detector and in scope.
-        touched: Entries to act on: the selected keys, for the queries in scope.
-        visible: Entries that the model may look at: real keys, and in a causal model none to the right.
-        rows: Which queries these are: all of them, or a block (then `query` is the size of the block).
-    """
-
-    layer: int
-    canvas: Canvas
-    selected: Bool[Tensor, "batch head key"]
-    touched: Bool[Tensor, "batch head query key"]
-    visible: Bool[Tensor, "batch one query key"]
-    rows: slice = field(default_factory=lambda: slice(None))
 
 
 class Edit:
@@ -56,6 +33,7 @@ class Edit:
         self.where = where or Where()
         self._steps: int | None = None
         self._counts: dict[str, Tensor] = {}
+        self.quiet = False  # nothing is counted: the edit only says what it will do
 
     @property
     def clean(self) -> Sequence[Hookable]:
@@ -85,8 +63,23 @@ class Edit:
 
     def count(self, name: str, amount: Tensor) -> None:
         """Add an amount per row [batch]."""
+        if self.quiet:
+            return
         before = self._counts.get(name)
         self._counts[name] = amount if before is None else before.to(amount.device) + amount
+
+    def quietly(self, hook: Callable[..., Tensor | None]) -> Callable[..., Tensor | None]:
+        """A hook that counts nothing: the `look` of one that knows its own mind."""
+
+        def look(tensor: Tensor, *, hook: Any) -> Tensor | None:
+            self.quiet = True
+            try:
+                return function(tensor, hook=hook)
+            finally:
+                self.quiet = False
+
+        function = hook
+        return look
 
     def layers(self, model: Any) -> list[int]:
         """The layers in scope."""
@@ -136,7 +129,6 @@ class SinkEdit(Edit):
     def __init__(self, detector: Detector | None = None, where: Where | None = None) -> None:
         super().__init__(where)
         self.detector = (detector or PreviousStep(top_k=1)).claim()
-        self._parts: dict[int, tuple[Tensor, Tensor | None]] = {}
 
     @property
     def watches_before(self) -> bool:
@@ -146,7 +138,7 @@ class SinkEdit(Edit):
     @property
     def clean(self) -> Sequence[Hookable]:
         """What must watch a forward without edits: the detector, if it is open-loop."""
-        return [_Watcher(self)] if self.detector.loop == "open" else []
+        return [Watcher(self)] if self.detector.loop == "open" else []
 
     def own(self) -> Self:
         """A copy with a memory and counts of its own."""
@@ -162,7 +154,6 @@ class SinkEdit(Edit):
     def reset(self, steps: int | None = None) -> None:
         """A new run of `steps` steps begins."""
         super().reset(steps)
-        self._parts = {}
         self.detector.reset()
 
     def counts(self) -> Mapping[str, float]:
@@ -182,65 +173,25 @@ class SinkEdit(Edit):
         """
         if canvas is None and self.clean:
             raise ScopeError(f"{self!r} needs a clean forward at the same canvas; use it in denoise")
-        causal = direction(model) == "causal"
+        causal = is_causal(model)
         queries = self.detector.query_set(causal=causal)
         hooks: list[Hook] = []
         for layer in self.layers(model):
             hooks += self.detector.hooks(model, layer, canvas)
-            acts = self.acts(canvas)
-            act = partial(self._hook, layer, canvas, queries, acts, causal)
-            rowwise(act, not acts or self.detector.ahead(canvas))
-            hooks += self.around(layer, (f"blocks.{layer}.attn.{self.hook_point}", act))
+            acting = Acting(self, layer, canvas, queries, causal=causal)
+            hooks += self.around(layer, acting.hooked(f"blocks.{layer}.attn.{self.hook_point}"))
         return hooks
 
     def around(self, layer: int, hook: Hook) -> list[Hook]:
         """The layer's hooks; a subclass may need more than one."""
         return [hook]
 
-    def _hook(
-        self, layer: int, canvas: Canvas | None, queries: Any, acts: bool, causal: bool, tensor: Tensor, *, hook: Any
-    ) -> Tensor | None:
-        rows, keys = rows_of(hook, tensor), tensor.shape[-1]
-        seen = canvas or plain_canvas((tensor.shape[0], keys), tensor.device)
-        pattern = self.pattern(tensor)
-        received, visible = attention_of(pattern, seen, queries, rows, causal=causal)
-        if rows.start == 0:  # all of it, or the first block: then the detector needs no attention of this forward
-            known = self.detector.watched.get(layer, (received, visible))
-            self._parts[layer] = (received, self._selected(layer, seen, *known) if acts else None)
-        else:
-            before, selected = self._parts[layer]
-            self._parts[layer] = (before + received, selected)
-        received, selected = self._parts[layer]
-        if rows.stop >= keys:
-            shown, visible = self.detector.watched.get(layer, (received, visible))
-            self.detector.observe(layer, shown, seen, visible)
-            del self._parts[layer]
-        if selected is None:
-            return None
-        place = torch.arange(keys, device=tensor.device)  # compared by block: nothing here is keys x keys
-        asked = seen.where(self.where.queries)[:, None, rows].to(tensor.device)
-        touched = selected[:, :, None, :] & asked[..., None]
-        if self.where.diagonal:  # the touched entries are whole columns: no need to go through them one by one
-            mass = received_attention(pattern, asked) * selected
-        else:
-            touched = touched & (place != place[rows, None])
-            mass = pattern.float() * touched
-        self.count("mass", mass.flatten(1).sum(-1))
-        sees = seen.valid[:, None, None, :].to(tensor.device).expand(-1, 1, tensor.shape[-2], -1)
-        sees = sees & (place <= place[rows, None]) if causal else sees
-        return self.apply(tensor, At(layer, seen, selected, touched, sees, rows))
-
-    def _selected(self, layer: int, canvas: Canvas, received: Tensor, visible: Tensor | None) -> Tensor:
-        """The keys to act on, counted."""
-        eligible = (canvas.where(self.where.keys) & canvas.where(self.detector.rule.keys))[:, None].to(received.device)
-        eligible = eligible.expand(received.shape)
-        selected, short = self.detector.find(layer, received, eligible, canvas, visible)
-        heads = self.heads(canvas, received.shape[1], received.device)
-        selected = selected & heads[..., None]
+    def count_found(self, selected: Tensor, found: tuple[Tensor, Tensor]) -> None:
+        """Count the selected keys; `found`: the heads in scope, and those where fewer were found than asked for."""
+        heads, short = found
         self.count("heads_without_sink", (heads & ~selected.any(-1)).sum(-1))
         self.count("heads_with_fewer", (heads & short & selected.any(-1)).sum(-1))
         self.count("keys", selected.sum((1, 2)))
-        return selected
 
     def pattern(self, tensor: Tensor) -> Float[Tensor, "batch head query key"]:
         """The attention weights that the hooked tensor stands for."""
@@ -253,46 +204,3 @@ class SinkEdit(Edit):
     def arguments(self) -> list[str]:
         """The detector."""
         return [repr(self.detector)]
-
-
-class _Watcher:
-    """Shows an open-loop detector the attention of a forward without edits."""
-
-    def __init__(self, edit: SinkEdit) -> None:
-        self.edit, self.where = edit, edit.where
-
-    def fwd_hooks(self, model: Any, canvas: Canvas | None = None) -> list[Hook]:
-        """Hooks on the patterns of the edit's layers."""
-        causal = direction(model) == "causal"
-        queries = self.edit.detector.query_set(causal=causal)
-
-        def watch(layer: int, pattern: Tensor, *, hook: Any) -> None:
-            rows, watched = rows_of(hook, pattern), self.edit.detector.watched
-            seen = canvas or plain_canvas((pattern.shape[0], pattern.shape[-1]), pattern.device)
-            received, visible = attention_of(pattern, seen, queries, rows, causal=causal)
-            watched[layer] = (received if rows.start == 0 else watched[layer][0] + received, visible)
-
-        layers = self.edit.layers(model)
-        return [(f"blocks.{layer}.attn.hook_pattern", rowwise(partial(watch, layer))) for layer in layers]
-
-    def __repr__(self) -> str:
-        return f"clean({self.edit!r})"
-
-
-def direction(model: Any) -> str:
-    """Either "causal" or "bidirectional": what a HookedDLM knows, else what the bridge's config says."""
-    known = getattr(model, "is_causal", None)
-    if known is not None:
-        return "causal" if known else "bidirectional"
-    return str(getattr(model.cfg, "attention_dir", "bidirectional"))
-
-
-def attention_of(
-    pattern: Float[Tensor, "batch head query key"], canvas: Canvas, queries: Any, rows: slice, *, causal: bool
-) -> tuple[Float[Tensor, "batch head key"], Float[Tensor, "batch head key"] | None]:
-    """Received attention of some rows, and in a causal model how many of ALL queries can see each key."""
-    counting = canvas.where(queries)[:, None].to(pattern.device)
-    received = received_attention(pattern, counting[..., rows])
-    if not causal:
-        return received, None
-    return received, seeing(counting).expand(received.shape)

@@ -55,8 +55,10 @@ class Pin(Edit):
         if canvas is None:
             raise ScopeError(f"{self!r} needs to know the prompts; use it in denoise, or fwd_hooks(model, canvas)")
         layers = self.layers(model) if self.acts(canvas) else []
+        replacing = [(layer, partial(self._replace, layer, canvas)) for layer in layers]
         return [
-            (f"blocks.{layer}.attn.hook_pattern", rowwise(partial(self._replace, layer, canvas))) for layer in layers
+            (f"blocks.{layer}.attn.hook_pattern", rowwise(replace, look=self.quietly(replace)))
+            for layer, replace in replacing
         ]
 
     def _replace(self, layer: int, canvas: Canvas, pattern: Tensor, *, hook: Any) -> Tensor:
@@ -134,7 +136,7 @@ class SinkToken(Edit):
                 ("attn.hook_pattern", partial(self._scale, kept, canvas)),
                 ("attn.o.hook_in", partial(self._add, kept, layer)),
             ):
-                hooks.append((prefix + point, rowwise(function)))
+                hooks.append((prefix + point, rowwise(function, look=self.quietly(function))))
         return hooks
 
     @torch.no_grad()
@@ -171,7 +173,8 @@ class SinkToken(Edit):
         seen = canvas or plain_canvas((pattern.shape[0], pattern.shape[-1]), pattern.device)
         rows = self.rows(seen, pattern.shape[1], pattern.device)[:, :, rows_of(hook, pattern)]
         share = torch.where(rows, kept.pop("share"), 0.0)
-        kept["shares"] = torch.cat([kept["shares"], share], 2) if "shares" in kept else share
+        if not self.quiet:
+            kept["shares"] = torch.cat([kept["shares"], share], 2) if "shares" in kept else share
         self.count("mass", share.sum((1, 2, 3)))
         self.count("rows", rows.sum((1, 2, 3)))
         return pattern * (1 - share).to(pattern.dtype)

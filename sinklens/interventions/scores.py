@@ -36,14 +36,14 @@ class MaskSinks(ScoreEdit):
 
     def apply(self, tensor: Tensor, at: At) -> Tensor:
         """Scores with -inf at the touched entries."""
-        masked = tensor.masked_fill(at.touched, float("-inf"))
+        masked = at.add(tensor, float("-inf"))
         # Other bridges write the lowest number, not -inf, where the model does not look.
         unseen = torch.finfo(tensor.dtype).min / 2
         lost = masked.amax(-1) <= unseen
-        lost = lost & (tensor.amax(-1) > unseen) if bool(lost.any()) else lost
-        self.count("rows_that_kept_one_key", lost.sum((1, 2)))
         if not bool(lost.any()):
             return masked
+        lost = lost & (tensor.amax(-1) > unseen)
+        self.count("rows_that_kept_one_key", lost.sum((1, 2)))
         largest = torch.zeros_like(at.touched).scatter(-1, tensor.argmax(-1, keepdim=True), True)
         return torch.where(lost[..., None] & largest, tensor, masked)
 
@@ -70,7 +70,7 @@ class BiasSinks(ScoreEdit):
 
     def apply(self, tensor: Tensor, at: At) -> Tensor:
         """Scores with the bias at the touched entries."""
-        return torch.where(at.touched, tensor + self.bias, tensor)
+        return at.add(tensor, self.bias)
 
     def arguments(self) -> list[str]:
         """Bias and detector."""
@@ -105,8 +105,9 @@ class NullKey(Edit):
         hooks: list[Hook] = []
         for layer in self.layers(model) if self.acts(canvas) else []:
             share: dict[str, Tensor] = {}
-            hooks.append((f"blocks.{layer}.attn.hook_attn_scores", rowwise(partial(self._look, share))))
-            hooks.append((f"blocks.{layer}.attn.hook_pattern", rowwise(partial(self._scale, share, canvas))))
+            look, scale = partial(self._look, share), partial(self._scale, share, canvas)
+            hooks.append((f"blocks.{layer}.attn.hook_attn_scores", rowwise(look, look=look)))
+            hooks.append((f"blocks.{layer}.attn.hook_pattern", rowwise(scale, look=self.quietly(scale))))
         return hooks
 
     def _look(self, share: dict[str, Tensor], scores: Tensor, *, hook: Any) -> None:

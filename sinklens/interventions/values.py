@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ class ValueEdit(SinkEdit):
 
     def around(self, layer: int, hook: Hook) -> list[Hook]:
         """Hooks on the values, the pattern (looking) and the mixed values (adding)."""
-        name, act = hook
+        name, act = hook[0], cast(Any, hook[1])
         kept: dict[str, Tensor] = {}
 
         def note(value: Tensor, *, hook: Any) -> None:
@@ -47,7 +47,11 @@ class ValueEdit(SinkEdit):
             return None if change is None else mixed + change.to(mixed.dtype).view(mixed.shape)
 
         prefix = f"blocks.{layer}.attn."
-        rowwise(look, getattr(act, "rowwise", False))
+
+        def before(pattern: Tensor, *, hook: Any) -> None:
+            act.look(pattern, hook=hook)  # the pattern stays as it is
+
+        rowwise(look, look=before, sweeps=act.sweeps)
         return [(f"{prefix}v.hook_out", note), (name, look), (f"{prefix}o.hook_in", add)]
 
     def apply(self, tensor: Tensor, at: At) -> Tensor:

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sinklens.errors import BrokenPattern, HookNeverFired
-from sinklens.hooks import Canvas, Hook, Where, chosen, plain_canvas, rows_of, rowwise
+from sinklens.hooks import Canvas, Hook, Where, chosen, nothing, plain_canvas, rows_of, rowwise
 
 Score = Literal["token", "probability", "entropy"]
 SCORES: dict[str, tuple[str, str]] = {
@@ -74,14 +74,14 @@ class LayerProbe:
                     if len(arrived) == len(points):
                         self._by_layer[layer] = self._measure(model, layer, canvas, *map(arrived.pop, points))
 
-            return rowwise(look, type(self)._reduce is not LayerProbe._reduce)
+            return rowwise(look, type(self)._reduce is not LayerProbe._reduce, look=nothing)
 
         def collect(pattern: Tensor, rows: slice) -> Tensor | None:
             """What became of all rows, once the last block is there."""
             full = seen(canvas, len(pattern), pattern.shape[-1], pattern.device)
             part = self._reduce(pattern, full, rows)
-            broken = part.sum().isnan()
-            self._broken[layer] = broken | self._broken[layer] if layer in self._broken else broken
+            total = part.sum()
+            self._broken[layer] = total + self._broken[layer] if layer in self._broken else total
             if self.join or not parts:
                 parts.append(part)
             else:
@@ -133,14 +133,14 @@ def refuse_nan(broken: Mapping[int, Tensor], step: int) -> None:
     """Stop at a pattern with nan: a record's nan means "there is no such key", so no number may turn into one.
 
     Args:
-        broken: Per layer, whether its pattern held a nan (kept on the device until here, where it is read once).
+        broken: Per layer, a sum that is nan if its pattern held one (on the device until here, where it is read once).
         step: Step of the forward.
 
     Raises:
         BrokenPattern: naming the layer and the step.
     """
     for layer in sorted(broken):
-        if bool(broken[layer]):
+        if bool(broken[layer].isnan()):
             raise BrokenPattern(
                 f"the pattern of layer {layer} at step {step} holds nan; an edit that leaves a row without a key, or a "
                 "dtype that overflows, makes one"
@@ -226,10 +226,3 @@ def prediction_sources(valid: Bool[Tensor, "batch pos"], shift: bool) -> Int[Ten
 def shifted(model: Any) -> bool:
     """Whether the model's family predicts position i at i - 1; a bare bridge has no family and counts as not."""
     return bool(getattr(getattr(model, "family", None), "shift", False))
-
-
-def causal(model: Any, layer: int) -> bool:
-    """Whether the layer is causal: what the wrapped module says (a config's default may lie), else the config."""
-    module = getattr(model.blocks[layer].attn, "original_component", None)
-    flag = getattr(module, "is_causal", None)
-    return bool(flag) if flag is not None else getattr(model.cfg, "attention_dir", "causal") == "causal"

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sinklens.hooks import Canvas, rotated
-from sinklens.probes.base import LayerProbe, causal, norms, only, seen
+from sinklens.hooks import Canvas, is_causal, rotated
+from sinklens.probes.base import LayerProbe, norms, only, seen
 
 
 class QKCosine(LayerProbe):
@@ -41,7 +41,7 @@ class QKCosine(LayerProbe):
         full = seen(canvas, query.shape[0], query.shape[1], query.device)
         counts = full.where(self.where.queries).to(query.device)[:, :, None, None].float()
         # The mean of cosines is the cosine with the mean unit query: no pattern is formed.
-        if causal(model, layer):
+        if is_causal(model):
             total, number = ((x.flip(1).cumsum(1).flip(1)) for x in (query * counts, counts))
         else:
             total, number = ((x.sum(1, keepdim=True)) for x in (query * counts, counts))

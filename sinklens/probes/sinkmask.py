@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from sinklens.hooks import Canvas, Where
-from sinklens.probes.base import LayerProbe, causal, only, seen
+from sinklens.hooks import Canvas, Where, is_causal
+from sinklens.probes.base import LayerProbe, only, seen
 from sinklens.sinks import SinkRule, received_attention, seeing
 
 
@@ -46,7 +46,7 @@ class SinkMask(LayerProbe):
             full.where(which)[:, None].to(received.device) for which in (self.rule.queries, self.rule.keys)
         )
         visible = None
-        if causal(model, layer):
+        if is_causal(model):
             visible = seeing(queries).expand(received.shape)
         return only(self.rule(received, keys, visible=visible).float(), full.valid)
 

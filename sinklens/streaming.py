@@ -1,0 +1,159 @@
+"""Attention with scores and weights in the open: whole, or in blocks of queries that hooks get one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformer_lens.hook_points import HookPoint
+
+from sinklens.errors import ScopeError
+from sinklens.sinks import received_attention
+
+# How many numbers the scores of a block may hold: few enough for a processor's cache, enough to keep a GPU busy.
+CPU_BLOCK, GPU_BLOCK, LEAST_ROWS = 2**20, 2**26, 16
+
+
+def rows_at_once(batch: int, heads: int, keys: int, device: torch.device) -> int:
+    """How many queries make a block."""
+    return max(LEAST_ROWS, (CPU_BLOCK if device.type == "cpu" else GPU_BLOCK) // (batch * heads * keys))
+
+
+def streams(points: Sequence[HookPoint], path: str) -> bool:
+    """Whether attention comes in blocks: every hook on these points works row by row, and no gradient is wanted.
+
+    Hooks that look first (see `hooks.rowwise`) need that every other hook can be asked what it will do.
+
+    Raises:
+        ScopeError: the path is "streaming" and a hook needs the whole pattern.
+    """
+    hooks = [handle.user_hook for point in points for handle in point.fwd_hooks]
+    looking = any(getattr(hook, "sweeps", 0) for hook in hooks)
+    able = (
+        not torch.is_grad_enabled()
+        and all(len(p._forward_hooks) == len(p.fwd_hooks) and not p._backward_hooks for p in points)
+        and all(getattr(hook, "rowwise", False) for hook in hooks)
+        and not (looking and any(getattr(hook, "look", None) is None for hook in hooks))
+    )
+    if path == "streaming" and not able:
+        raise ScopeError(
+            f"{points[-1].name}: a hook needs the whole pattern (or a gradient is wanted), and attention is set to "
+            "'streaming'; say dlm.attention = 'auto'"
+        )
+    return able and path != "pattern"
+
+
+def visible(mask: Tensor | None, rows: slice, keys: int, device: torch.device, *, causal: bool) -> Tensor | None:
+    """Where some rows look, [batch or 1, 1, row, key]; None: everywhere. A 4D mask from transformers decides."""
+    if mask is None:
+        place = torch.arange(keys, device=device)
+        return (place <= place[rows, None])[None, None] if causal else None
+    mask = mask[..., rows, :] if mask.shape[-2] > 1 else mask
+    return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+
+
+def attend(
+    scores_point: HookPoint,
+    pattern_point: HookPoint,
+    received: Sequence[tuple[HookPoint, Tensor | None]],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    *,
+    causal: bool,
+    blocks: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Mixed values [batch, head, query, d_head], and the pattern if it was formed as a whole.
+
+    Args:
+        scores_point: Gets the scores before the softmax, -inf where the model does not look.
+        pattern_point: Gets the weights.
+        received: Points that are shown received attention, each with its queries [batch or 1, 1, query]; None: all.
+        q: Queries [batch, head, query, d_head].
+        k: Keys [batch, key head, key, d_head], fewer heads in grouped-query models.
+        v: Values, likewise.
+        mask: As transformers makes it for sdpa.
+        scale: Of the scores.
+        causal: Whether the mask None means "only what came before".
+        blocks: In blocks of queries (`streams`), or whole.
+    """
+    batch, heads, queries, _ = q.shape
+    keys, points = k.shape[-2], (scores_point, pattern_point)
+    size = rows_at_once(batch, heads, keys, q.device) if blocks else queries
+    spans = [slice(start, min(start + size, queries)) for start in range(0, queries, size)]
+    k, v = k.contiguous().transpose(-2, -1), v.contiguous()  # once: matmul would copy them for every block
+
+    def weigh(scores: Tensor, seen: Tensor | None) -> Tensor:
+        pattern = scores.float().softmax(-1).to(q.dtype)
+        if mask is None or seen is None:
+            return pattern
+        # A padding query of a causal model sees no key at all; its row is zero, not nan.
+        return pattern.masked_fill(~seen.any(-1, keepdim=True), 0.0)
+
+    def score(rows: slice) -> tuple[Tensor, Tensor | None]:
+        seen = visible(mask, rows, keys, q.device, causal=causal)
+        scores = _by_group(q[:, :, rows], k).mul_(scale)
+        return (scores if seen is None else scores.masked_fill_(~seen, float("-inf"))), seen
+
+    sweeps = [sum(getattr(handle.user_hook, "sweeps", 0) for handle in point.fwd_hooks) for point in points]
+    mixed: Tensor | None = None
+    pattern: Tensor | None = None
+    sums: list[Any] = [None for _ in received]
+    try:
+        for _ in range(sum(sweeps) if len(spans) > 1 else 0):
+            for rows in spans:
+                _at(points, rows)
+                scores, seen = score(rows)
+                scores = _look(scores_point, scores)
+                if sweeps[1]:
+                    _look(pattern_point, weigh(scores, seen))
+        for rows in spans:
+            _at(points, rows)
+            scores, seen = score(rows)
+            weights: Tensor = pattern_point(weigh(scores_point(scores), seen))
+            del scores
+            part = _by_group(weights, v)
+            for index, (_, which) in enumerate(received):
+                more = received_attention(weights, None if which is None else which[..., rows])
+                sums[index] = more if sums[index] is None else sums[index] + more
+            if len(spans) == 1:
+                mixed, pattern = part, weights
+                continue
+            if mixed is None:
+                mixed = part.new_empty(batch, queries, heads, part.shape[-1]).transpose(1, 2)
+            mixed[:, :, rows] = part
+            del weights, part
+    finally:
+        for point in points:
+            point.ctx.pop("rows", None)
+    for (point, _), total in zip(received, sums, strict=True):
+        point(total)
+    if mixed is None:
+        raise ValueError("attention over no query")
+    return mixed, pattern
+
+
+def _by_group(left: Tensor, right: Tensor) -> Tensor:
+    """`left @ right`, where several heads of `left` may share one of `right`."""
+    groups = left.shape[1] // right.shape[1]
+    if groups == 1:
+        return left @ right
+    batch, heads, rows, inner = left.shape
+    return (left.reshape(batch, heads // groups, groups * rows, inner) @ right).view(batch, heads, rows, -1)
+
+
+def _at(points: Sequence[HookPoint], rows: slice) -> None:
+    for point in points:
+        point.ctx["rows"] = rows
+
+
+def _look(point: Any, tensor: Tensor) -> Tensor:
+    """What the hooks of a point will make of a block, as far as they know by now; no hook is called."""
+    for handle in point.fwd_hooks:
+        changed = handle.user_hook.look(tensor, hook=point)
+        tensor = tensor if changed is None else changed
+    return tensor
