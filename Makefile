@@ -17,10 +17,10 @@ check: $(STAMP)  ## lint, types, import layers
 	$(BIN)/lint-imports
 
 bench: $(STAMP)  ## run the benchmarks
-	$(BIN)/python benchmarks/loop_overhead.py
-	$(BIN)/python benchmarks/probe_overhead.py
-	$(BIN)/python benchmarks/attention_paths.py
 	$(BIN)/python benchmarks/ablation_speed.py
+	$(BIN)/python benchmarks/growth.py
+	$(BIN)/python benchmarks/denoising.py
+	$(BIN)/python benchmarks/attention_paths.py
 
 clean:
 	rm -rf .venv sinklens-demo .pytest_cache .ruff_cache .hypothesis .import_linter_cache

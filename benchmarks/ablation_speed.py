@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 
+import common
 import torch
 
 import sinklens as sl
@@ -63,6 +64,7 @@ def together(dlm: sl.HookedDLM, task: sl.tasks.Echo) -> dict[str, float]:
 def main() -> None:
     """Measure and print."""
     torch.set_num_threads(1)
+    print(common.header())
     dlm, task = sl.HookedDLM.from_pretrained("tiny-dlm"), sl.tasks.Echo(64, seed=1, gaps=0.5)
     together(dlm, sl.tasks.Echo(4, seed=1, gaps=0.5))
     seconds, found = [], []
