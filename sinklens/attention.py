@@ -43,19 +43,20 @@ class SinkAttentionBridge(PositionEmbeddingsAttentionBridge):
         super().__init__(*args, **kwargs)
         for name in RECEIVED:
             setattr(self, name, HookPoint())
-        # Written to __dict__ because a bridge component passes attribute assignments on to the module that it wraps.
+        # Written to __dict__ because a bridge component passes attribute assignments on to the module that it wraps
+        # (and looking an attribute up goes a long way).
         self.__dict__["path"] = "auto"  # or "pattern" (whole patterns only), or "streaming" (blocks only)
         self.__dict__["now"] = {}  # "tokens" of the forward that runs, and "mask", the mask token's id
+        self.__dict__["received"] = {name: getattr(self, name) for name in RECEIVED}
+        self.__dict__["opening"] = [self.hook_attn_scores, self.hook_pattern, *self.received.values()]
 
     def shown(self) -> list[HookPoint]:
         """The points that the plain model's attention can serve, too: what attention itself reads and makes."""
-        inside = ("hook_rot_q", "hook_rot_k", "hook_attn_scores", "hook_pattern", *RECEIVED)
-        return [*(getattr(self, name) for name in inside), self.v.hook_out, self.o.hook_in]
+        return [*self.opening, self.hook_rot_q, self.hook_rot_k, self.v.hook_out, self.o.hook_in]
 
     def wants_pattern(self) -> bool:
         """Whether somebody hooks the scores, the pattern or received attention."""
-        points = (getattr(self, name) for name in ("hook_attn_scores", "hook_pattern", *RECEIVED))
-        return any(point._forward_hooks or point._backward_hooks for point in points)
+        return any(point._forward_hooks or point._backward_hooks for point in self.opening)
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         """Attention output [batch, pos, d_model], and the pattern when it was formed as a whole."""
@@ -91,14 +92,12 @@ class SinkAttentionBridge(PositionEmbeddingsAttentionBridge):
     def _pattern_path(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float
     ) -> tuple[Tensor, Tensor | None]:
-        points = (self.hook_attn_scores, self.hook_pattern)
-        blocks = streaming.streams(points, self.path)
-        received = self._query_sets(mask, q.device)
-        return streaming.attend(*points, received, q, k, v, mask, scale, causal=self.is_causal, blocks=blocks)
+        points, received = self.opening[:2], self._query_sets(mask, q.device)
+        return streaming.attend(points, received, q, k, v, mask, scale, causal=self.is_causal, path=self.path)
 
     def _query_sets(self, mask: Tensor | None, device: torch.device) -> list[tuple[HookPoint, Tensor | None]]:
         """The points for received attention that are hooked, each with the queries that count."""
-        wanted = [name for name in RECEIVED if getattr(self, name)._forward_hooks]
+        wanted = {name: point for name, point in self.received.items() if point._forward_hooks}
         if not wanted:
             return []
         # The last query sees every real key, and real keys are the real queries.
@@ -112,7 +111,7 @@ class SinkAttentionBridge(PositionEmbeddingsAttentionBridge):
             masked = torch.eq(tokens.to(device), -1 if self.now["mask"] is None else self.now["mask"])[:, None]
             for name, which in zip(RECEIVED[1:], (masked, ~masked, end[None, None]), strict=True):
                 sets[name] = which if real is None else which & real
-        return [(getattr(self, name), sets[name]) for name in wanted if name in sets]
+        return [(point, sets[name]) for name, point in wanted.items() if name in sets]
 
 
 def plain_attention(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any) -> Any:
@@ -120,20 +119,21 @@ def plain_attention(module: Any, query: Tensor, key: Tensor, value: Tensor, atte
 
     So a forward in which only attention is hooked pays for that, and for nothing else of the bridge.
     """
-    points = module.__dict__.get("_points")
+    points: SinkAttentionBridge | None = module.__dict__.get("_points")
     if points is None or not any(point._forward_hooks for point in module.__dict__["_shown"]):
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     points.__dict__["is_causal"] = bool(module.is_causal)
-    query, key = points.hook_rot_q(query), points.hook_rot_k(key)
-    if points.v.hook_out._forward_hooks:
-        flat = value.transpose(1, 2)
-        value = points.v.hook_out(flat.flatten(2)).view(flat.shape).transpose(1, 2)
+    rot_q, rot_k, values, mixing = module.__dict__["_shown"][-4:]
+    query, key = streaming.through(rot_q, query), streaming.through(rot_k, key)
+    if values._forward_hooks:
+        apart = value.transpose(1, 2)
+        value = values(apart.flatten(2)).view(apart.shape).transpose(1, 2)
     if points.wants_pattern():
         mixed, pattern = points._pattern_path(query, key, value, attention_mask, module.scaling)
         mixed = mixed.transpose(1, 2)
     else:
         mixed, pattern = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    return points.o.hook_in(mixed.flatten(2)), pattern
+    return streaming.through(mixing, mixed.flatten(2)), pattern
 
 
 ALL_ATTENTION_FUNCTIONS.register(PLAIN, plain_attention)

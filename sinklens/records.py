@@ -10,6 +10,7 @@ import importlib.metadata
 import json
 import os
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,9 @@ class Recorder:
                 continue
             values = probe.values().float()
             keep = (canvas.valid & active[:, None]).to(values.device)
-            values = values.masked_fill(~active.to(values.device).view(-1, *[1] * (values.ndim - 1)), float("nan"))
+            if not {"query", "key"} & set(probe.dims):  # else every row that is done has no position to keep
+                done = ~active.to(values.device)
+                values = values.masked_fill(done.view(-1, *[1] * (values.ndim - 1)), float("nan"))
             for axis, dim in enumerate(probe.dims, start=1):
                 if dim in ("query", "key"):  # a position is nan where the row has none, and counted from its start
                     shape = [len(values), *[1] * (values.ndim - 1)]
@@ -71,8 +74,9 @@ class Recorder:
                     values = torch.from_numpy(self._left(values, None, length, np.nan)).movedim(-1, axis)
                     keep = keep.cpu()
             measured.append(values.cpu().numpy())
-        self.canvases.append(self._left(canvas.tokens, canvas.valid & active[:, None], length, -1))
-        self.masks.append(self._left(canvas.masked.long(), canvas.valid & active[:, None], length, -1))
+        real = canvas.valid & active[:, None]
+        self.canvases.append(self._left(canvas.tokens, real, length, -1))
+        self.masks.append(self._left(canvas.masked.long(), real, length, -1))
         for probe, values in zip(self.probes, measured, strict=True):
             self.measured[probe.name].append(values)
             if values.size:  # a probe forgets them when the next forward begins
@@ -83,6 +87,8 @@ class Recorder:
         source = values.cpu().numpy()
         if keep is not None:
             source = np.where(keep.cpu().numpy(), source, fill)
+        if source.shape[-1] == length and not any(self.starts):
+            return source.copy()
         out = np.full((*source.shape[:-1], length), fill, source.dtype)
         for row, start in enumerate(self.starts):
             width = min(source.shape[-1] - start, length)
@@ -143,9 +149,12 @@ def provenance(dlm: Any, **more: Any) -> dict[str, Any]:
         "dtype": str(dlm.dtype).removeprefix("torch."),
         "device": str(dlm.device),
         "causal": dlm.is_causal,
-        "versions": {package: importlib.metadata.version(package) for package in packages},
+        "versions": {package: _version(package) for package in packages},
         **more,
     }
+
+
+_version = lru_cache(importlib.metadata.version)
 
 
 def save(record: xr.Dataset, path: str | Path) -> Path:

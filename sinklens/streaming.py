@@ -16,6 +16,11 @@ from sinklens.sinks import received_attention
 CPU_BLOCK, GPU_BLOCK, LEAST_ROWS = 2**20, 2**26, 16
 
 
+def through(point: HookPoint, tensor: Tensor) -> Tensor:
+    """The tensor as the hooks of a point leave it; a point without hooks costs nothing."""
+    return point(tensor) if point._forward_hooks or point._backward_hooks else tensor
+
+
 def rows_at_once(batch: int, heads: int, keys: int, device: torch.device) -> int:
     """How many queries make a block."""
     return max(LEAST_ROWS, (CPU_BLOCK if device.type == "cpu" else GPU_BLOCK) // (batch * heads * keys))
@@ -55,8 +60,7 @@ def visible(mask: Tensor | None, rows: slice, keys: int, device: torch.device, *
 
 
 def attend(
-    scores_point: HookPoint,
-    pattern_point: HookPoint,
+    points: Sequence[HookPoint],
     received: Sequence[tuple[HookPoint, Tensor | None]],
     q: Tensor,
     k: Tensor,
@@ -65,13 +69,12 @@ def attend(
     scale: float,
     *,
     causal: bool,
-    blocks: bool,
+    path: str = "auto",
 ) -> tuple[Tensor, Tensor | None]:
     """Mixed values [batch, head, query, d_head], and the pattern if it was formed as a whole.
 
     Args:
-        scores_point: Gets the scores before the softmax, -inf where the model does not look.
-        pattern_point: Gets the weights.
+        points: Two: one gets the scores before the softmax, -inf where the model does not look; one the weights.
         received: Points that are shown received attention, each with its queries [batch or 1, 1, query]; None: all.
         q: Queries [batch, head, query, d_head].
         k: Keys [batch, key head, key, d_head], fewer heads in grouped-query models.
@@ -79,13 +82,22 @@ def attend(
         mask: As transformers makes it for sdpa.
         scale: Of the scores.
         causal: Whether the mask None means "only what came before".
-        blocks: In blocks of queries (`streams`), or whole.
+        path: "auto", "pattern" (whole) or "streaming" (an error where that cannot be).
+
+    Raises:
+        ScopeError: the path is "streaming" and a hook needs the whole pattern.
     """
     batch, heads, queries, _ = q.shape
-    keys, points = k.shape[-2], (scores_point, pattern_point)
-    size = rows_at_once(batch, heads, keys, q.device) if blocks else queries
+    keys, (scores_point, pattern_point) = k.shape[-2], points
+    size = rows_at_once(batch, heads, keys, q.device)
+    if (size < queries or path == "streaming") and not streams(points, path):
+        size = queries
     spans = [slice(start, min(start + size, queries)) for start in range(0, queries, size)]
-    k, v = k.contiguous().transpose(-2, -1), v.contiguous()  # once: matmul would copy them for every block
+    sweeps = [0, 0]
+    if len(spans) > 1:
+        k, v = k.contiguous(), v.contiguous()  # once: matmul would copy them for every block
+        sweeps = [sum(getattr(handle.user_hook, "sweeps", 0) for handle in point.fwd_hooks) for point in points]
+    k = k.transpose(-2, -1)
 
     def weigh(scores: Tensor, seen: Tensor | None) -> Tensor:
         pattern = scores.float().softmax(-1).to(q.dtype)
@@ -99,12 +111,11 @@ def attend(
         scores = _by_group(q[:, :, rows], k).mul_(scale)
         return (scores if seen is None else scores.masked_fill_(~seen, float("-inf"))), seen
 
-    sweeps = [sum(getattr(handle.user_hook, "sweeps", 0) for handle in point.fwd_hooks) for point in points]
     mixed: Tensor | None = None
     pattern: Tensor | None = None
     sums: list[Any] = [None for _ in received]
     try:
-        for _ in range(sum(sweeps) if len(spans) > 1 else 0):
+        for _ in range(sum(sweeps)):
             for rows in spans:
                 _at(points, rows)
                 scores, seen = score(rows)
@@ -114,7 +125,7 @@ def attend(
         for rows in spans:
             _at(points, rows)
             scores, seen = score(rows)
-            weights: Tensor = pattern_point(weigh(scores_point(scores), seen))
+            weights: Tensor = through(pattern_point, weigh(through(scores_point, scores), seen))
             del scores
             part = _by_group(weights, v)
             for index, (_, which) in enumerate(received):
