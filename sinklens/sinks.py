@@ -43,11 +43,6 @@ def uniform_null(keys: int, *, causal: bool) -> Float[Tensor, " key"]:
     return weights.flip(0).cumsum(0).flip(0).float()
 
 
-def visible_queries(keys: int, *, causal: bool) -> Float[Tensor, " key"]:
-    """How many queries can see each key: all of them, or S - j in a causal model."""
-    return torch.arange(keys, 0, -1).float() if causal else torch.full((keys,), float(keys))
-
-
 def largest(
     score: Float[Tensor, "*batch key"], keys: Bool[Tensor, "*batch key"], count: Tensor | int
 ) -> Bool[Tensor, "*batch key"]:
@@ -134,7 +129,7 @@ class SinkRule:
             keys: Which keys are real and eligible; all when None.
             queries: How many queries were summed, for "mean" and "percent"; the total of `received` when None
                 (equal, because rows sum to 1).
-            visible: For "share": how many of them can see each key (`visible_queries`); `queries` when None, which
+            visible: For "share": how many of them can see each key (`seeing`); `queries` when None, which
                 is right for bidirectional models.
         """
         if self.per == "mean":

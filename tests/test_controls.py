@@ -41,7 +41,6 @@ from sinklens.interventions import (
     ZeroSinks,
     control,
     other_prompt,
-    random_control,
 )
 from sinklens.probes import Pattern, ReceivedAttention
 from sinklens.tokenclasses import token_class
@@ -369,7 +368,6 @@ def test_a_control_of_a_control_of_every_sink_edit_keeps_its_arguments() -> None
     assert (type(other), other.to, other.share, other.where) == (Redistribute, "uniform", 0.4, edit.where)
     assert repr(other.detector) == "BottomKeys(SameStep(top_k=2), seed=7)"
     assert repr(control(Swap(Fixed(0), seed=4), "random", 1).detector) == "RandomKeys(Fixed([0]), seed=1)"
-    assert repr(random_control(edit, 7)) == repr(control(edit, "random", 7))
 
 
 def test_keep_keys_is_matched_by_as_many_random_keys(model: Model) -> None:

@@ -51,7 +51,6 @@ from sinklens.interventions import (
     SinkToken,
     ZeroValue,
     control,
-    random_control,
 )
 from sinklens.measures import METRICS
 from sinklens.planted_models import PlantedModel, planted_model
@@ -188,7 +187,7 @@ def test_rows_equal_plain_denoising_and_scoring(name: str, dlm: HookedDLM, arm: 
         for condition, kind, parts in (
             ("unmasked", "unmasked", []),
             ("cut", "sinks", [MaskSinks(PreviousStep(top_k=2))]),
-            ("cut", "random", [random_control(MaskSinks(PreviousStep(top_k=2)))]),
+            ("cut", "random", [control(MaskSinks(PreviousStep(top_k=2)))]),
         ):
             expected = naive_scores(model, task, plan, 0, index, parts)
             for metric, (value, places) in zip(BOTH, expected, strict=True):
@@ -623,8 +622,8 @@ def test_doses_over_layers(dlm: HookedDLM) -> None:
         ({"plan": Plan(new_tokens=9, block_length=9)}, r"answers of new_tokens=9 tokens.* has .?8"),
         ({"controls": "guess"}, "control 'guess' is unknown; the controls are random,"),
         ({"controls": ["random", "guess"]}, "control 'guess' is unknown"),
-        ({"controls": {"sinks": random_control}}, "control name 'sinks' is taken"),
-        ({"controls": {"unmasked": random_control}}, "control name 'unmasked' is taken"),
+        ({"controls": {"sinks": control}}, "control name 'sinks' is taken"),
+        ({"controls": {"unmasked": control}}, "control name 'unmasked' is taken"),
         ({"conditions": {"null": NullKey(0.0)}}, "no control can match it; say controls=None"),
         ({"conditions": {"far": MaskSinks(where=Where(layers=7))}}, "condition 'far': layer 7 does not exist"),
         ({"conditions": {"far": MaskSinks(where=Where(heads=[0, 9]))}}, "condition 'far': head 9 does not exist"),
@@ -1056,7 +1055,7 @@ def test_a_killed_ablation_goes_on_where_it_was(
 
 
 def test_provenance_says_what_made_the_rows(dlm: HookedDLM, task: Echo) -> None:
-    result = run(dlm, task, seeds=range(2), controls={"own": random_control}, metrics=["accuracy", "kl"])
+    result = run(dlm, task, seeds=range(2), controls={"own": control}, metrics=["accuracy", "kl"])
     made = result.provenance
     assert made["model"] == "tiny-dlm"
     assert (made["family"], made["causal"], made["dtype"]) == ("LLaDA", False, "float32")
@@ -1068,9 +1067,9 @@ def test_provenance_says_what_made_the_rows(dlm: HookedDLM, task: Echo) -> None:
     assert made["conditions"] == {
         "unmasked (unmasked)": "None",
         "top-1 (sinks)": repr(edits()["top-1"]),
-        "top-1 (own)": repr(random_control(edits()["top-1"])),
+        "top-1 (own)": repr(control(edits()["top-1"])),
         "zero (sinks)": repr(edits()["zero"]),
-        "zero (own)": repr(random_control(edits()["zero"])),
+        "zero (own)": repr(control(edits()["zero"])),
     }
     assert {"sinklens", "torch", "transformers", "transformer-lens"} <= set(made["versions"])
     json.dumps(made)

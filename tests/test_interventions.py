@@ -27,7 +27,7 @@ from sinklens.interventions import (
     SameStep,
     SinkEdit,
     ZeroSinks,
-    random_control,
+    control,
 )
 from sinklens.probes import ReceivedAttention
 
@@ -624,8 +624,8 @@ INDEPENDENT = {
     "mask": MaskSinks(PreviousStep(top_k=2)),
     "zero": ZeroSinks(SameStep(SinkRule(epsilon=1.0, top_k=3), queries="all")),
     "masked queries": MaskSinks(SameStep(top_k=1, queries="all"), Where(queries="response", keys="committed")),
-    "random": random_control(MaskSinks(PreviousStep(top_k=2)), seed=1),
-    "random zero": random_control(ZeroSinks(SameStep(top_k=1)), seed=2),
+    "random": control(MaskSinks(PreviousStep(top_k=2)), seed=1),
+    "random zero": control(ZeroSinks(SameStep(top_k=1)), seed=2),
 }
 
 
@@ -767,18 +767,18 @@ def test_a_control_does_as_much_as_its_edit_in_the_same_scope(model: Model, fami
     dlm = model(family)
     # From step 2 on even the baseline's shortest row has two keys that are no sinks.
     edit = kind(PreviousStep(top_k=2), Where(layers=[1], heads=[0, 2], steps=slice(2, None)))
-    control = random_control(edit)
-    assert (type(control), control.where) == (kind, edit.where)
+    matched = control(edit)
+    assert (type(matched), matched.where) == (kind, edit.where)
     steps_of(dlm, edit)
-    steps_of(dlm, control)
+    steps_of(dlm, matched)
     assert edit.counts()["keys"] == 3 * 3 * 2 * 2  # steps, rows, heads, keys
-    assert control.counts()["keys"] == edit.counts()["keys"]
+    assert matched.counts()["keys"] == edit.counts()["keys"]
 
 
 @pytest.mark.parametrize("k", [1, 2])
 def test_a_control_draws_no_key_that_the_matched_detector_selects(model: Model, k: int) -> None:
     """In the loop: the columns that a control masks are not the top k of the step before."""
-    before, after, valid = watched(model("LLaDA"), random_control(MaskSinks(PreviousStep(top_k=k))))
+    before, after, valid = watched(model("LLaDA"), control(MaskSinks(PreviousStep(top_k=k))))
     for (step, layer), scores in after.items():
         for b in range(3):
             real = [i for i in range(scores.shape[-1]) if valid[step][b, i]]
@@ -798,8 +798,8 @@ def test_making_a_control_leaves_the_edit_as_it_was(model: Model) -> None:
     shown, counts, detector = repr(edit), dict(edit.counts()), edit.detector
     remembered = dict(detector._seen)
     assert remembered
-    control = random_control(edit)
-    steps_of(dlm, control)
+    matched = control(edit)
+    steps_of(dlm, matched)
     assert (repr(edit), dict(edit.counts())) == (shown, counts)
     assert edit.detector is detector
     assert detector._seen == remembered
@@ -810,9 +810,9 @@ def test_making_a_control_leaves_the_edit_as_it_was(model: Model) -> None:
 def test_edit_and_control_run_side_by_side(model: Model) -> None:
     """Both watch the same steps without getting into each other's memory."""
     dlm, edit = model("LLaDA"), MaskSinks(PreviousStep(top_k=1), Where(layers=[0]))
-    control = random_control(MaskSinks(PreviousStep(top_k=1), Where(layers=[1])))
-    denoise(dlm, PROMPTS, Plan(new_tokens=4), interventions=[edit, control], progress=False)
-    assert edit.counts()["keys"] == control.counts()["keys"] == 3 * 3 * 4
+    matched = control(MaskSinks(PreviousStep(top_k=1), Where(layers=[1])))
+    denoise(dlm, PROMPTS, Plan(new_tokens=4), interventions=[edit, matched], progress=False)
+    assert edit.counts()["keys"] == matched.counts()["keys"] == 3 * 3 * 4
 
 
 # Errors.

@@ -15,7 +15,7 @@ from torch import Tensor
 from sinklens import HookedDLM, MaskSinks, PreviousStep, SameStep, Where, ZeroSinks
 from sinklens.errors import PlanError, ScopeError
 from sinklens.hooks import Canvas
-from sinklens.interventions import Fixed, InOrder, SinkEdit, random_control
+from sinklens.interventions import Fixed, InOrder, SinkEdit, control
 from sinklens.likelihood import _masks, log_likelihood
 
 PROMPT, ANSWER = [0, 20, 31, 22, 25], [21, 40, 33]
@@ -217,7 +217,7 @@ ANSWERS = [[21, 40, 33], [50, 51, 52, 53, 54, 55, 56], [33], [20, 20]]
         list,
         lambda: [MaskSinks(SameStep(top_k=2))],
         lambda: [ZeroSinks(PreviousStep(top_k=2), Where(layers=-1))],
-        lambda: [random_control(MaskSinks(PreviousStep(top_k=2)))],
+        lambda: [control(MaskSinks(PreviousStep(top_k=2)))],
         lambda: [
             MaskSinks(SameStep(top_k=1, loop="open"), Where(layers=0)),
             ZeroSinks(SameStep(top_k=1), Where(layers=1)),

@@ -13,7 +13,7 @@ from torch import Tensor
 from sinklens import HookedDLM, MaskSinks, Plan, PreviousStep, SameStep, Where, ZeroSinks, ablate, denoise
 from sinklens.denoising import denoising_steps
 from sinklens.errors import BrokenPattern
-from sinklens.interventions import MeanValue, random_control
+from sinklens.interventions import MeanValue, control
 from sinklens.likelihood import log_likelihood
 from sinklens.loading import SpecialIds
 from sinklens.measures import METRICS, Replay, known, order
@@ -137,7 +137,7 @@ def compare(model: HookedDLM, task: Any, plan: Plan, make: Callable[[], dict], m
     parts: dict[tuple[str, str], Callable[[], list[Any]]] = {("unmasked", "unmasked"): lambda: []}
     for name in make():
         parts[name, "sinks"] = lambda name=name: [make()[name]]
-        parts[name, "random"] = lambda name=name: [random_control(make()[name])]
+        parts[name, "random"] = lambda name=name: [control(make()[name])]
     cache: dict[Any, dict] = {}
     for row in result.rows:
         key = (row["condition"], row["kind"])

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sinklens import MaskSinks, Plan, SameStep, ZeroSinks, denoise, metrics
 from sinklens.errors import CheckFailed
-from sinklens.interventions import random_control
+from sinklens.interventions import control
 from sinklens.planted_models import BOS, FILLER, FIRST_WORD, REST, PlantedExample, PlantedModel, planted_model
 from sinklens.probes import ReceivedAttention, ValueNorm
 from sinklens.sinks import uniform_null
@@ -154,9 +154,9 @@ def test_edits_of_the_sink_do_what_is_claimed(
         sink = edit(SameStep(top_k=1))
         assert new(run(model, *prompts, edits=[sink])) == [[token] * 8] * 3
         assert sink.counts()["keys"] == 8 * 3 * model.dlm.n_layers * model.dlm.n_heads
-        control = random_control(edit(SameStep(top_k=1)))
-        assert new(run(model, *prompts, edits=[control])) == answers
-        assert control.counts()["keys"] > 0
+        matched = control(edit(SameStep(top_k=1)))
+        assert new(run(model, *prompts, edits=[matched])) == answers
+        assert matched.counts()["keys"] > 0
 
 
 @pytest.mark.parametrize("kind", ["informative", "resting"])

@@ -9,7 +9,7 @@ import torch
 
 from sinklens import SinkRule, rule
 from sinklens.rules import RULES, soft_sinks
-from sinklens.sinks import uniform_null, visible_queries
+from sinklens.sinks import seeing, uniform_null
 
 RECEIVED = torch.tensor([[5.5, 0.1, 0.4, 0.6, 1.0, 0.4], [0.5, 0.5, 3.5, 0.5, 0.5, 0.5]])  # [head, key], S = 6
 
@@ -22,7 +22,7 @@ def test_gu_divides_by_the_queries_that_see_the_key() -> None:
     bidirectional = [[value / row.sum().item() > 0.3 for value in row.tolist()] for row in RECEIVED]
     assert flags("gu") == bidirectional
     causal = [[value / (6 - key) > 0.3 for key, value in enumerate(row.tolist())] for row in RECEIVED]
-    assert flags("gu", visible=visible_queries(6, causal=True)) == causal
+    assert flags("gu", visible=seeing(torch.ones(6))) == causal
     assert causal != bidirectional
 
 
@@ -30,7 +30,7 @@ def test_no_key_of_uniform_causal_attention_is_a_sink_by_share() -> None:
     """Each visible query gives a key 1/(i+1); the mean over queries is far below 0.3 at every key but the last ones."""
     keys = 64
     null = uniform_null(keys, causal=True)
-    found = rule("gu")(null, visible=visible_queries(keys, causal=True))
+    found = rule("gu")(null, visible=seeing(torch.ones(keys)))
     mean = [sum(1 / (i + 1) for i in range(key, keys)) / (keys - key) for key in range(keys)]
     assert found.tolist() == [value > 0.3 for value in mean]
     assert not found.any()

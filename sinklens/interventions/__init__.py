@@ -10,7 +10,6 @@ from sinklens.interventions.controls import (
     ShiftedKeys,
     control,
     other_prompt,
-    random_control,
 )
 from sinklens.interventions.detectors import Detector, LastQuery, PreviousStep, SameStep
 from sinklens.interventions.edits import At, Edit, SinkEdit
@@ -60,5 +59,4 @@ __all__ = [
     "control",
     "other_prompt",
     "parse",
-    "random_control",
 ]

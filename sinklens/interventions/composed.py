@@ -12,7 +12,25 @@ from sinklens.errors import ScopeError
 from sinklens.hooks import Canvas, Hook, Hookable, Intervention, Where, leaves, overlap, rowwise, wanted
 
 
-class InOrder:
+class _Several:
+    """What composed edits share: a new run and the counts reach every part."""
+
+    edits: list[Intervention]
+    where: Where
+    _steps: int | None = None
+
+    def reset(self, steps: int | None = None) -> None:
+        """A new run begins."""
+        self._steps = steps
+        for edit in self.edits:
+            edit.reset(steps)
+
+    def counts(self) -> Mapping[str, float]:
+        """The counts of each edit, under its number."""
+        return {f"{i}: {name}": n for i, edit in enumerate(self.edits) for name, n in edit.counts().items()}
+
+
+class InOrder(_Several):
     """Edits that meet in scope, in this order: at each hook point the second sees what the first left.
 
     Order matters where they share a hook point. Whatever the order here, edits of scores come before edits of the
@@ -27,7 +45,6 @@ class InOrder:
         if not edits or not all(isinstance(edit, Intervention) for edit in edits):
             raise ValueError(f"InOrder({', '.join(map(repr, edits))}): give one or more edits")
         self.edits, self.where = _apart(edits), Where()
-        self._steps: int | None = None
 
     @property
     def clean(self) -> Sequence[Hookable]:
@@ -48,16 +65,6 @@ class InOrder:
                 if overlap(one.where, other.where, model, self._steps):
                     raise ScopeError(f"{other!r} and {one!r} both edit values in one scope; name one of them")
 
-    def reset(self, steps: int | None = None) -> None:
-        """A new run begins."""
-        self._steps = steps
-        for edit in self.edits:
-            edit.reset(steps)
-
-    def counts(self) -> Mapping[str, float]:
-        """The counts of each edit, under its number."""
-        return {f"{i}: {name}": n for i, edit in enumerate(self.edits) for name, n in edit.counts().items()}
-
     def per_row(self, name: str) -> list[float]:
         """A count for each row, summed over the edits that have it."""
         found: list[list[float]] = [getattr(edit, "per_row", lambda _: [])(name) for edit in self.edits]
@@ -74,7 +81,7 @@ class InOrder:
         return f"InOrder({', '.join(map(repr, self.edits))})"
 
 
-class SideBySide:
+class SideBySide(_Several):
     """Different edits for different rows of one batch, so that several conditions share a forward.
 
     Row r belongs to the edit number r // rows_each; None leaves its rows alone. Every edit sees only its own rows,
@@ -90,7 +97,6 @@ class SideBySide:
         self.groups = [None if edit is None else next(own) for edit in edits]
         self.rows_each, self.where = rows_each, Where()
         self.edits = [edit for edit in self.groups if edit is not None]
-        self._steps: int | None = None
 
     @property
     def clean(self) -> Sequence[Hookable]:
@@ -112,16 +118,6 @@ class SideBySide:
             )
         for index, edit in enumerate(self.groups):
             getattr(edit, "check", lambda *_: None)(model, _cut(canvas, self._rows(index)))
-
-    def reset(self, steps: int | None = None) -> None:
-        """A new run begins."""
-        self._steps = steps
-        for edit in self.edits:
-            edit.reset(steps)
-
-    def counts(self) -> Mapping[str, float]:
-        """The counts of each edit, under its number."""
-        return {f"{i}: {name}": n for i, edit in enumerate(self.edits) for name, n in edit.counts().items()}
 
     def fwd_hooks(self, model: Any, canvas: Canvas | None = None) -> list[Hook]:
         """For each hook point one hook, which hands every edit its rows."""

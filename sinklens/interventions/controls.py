@@ -258,11 +258,6 @@ def control(edit: Any, name: str = "random", seed: int = 0) -> Any:
     return other
 
 
-def random_control(edit: Any, seed: int = 0) -> Any:
-    """`control(edit, "random", seed)`: as many random keys that are no sinks."""
-    return control(edit, "random", seed)
-
-
 def other_prompt(record: xr.Dataset, shift: int = 1) -> Callable[[SinkEdit], SinkEdit]:
     """Make a control out of a record: the sinks of another prompt, for `controls={"other prompt": ...}` of `ablate`.
 

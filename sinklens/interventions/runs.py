@@ -55,23 +55,28 @@ class Pin(Edit):
         if canvas is None:
             raise ScopeError(f"{self!r} needs to know the prompts; use it in denoise, or fwd_hooks(model, canvas)")
         layers = self.layers(model) if self.acts(canvas) else []
-        replacing = [(layer, partial(self._replace, layer, canvas)) for layer in layers]
+        found = list(self.book.find(canvas)) if layers and canvas.step in self.steps else []
+        replacing = [(layer, partial(self._replace, layer, canvas, found)) for layer in layers]
         return [
             (f"blocks.{layer}.attn.hook_pattern", rowwise(replace, look=self.quietly(replace)))
             for layer, replace in replacing
         ]
 
-    def _replace(self, layer: int, canvas: Canvas, pattern: Tensor, *, hook: Any) -> Tensor:
+    def _replace(
+        self, layer: int, canvas: Canvas, found: list[tuple[int, int]], pattern: Tensor, *, hook: Any
+    ) -> Tensor:
         here, keys = rows_of(hook, pattern), pattern.shape[-1]
-        pinned = pattern.new_full((*pattern.shape[:2], keys, keys), float("nan"))
-        if canvas.step in self.steps:
+        pinned = torch.full_like(pattern, float("nan"))
+        for row, (source, start) in enumerate(found):
             step, at = int(np.flatnonzero(self.steps == canvas.step)[0]), int(np.flatnonzero(self.known == layer)[0])
-            for row, (source, start) in enumerate(self.book.find(canvas)):
-                old = self.patterns[source, step, at].to(pattern)
-                size = min(old.shape[-1], keys - start)
-                pinned[row, :, start : start + size, :] = 0.0
-                pinned[row, :, start : start + size, start : start + size] = old[:, :size, :size]
-        pinned, rows = pinned[:, :, here], self.rows(canvas, pattern.shape[1], pattern.device)[:, :, here]
+            old = self.patterns[source, step, at].to(pattern)
+            size = min(old.shape[-1], keys - start)
+            first, end = max(here.start, start), min(here.stop, start + size)
+            if first < end:
+                block = pinned[row, :, first - here.start : end - here.start]
+                block.zero_()
+                block[..., start : start + size] = old[:, first - start : end - start, :size]
+        rows = self.rows(canvas, pattern.shape[1], pattern.device)[:, :, here]
         # A row that was measured has numbers at the keys that were there, and nan at later ones.
         there = rows & ~pinned.isnan().all(-1, keepdim=True)
         self.count("rows", there.sum((1, 2, 3)))
