@@ -73,6 +73,9 @@ def attend(
 ) -> tuple[Tensor, Tensor | None]:
     """Mixed values [batch, head, query, d_head], and the pattern if it was formed as a whole.
 
+    Scores and weights are float32 at least, whatever the model's dtype, as inside fused kernels: bfloat16 scores would
+    be wrong by a hundredth where attention is sharp, and so would sinks be.
+
     Args:
         points: Two: one gets the scores before the softmax, -inf where the model does not look; one the weights.
         received: Points that are shown received attention, each with its queries [batch or 1, 1, query]; None: all.
@@ -97,10 +100,11 @@ def attend(
     if len(spans) > 1:
         k, v = k.contiguous(), v.contiguous()  # once: matmul would copy them for every block
         sweeps = [sum(getattr(handle.user_hook, "sweeps", 0) for handle in point.fwd_hooks) for point in points]
-    k = k.transpose(-2, -1)
+    wide = torch.promote_types(q.dtype, torch.float32)
+    k = k.to(wide).transpose(-2, -1)
 
     def weigh(scores: Tensor, seen: Tensor | None) -> Tensor:
-        pattern = scores.float().softmax(-1).to(q.dtype)
+        pattern = scores.softmax(-1)
         if mask is None or seen is None:
             return pattern
         # A padding query of a causal model sees no key at all; its row is zero, not nan.
@@ -108,7 +112,7 @@ def attend(
 
     def score(rows: slice) -> tuple[Tensor, Tensor | None]:
         seen = visible(mask, rows, keys, q.device, causal=causal)
-        scores = _by_group(q[:, :, rows], k).mul_(scale)
+        scores = _by_group(q[:, :, rows].to(wide), k).mul_(scale)
         return (scores if seen is None else scores.masked_fill_(~seen, float("-inf"))), seen
 
     mixed: Tensor | None = None
@@ -127,7 +131,7 @@ def attend(
             scores, seen = score(rows)
             weights: Tensor = through(pattern_point, weigh(through(scores_point, scores), seen))
             del scores
-            part = _by_group(weights, v)
+            part = _by_group(weights.to(v.dtype), v)
             for index, (_, which) in enumerate(received):
                 more = received_attention(weights, None if which is None else which[..., rows])
                 sums[index] = more if sums[index] is None else sums[index] + more
