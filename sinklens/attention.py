@@ -22,6 +22,22 @@ from sinklens import streaming
 
 PLAIN = "sinklens"  # the plain model's attention, by its name in transformers
 RECEIVED = ("hook_received", "hook_received_masked", "hook_received_committed", "hook_received_last")
+MEANING = {  # of a layer's hook points, by what follows "blocks.{i}."
+    "hook_in": "residual stream before the layer",
+    "hook_out": "residual stream after it",
+    "attn.v.hook_out": "values",
+    "attn.hook_rot_q": "queries as attention uses them (after RoPE)",
+    "attn.hook_rot_k": "keys, likewise",
+    "attn.hook_attn_scores": "scores before the softmax, -inf where the model does not look; float32",
+    "attn.hook_pattern": "attention weights, rows sum to 1; float32",
+    "attn.hook_received": "what each key receives from all real queries; shown only",
+    "attn.hook_received_masked": "from queries that hold the mask token; shown only",
+    "attn.hook_received_committed": "from queries that do not; shown only",
+    "attn.hook_received_last": "from each row's last query; shown only",
+    "attn.o.hook_in": "mixed values of each head, before the output projection",
+    "attn.hook_out": "what attention adds to the residual stream",
+    "mlp.hook_out": "what the MLP adds",
+}
 
 
 class SinkAttentionBridge(PositionEmbeddingsAttentionBridge):

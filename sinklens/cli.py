@@ -240,14 +240,16 @@ def models() -> None:
 def hooks(
     model: Annotated[str, typer.Argument(help="tiny-dlm, tiny-arm, a folder, or a Hub id.")] = "tiny-dlm",
 ) -> None:
-    """The hook points of a model, with the shape each carries for one prompt of 5 tokens."""
+    """The hook points of a model: the shape that each carries for one prompt of 5 tokens, and what the main ones mean."""
+    from sinklens.attention import MEANING
     from sinklens.model import HookedDLM
 
     dlm = HookedDLM.from_pretrained(model)
     typer.echo(f"{dlm}; layer 0 stands for all {dlm.n_layers} layers")
     for name, shape in dlm.hook_table().items():
         if not name.startswith("blocks.") or name.startswith("blocks.0."):
-            typer.echo(f"  {name.replace('blocks.0.', 'blocks.{i}.'):42} {list(shape)}")
+            meaning = MEANING.get(name.removeprefix("blocks.0."), "")
+            typer.echo(f"  {name.replace('blocks.0.', 'blocks.{i}.'):42} {list(shape)!s:16} {meaning}".rstrip())
 
 
 def main() -> None:

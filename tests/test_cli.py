@@ -54,7 +54,15 @@ def test_hooks_lists_points_with_their_shapes(name: str) -> None:
     assert name in text
     assert re.search(r"blocks\.\{i\}\.attn\.hook_pattern +\[1, 4, 5, 5\]", text)
     assert re.search(r"blocks\.\{i\}\.attn\.hook_attn_scores +\[1, 4, 5, 5\]", text)
+    assert re.search(r"hook_received_last +\[1, 4, 5\] +from each row's last query; shown only", text)
     assert "blocks.1." not in text
+
+
+def test_every_hook_point_that_is_explained_exists() -> None:
+    from sinklens import HookedDLM
+    from sinklens.attention import MEANING
+
+    assert {f"blocks.0.{name}" for name in MEANING} <= HookedDLM.from_pretrained("tiny-dlm").hook_table().keys()
 
 
 def test_an_error_is_one_line(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
