@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -130,16 +131,20 @@ class SinkAttentionBridge(PositionEmbeddingsAttentionBridge):
         return [(point, sets[name]) for name, point in wanted.items() if name in sets]
 
 
+# The bridge's attention, and those of its points that can be shown, by the plain model's attention module.
+_SHARED: WeakKeyDictionary[torch.nn.Module, tuple[SinkAttentionBridge, list[HookPoint]]] = WeakKeyDictionary()
+
+
 def plain_attention(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any) -> Any:
     """Attention of the plain transformers model: sdpa as ever, and with the bridge's hook points where one is hooked.
 
     So a forward in which only attention is hooked pays for that, and for nothing else of the bridge.
     """
-    points: SinkAttentionBridge | None = module.__dict__.get("_points")
-    if points is None or not any(point._forward_hooks for point in module.__dict__["_shown"]):
+    shared = _SHARED.get(module)
+    if shared is None or not any(point._forward_hooks for point in shared[1]):
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    points, (rot_q, rot_k, values, mixing) = shared[0], shared[1][-4:]
     points.__dict__["is_causal"] = bool(module.is_causal)
-    rot_q, rot_k, values, mixing = module.__dict__["_shown"][-4:]
     query, key = streaming.through(rot_q, query), streaming.through(rot_k, key)
     if values._forward_hooks:
         apart = value.transpose(1, 2)
@@ -160,7 +165,7 @@ def share_points(plain: PreTrainedModel, bridge: Any) -> None:
     """Let the plain model's attention serve the bridge's hook points (`plain_attention`)."""
     plain.set_attn_implementation(PLAIN)
     for layer, block in zip(plain.model.layers, bridge.blocks, strict=True):
-        layer.self_attn.__dict__.update(_points=block.attn, _shown=block.attn.shown())
+        _SHARED[layer.self_attn] = block.attn, block.attn.shown()
 
 
 class SinklensLlamaAdapter(LlamaArchitectureAdapter):

@@ -240,7 +240,7 @@ def models() -> None:
 def hooks(
     model: Annotated[str, typer.Argument(help="tiny-dlm, tiny-arm, a folder, or a Hub id.")] = "tiny-dlm",
 ) -> None:
-    """The hook points of a model: the shape that each carries for one prompt of 5 tokens, and what the main ones mean."""
+    """The hook points of a model: the shape of each for one prompt of 5 tokens, and what the main ones mean."""
     from sinklens.attention import MEANING
     from sinklens.model import HookedDLM
 

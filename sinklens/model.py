@@ -39,6 +39,13 @@ class HookedDLM:
         self.reference: PreTrainedModel | None = None
         if not getattr(model, "hf_device_map", None):
             self.reference = loading.plain_twin(model)
+        # The plain model has these very weights; if somebody puts others in their place, only the bridge knows.
+        self._weights = [
+            (module._parameters, name, weight)
+            for module in model.modules()
+            for name, weight in module._parameters.items()
+            if weight is not None
+        ]
         _register()
         self.bridge = build_bridge_from_module(
             model, self.family.architecture, hf_config=model.config, model_name=self.name
@@ -264,10 +271,15 @@ class HookedDLM:
     def _plain_will_do(self) -> bool:
         """Whether nobody hooks anything but what the plain model's attention shows, too (`plain_attention`).
 
-        Then a forward costs what the plain transformers model costs, and what the hooks do.
+        Then a forward costs what the plain transformers model costs, and what the hooks do. Not if a weight was
+        replaced (edits in place reach both models).
         """
         shown = sum(map(len, self._shown))
-        return sum(map(len, self._hooks)) == self._own_hooks + shown and not (shown and torch.is_grad_enabled())
+        return (
+            sum(map(len, self._hooks)) == self._own_hooks + shown
+            and not (shown and torch.is_grad_enabled())
+            and all(held.get(name) is weight for held, name, weight in self._weights)
+        )
 
     def _share(self, model: PreTrainedModel) -> None:
         """Tell every attention of this model and of the plain one about the forward that runs."""

@@ -157,3 +157,21 @@ def test_sets_that_need_tokens_are_not_shown_without_tokens(model: Any) -> None:
         fired.clear()
         dlm.reference(inputs_embeds=dlm.reference.get_input_embeddings()(TOKENS))
     assert fired == names[:1]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("hooked", [False, True])
+@pytest.mark.parametrize("way", ["replaced", "in place"])
+def test_edited_weights_reach_every_forward(tiny_model: Any, way: str, hooked: bool) -> None:
+    """Also one that the plain model would run over the weights that it knows."""
+    dlm = tiny_model("LLaDA")
+    before, linear = dlm(TOKENS), dlm.bridge.blocks[0].attn.o.original_component
+    if way == "replaced":
+        linear.weight = torch.nn.Parameter(torch.zeros_like(linear.weight))
+    else:
+        linear.weight.zero_()
+    hooks = [("blocks.0.attn.hook_pattern", lambda pattern, *, hook: None)] if hooked else []
+    with dlm.hooks(fwd_hooks=hooks):
+        after = dlm(TOKENS)
+    torch.testing.assert_close(after, dlm.bridge(TOKENS, return_type="logits"), atol=1e-4, rtol=1e-4)
+    assert float((after - before).abs().max()) > 1e-2

@@ -75,16 +75,18 @@ class Attention:
 
 
 class Acting:
-    """A SinkEdit in one layer during one forward."""
+    """A SinkEdit in one layer during one forward; `everyone` says that every query is in its scope."""
 
-    def __init__(self, edit: Any, layer: int, canvas: Canvas | None, queries: Positions, *, causal: bool) -> None:
+    def __init__(
+        self, edit: Any, layer: int, canvas: Canvas | None, queries: Positions, *, causal: bool, everyone: bool
+    ) -> None:
         self.edit, self.layer, self.causal = edit, layer, causal
         self.attention = Attention(canvas, queries, causal=causal)
         self.acts = edit.acts(canvas)
         self.waits = self.acts and not edit.detector.ahead(canvas)  # for all queries, before it knows its keys
         # Whether the entries that it touches are those that received attention counts.
         self.alike = edit.where.diagonal and edit.where.queries == queries
-        self.everyone = canvas is None or bool(canvas.where(edit.where.queries).all())
+        self.everyone = everyone
         self.selected: Tensor | None = None
         self.looked = False
 

@@ -175,10 +175,11 @@ class SinkEdit(Edit):
             raise ScopeError(f"{self!r} needs a clean forward at the same canvas; use it in denoise")
         causal = is_causal(model)
         queries = self.detector.query_set(causal=causal)
+        everyone = canvas is None or bool(canvas.where(self.where.queries).all())
         hooks: list[Hook] = []
         for layer in self.layers(model):
             hooks += self.detector.hooks(model, layer, canvas)
-            acting = Acting(self, layer, canvas, queries, causal=causal)
+            acting = Acting(self, layer, canvas, queries, causal=causal, everyone=everyone)
             hooks += self.around(layer, acting.hooked(f"blocks.{layer}.attn.{self.hook_point}"))
         return hooks
 

@@ -202,7 +202,8 @@ class Swap(SinkEdit):
         order = draw.masked_fill(~free, -1.0).argsort(dim=-1, descending=True, stable=True)
         rank = at.selected.cumsum(-1) - 1  # the n-th sink gets the n-th key of the draw
         paired = at.selected & (rank < free.sum(-1, keepdim=True))
-        self.count("keys_without_partner", (at.selected & ~paired).sum((1, 2)))
+        if not at.rows.start:  # keys, not queries: once for all blocks
+            self.count("keys_without_partner", (at.selected & ~paired).sum((1, 2)))
         identity = torch.arange(keys, device=tensor.device).expand(at.selected.shape)
         partner = torch.where(paired, order.gather(-1, rank.clamp(min=0)), identity)
         # The way back, partner -> sink; unpaired keys write to a place that is cut off.
