@@ -103,8 +103,11 @@ def attend(
     wide = torch.promote_types(q.dtype, torch.float32)
     k = k.to(wide).transpose(-2, -1)
 
+    # Nobody else has the scores then, and fresh memory for every block can cost more than the softmax.
+    in_place = not scores_point._forward_hooks and not torch.is_grad_enabled() and q.device.type == "cpu"
+
     def weigh(scores: Tensor, seen: Tensor | None) -> Tensor:
-        pattern = scores.softmax(-1)
+        pattern = torch.softmax(scores, -1, out=scores) if in_place else scores.softmax(-1)
         if mask is None or seen is None:
             return pattern
         # A padding query of a causal model sees no key at all; its row is zero, not nan.

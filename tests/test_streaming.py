@@ -292,3 +292,16 @@ def test_hook_received_is_the_column_sum_over_real_queries(model: Any, family: s
     torch.testing.assert_close(kept["received"], expected, atol=1e-5, rtol=0)
     with torch.no_grad():
         torch.testing.assert_close(logits[valid], dlm(tokens, valid)[valid], atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_softmax_over_its_own_scores_is_the_softmax_bit_for_bit(dtype: torch.dtype) -> None:
+    """What blocks rely on where nobody hooks the scores: rows long and short, hidden keys, rows of nothing else."""
+    generator = torch.Generator().manual_seed(0)
+    for keys in (1, 2, 7, 64, 1000, 4097):
+        scores = torch.randn(2, 3, 5, keys, generator=generator, dtype=dtype) * 10
+        scores[0, :, :, keys // 2 + 1 :] = float("-inf")
+        scores[1, 0, 0] = float("-inf")
+        expected = scores.softmax(-1)
+        torch.softmax(scores, -1, out=scores)
+        assert torch.equal(scores.nan_to_num(-1.0), expected.nan_to_num(-1.0))
