@@ -16,6 +16,9 @@ check: $(STAMP)  ## lint, types, import layers
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
 
+# glibc would give freed memory back after every layer; page faults then hide what is measured.
+bench: export MALLOC_TRIM_THRESHOLD_ = 1000000000
+bench: export MALLOC_MMAP_THRESHOLD_ = 1000000000
 bench: $(STAMP)  ## run the benchmarks
 	$(BIN)/python benchmarks/ablation_speed.py
 	$(BIN)/python benchmarks/growth.py

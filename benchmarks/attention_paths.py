@@ -156,7 +156,7 @@ def main() -> None:
     options.add_argument("--layers", type=int, default=6)
     options.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     options.add_argument("--device", default=None, help="default cpu, with --8b cuda")
-    options.add_argument("--seconds", type=float, default=10.0, help="for the repeats at one size; at least 2 are made")
+    options.add_argument("--seconds", type=float, default=25.0, help="for the repeats at one size; at least 2 are made")
     options.add_argument("--8b", dest="large", action="store_true", help="LLaDA-8B's shape in bfloat16, S = 1024")
     only = options.add_mutually_exclusive_group()
     only.add_argument("--memory-only", action="store_true")

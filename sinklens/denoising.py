@@ -97,7 +97,7 @@ def denoising_steps(
             f"cfg_scale={plan.cfg_scale:g}: edits under classifier-free guidance have no one meaning; use 0"
         )
     for part in (leaf for whole in (*interventions, *probes) for leaf in leaves(whole)):
-        part.where.validate(dlm.n_layers, dlm.n_heads, total)
+        part.where.validate(dlm.n_layers, dlm.n_heads, total, min(limits))
     for index, edit in enumerate(interventions):
         for other in interventions[:index]:
             if any(overlap(a.where, b.where, dlm, total) for a in leaves(edit) for b in leaves(other)):

@@ -130,8 +130,15 @@ class Where:
         mask[chosen(self.heads, heads, "head")] = True
         return mask.view(1, -1, 1)
 
-    def validate(self, n_layers: int, n_heads: int, steps: int | None = None) -> None:
-        """Raise for a scope that names what is not there or can never hold."""
+    def validate(self, n_layers: int, n_heads: int, steps: int | None = None, fewest: int | None = None) -> None:
+        """Raise for a scope that names what is not there or can never hold.
+
+        Args:
+            n_layers: Of the model.
+            n_heads: Of the model.
+            steps: The most steps that a row of the run takes; None if not known.
+            fewest: The fewest; None if all take as many.
+        """
         chosen(self.layers, n_layers, "layer")
         chosen(self.heads, n_heads, "head")
         if isinstance(self.steps, slice):
@@ -140,6 +147,11 @@ class Where:
             named = [] if self.steps is None else [self.steps] if isinstance(self.steps, int) else list(self.steps)
         if steps is None and any(index < 0 for index in named):
             raise ScopeError(f"steps={self.steps!r} counts from the end, and this run's number of steps is not known")
+        if fewest is not None and fewest != steps and any(index < 0 for index in named):
+            raise ScopeError(
+                f"steps={self.steps!r} counts from the end; the prompts of this run take {fewest} to {steps} steps: "
+                "in another batch it would mean another step. Count from the start, or run prompts that take as many"
+            )
         if steps is not None and not any(self.at(step, steps) for step in range(steps)):
             raise ScopeError(f"steps={self.steps!r} holds at none of the {steps} steps, so nothing would ever happen")
 

@@ -104,7 +104,7 @@ class Trials:
         for name, edit in arms:
             for leaf in leaves(edit):
                 try:
-                    leaf.where.validate(dlm.n_layers, dlm.n_heads, total)
+                    leaf.where.validate(dlm.n_layers, dlm.n_heads, total, min(limits))
                     if "likelihood" in self.passes and leaf.where.steps is not None:
                         raise ScopeError(f"{leaf!r} names steps, and metric 'log_likelihood' has none")
                     getattr(leaf, "check", lambda *_: None)(dlm, canvas)

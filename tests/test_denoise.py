@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sinklens import Canvas, HookedDLM, Plan, Where, denoise, denoising_steps
+from sinklens import Canvas, HookedDLM, MaskSinks, Plan, SameStep, Where, denoise, denoising_steps
 from sinklens.errors import HookNeverFired, PlanError, ScopeError
 from sinklens.probes import ReceivedAttention
 
@@ -587,3 +587,13 @@ def test_several_prompts_as_a_tensor(model: Model) -> None:
     pair = [PROMPT, PROMPT[::-1]]
     expected = run(model("LLaDA"), pair, Plan(new_tokens=3)).tokens
     assert torch.equal(run(model("LLaDA"), torch.tensor(pair), Plan(new_tokens=3)).tokens, expected)
+
+
+@pytest.mark.parametrize("steps", [-1, slice(-2, None), [0, -1]])
+def test_steps_from_the_end_need_rows_that_take_as_many(model: Model, steps: Any) -> None:
+    """Else they would mean another step in another batch."""
+    dlm, edit = model("LLaDA"), MaskSinks(SameStep(top_k=1), Where(steps=steps))
+    gaps = [[5, MASK, 9, MASK, MASK], [12, 40, MASK]]
+    with pytest.raises(ScopeError, match="the prompts of this run take 1 to 3 steps"):
+        next(denoising_steps(dlm, gaps, Plan(new_tokens=0), interventions=[edit]))
+    next(denoising_steps(dlm, gaps[:1] * 2, Plan(new_tokens=0), interventions=[edit]))
