@@ -74,7 +74,7 @@ def attend(
     """Mixed values [batch, head, query, d_head], and the pattern if it was formed as a whole.
 
     Scores and weights are float32 at least, whatever the model's dtype, as inside fused kernels: bfloat16 scores would
-    be wrong by a hundredth where attention is sharp, and so would sinks be.
+    make received attention wrong by hundredths where attention is sharp.
 
     Args:
         points: Two: one gets the scores before the softmax, -inf where the model does not look; one the weights.
