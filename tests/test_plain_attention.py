@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -175,3 +177,33 @@ def test_edited_weights_reach_every_forward(tiny_model: Any, way: str, hooked: b
         after = dlm(TOKENS)
     torch.testing.assert_close(after, dlm.bridge(TOKENS, return_type="logits"), atol=1e-4, rtol=1e-4)
     assert float((after - before).abs().max()) > 1e-2
+
+
+@torch.no_grad()
+def test_long_texts_come_in_blocks_of_the_size_that_is_said(model: Any) -> None:
+    """With the real block size, which other tests replace: no block holds more numbers than it may."""
+    attn, sizes = model("LLaDA").bridge.blocks[0].attn, []
+    q, k, v = (torch.randn(1, 2, 1100, 8, generator=torch.Generator().manual_seed(seed)) for seed in range(3))
+
+    def note(tensor: torch.Tensor, *, hook: Any) -> None:
+        sizes.append(tensor.shape[-2])
+
+    with attn_hook(attn.hook_pattern, rowwise(note)):
+        mixed, pattern = attention.streaming.attend(attn.opening[:2], [], q, k, v, None, 0.3, causal=False)
+    assert pattern is None
+    assert sum(sizes) == 1100
+    assert len(sizes) > 1
+    assert max(sizes) * 2 * 1100 <= attention.streaming.CPU_BLOCK
+    fused = torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=0.3)
+    torch.testing.assert_close(mixed, fused, atol=1e-5, rtol=0)
+
+
+@contextmanager
+def attn_hook(point: Any, function: Any) -> Iterator[None]:
+    """A hook for as long as the block runs."""
+    handle = point.add_hook(function)
+    try:
+        yield
+    finally:
+        handle.hook.remove()
+        point.fwd_hooks.remove(handle)
