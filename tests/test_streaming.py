@@ -305,3 +305,25 @@ def test_the_softmax_over_its_own_scores_is_the_softmax_bit_for_bit(dtype: torch
         expected = scores.softmax(-1)
         torch.softmax(scores, -1, out=scores)
         assert torch.equal(scores.nan_to_num(-1.0), expected.nan_to_num(-1.0))
+
+
+def test_hooks_that_an_error_interrupted_start_anew(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an edit looked at in a forward that ended early is not taken for the next one's."""
+    dlm, point = model("LLaDA"), "blocks.0.attn.hook_pattern"
+
+    def fail(tensor: torch.Tensor, *, hook: Any) -> None:
+        raise RuntimeError("enough")
+
+    hooks = MaskSinks(SameStep(top_k=2), Where(layers=0)).fwd_hooks(dlm)
+    with (
+        torch.no_grad(),
+        pytest.raises(RuntimeError, match="enough"),
+        dlm.hooks(fwd_hooks=[*hooks, (point, rowwise(fail, look=nothing))]),
+    ):
+        dlm(torch.tensor([PROMPTS[0]]))
+    monkeypatch.setattr(streaming, "rows_at_once", lambda *_: 99)
+    found = []
+    for used in (hooks, MaskSinks(SameStep(top_k=2), Where(layers=0)).fwd_hooks(dlm)):
+        with torch.no_grad(), dlm.hooks(fwd_hooks=used):
+            found.append(dlm(torch.tensor([PROMPTS[0][::-1]])))
+    assert torch.equal(found[0], found[1])

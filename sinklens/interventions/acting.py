@@ -115,6 +115,8 @@ class Acting:
     def hook(self, tensor: Tensor, *, hook: Any) -> Tensor | None:
         """The edit of a block, counted; with the last one the detector is told what it may need at the next step."""
         rows, attention = rows_of(hook, tensor), self.attention
+        if rows.start == 0 and rows.stop >= tensor.shape[-1]:
+            self.looked = False  # all of it: what was looked at belongs to a forward that an error ended
         pattern = None
         if not self.looked or (self.acts and not self.alike):
             pattern = self.edit.pattern(tensor)
