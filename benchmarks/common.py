@@ -20,7 +20,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 import sinklens as sl
-from sinklens.loading import SpecialIds
+from sinklens.models.loading import SpecialIds
 
 Job = Callable[[], object]
 MASK = 999
@@ -113,7 +113,7 @@ def fresh_peak(make: Callable[..., Job], *arguments: Any) -> float:
     It is forked from a process that has imported everything and run nothing.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["transformers.models.llama.modeling_llama", "sinklens.demo"])
+    context.set_forkserver_preload(["transformers.models.llama.modeling_llama", "sinklens.cli.demo"])
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(_peak, make, arguments).result()
 

@@ -8,7 +8,9 @@
 import torch
 
 import sinklens as sl
-from sinklens import dynamics, norms, rules, sharing
+from sinklens.analysis import dynamics, norms
+from sinklens.analysis import overlap as sharing
+from sinklens.sinks import named as rules
 
 torch.set_num_threads(1)  # models as small as the twins gain little from a second thread, and lose beside other work
 task = sl.tasks.Echo(n=32, seed=5)

@@ -15,8 +15,8 @@ import torch
 
 import sinklens as sl
 from sinklens import interventions as edit
-from sinklens import reproduce
-from sinklens.statistics import mean_and_interval, permutation_p
+from sinklens.experiments import published as reproduce
+from sinklens.experiments.statistics import mean_and_interval, permutation_p
 
 torch.set_num_threads(1)  # models as small as the twins gain little from a second thread, and lose beside other work
 SEED = int(sys.argv[1]) if len(sys.argv) > 1 and sys.argv[1].isdigit() else 0

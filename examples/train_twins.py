@@ -28,8 +28,8 @@ from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import sinklens
-from sinklens.families.llada import KEY_MAPPING
-from sinklens.loading import set_direction
+from sinklens.models.families.llada import KEY_MAPPING
+from sinklens.models.loading import set_direction
 from sinklens.sinks import SinkRule, received_attention, uniform_null
 from sinklens.tasks import EchoGrammar, echo_tokenizer
 
@@ -280,10 +280,11 @@ def install(seed: int, seeds: list[int], root: Path) -> None:
 
 def write_card(installed: int, seeds: list[int], root: Path) -> None:
     """Measure every seed's twins, and untrained ones, with sinklens itself, and write twins/README.md."""
-    from sinklens import demo, metrics
-    from sinklens.model import HookedDLM
+    from sinklens.analysis import rates as metrics
+    from sinklens.cli import demo
+    from sinklens.decoding.run import denoise
+    from sinklens.models.hooked_dlm import HookedDLM
     from sinklens.probes import ReceivedAttention
-    from sinklens.running import denoise
     from sinklens.tasks import Echo
 
     task, gaps = Echo(64, seed=3), Echo(64, seed=3, gaps=0.5)

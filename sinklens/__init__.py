@@ -8,56 +8,60 @@ from typing import TYPE_CHECKING, Any
 from sinklens.version import __version__
 
 if TYPE_CHECKING:
-    from sinklens import dynamics, interventions, metrics, norms, plots, probes, report, sharing, sinks, tasks
-    from sinklens.denoising import Step, denoising_steps
-    from sinklens.experiment import ablate, doses
+    from sinklens import analysis, interventions, plots, probes, report, sinks, tasks
+    from sinklens.analysis import dynamics, norms, overlap
+    from sinklens.analysis import rates as metrics
+    from sinklens.decoding.likelihood import log_likelihood
+    from sinklens.decoding.loop import Step, denoising_steps
+    from sinklens.decoding.plan import Plan
+    from sinklens.decoding.replay import replay
+    from sinklens.decoding.run import Run, denoise
+    from sinklens.experiments.ablation import ablate, doses
+    from sinklens.experiments.results import AblationResult, Effect
     from sinklens.hooks import Canvas, Where
     from sinklens.interventions import MaskSinks, PreviousStep, SameStep, ZeroSinks
-    from sinklens.likelihood import log_likelihood
-    from sinklens.model import HookedDLM
-    from sinklens.plan import Plan
-    from sinklens.planted_models import planted_model
-    from sinklens.planting import planted
+    from sinklens.models.hooked_dlm import HookedDLM
+    from sinklens.planted.models import planted_model
+    from sinklens.planted.records import planted
     from sinklens.probes.estimate import estimate
     from sinklens.records import concat, open, save
-    from sinklens.replaying import replay
-    from sinklens.results import AblationResult, Effect
-    from sinklens.rules import rule
-    from sinklens.running import Run, denoise
-    from sinklens.sinks import SinkRule
+    from sinklens.sinks.named import rule
+    from sinklens.sinks.rule import SinkRule
 
 # Where each public name lives. Resolved on first use, so that `import sinklens` and `sinklens --help` stay quick.
 _HOMES = {
-    "denoising": ("Step", "denoising_steps"),
-    "experiment": ("ablate", "doses"),
+    "decoding.likelihood": ("log_likelihood",),
+    "decoding.loop": ("Step", "denoising_steps"),
+    "decoding.plan": ("Plan",),
+    "decoding.replay": ("replay",),
+    "decoding.run": ("Run", "denoise"),
+    "experiments.ablation": ("ablate", "doses"),
+    "experiments.results": ("AblationResult", "Effect"),
     "hooks": ("Canvas", "Where"),
     "interventions": ("MaskSinks", "PreviousStep", "SameStep", "ZeroSinks"),
-    "model": ("HookedDLM",),
-    "likelihood": ("log_likelihood",),
-    "plan": ("Plan",),
-    "planted_models": ("planted_model",),
-    "planting": ("planted",),
+    "models.hooked_dlm": ("HookedDLM",),
+    "planted.models": ("planted_model",),
+    "planted.records": ("planted",),
     "probes.estimate": ("estimate",),
     "records": ("concat", "open", "save"),
-    "replaying": ("replay",),
-    "results": ("AblationResult", "Effect"),
-    "rules": ("rule",),
-    "running": ("Run", "denoise"),
-    "sinks": ("SinkRule",),
+    "sinks.named": ("rule",),
+    "sinks.rule": ("SinkRule",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
-_MODULES = (
-    "dynamics",
-    "interventions",
-    "metrics",
-    "norms",
-    "plots",
-    "probes",
-    "report",
-    "sharing",
-    "sinks",
-    "tasks",
-)
+# Rooms, and modules of `analysis`, under their public names.
+_MODULES = {
+    "analysis": "analysis",
+    "dynamics": "analysis.dynamics",
+    "interventions": "interventions",
+    "metrics": "analysis.rates",
+    "norms": "analysis.norms",
+    "overlap": "analysis.overlap",
+    "plots": "plots",
+    "probes": "probes",
+    "report": "report",
+    "sinks": "sinks",
+    "tasks": "tasks",
+}
 
 __all__ = [
     "AblationResult",
@@ -75,6 +79,7 @@ __all__ = [
     "ZeroSinks",
     "__version__",
     "ablate",
+    "analysis",
     "concat",
     "denoise",
     "denoising_steps",
@@ -86,6 +91,7 @@ __all__ = [
     "metrics",
     "norms",
     "open",
+    "overlap",
     "planted",
     "planted_model",
     "plots",
@@ -94,7 +100,6 @@ __all__ = [
     "report",
     "rule",
     "save",
-    "sharing",
     "sinks",
     "tasks",
 ]
@@ -105,7 +110,7 @@ def __getattr__(name: str) -> Any:
     if name in _HOME:
         value = getattr(importlib.import_module(f"sinklens.{_HOME[name]}"), name)
     elif name in _MODULES:
-        value = importlib.import_module(f"sinklens.{name}")
+        value = importlib.import_module(f"sinklens.{_MODULES[name]}")
     else:
         raise AttributeError(f"module 'sinklens' has no attribute {name!r}; its names are {', '.join(__all__)}")
     globals()[name] = value

@@ -11,8 +11,8 @@ import torch
 import transformers
 
 from sinklens import HookedDLM
-from sinklens.families import FAMILIES
-from sinklens.loading import SpecialIds
+from sinklens.models.families import FAMILIES
+from sinklens.models.loading import SpecialIds
 
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("sinklens", deadline=None, derandomize=True, max_examples=25, database=None)

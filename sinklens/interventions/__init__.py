@@ -1,6 +1,6 @@
 """Interventions: who is edited (detectors), where (Where), what is done (operators), against what (controls)."""
 
-from sinklens.interventions.composed import InOrder, SideBySide
+from sinklens.interventions.compose import InOrder, SideBySide
 from sinklens.interventions.controls import (
     CONTROLS,
     BottomKeys,
@@ -11,15 +11,15 @@ from sinklens.interventions.controls import (
     control,
     other_prompt,
 )
-from sinklens.interventions.detectors import Detector, LastQuery, PreviousStep, SameStep
-from sinklens.interventions.edits import At, Edit, SinkEdit
-from sinklens.interventions.keepkeys import KeepKeys
-from sinklens.interventions.named import GRAMMAR, parse
-from sinklens.interventions.places import ByKeyNorm, ByToken, Fixed, FromRecord
-from sinklens.interventions.runs import Pin, SinkToken
-from sinklens.interventions.scores import BiasSinks, MaskSinks, NullKey
-from sinklens.interventions.values import MeanValue, NoiseValue, ZeroValue
-from sinklens.interventions.weights import NoOp, Redistribute, ScaleSinks, Swap, ZeroSinks
+from sinklens.interventions.edits.base import At, Edit, SinkEdit
+from sinklens.interventions.edits.budget import KeepKeys
+from sinklens.interventions.edits.scores import BiasSinks, MaskSinks, NullKey
+from sinklens.interventions.edits.transplant import Pin, SinkToken
+from sinklens.interventions.edits.values import MeanValue, NoiseValue, ZeroValue
+from sinklens.interventions.edits.weights import NoOp, Redistribute, ScaleSinks, Swap, ZeroSinks
+from sinklens.interventions.selectors.attention import Detector, LastQuery, PreviousStep, SameStep
+from sinklens.interventions.selectors.places import ByKeyNorm, ByToken, Fixed, FromRecord
+from sinklens.interventions.text import GRAMMAR, parse
 
 __all__ = [
     "CONTROLS",

@@ -11,12 +11,12 @@ import xarray as xr
 from torch import Tensor
 
 from sinklens.hooks import Canvas, Hook, is_causal
-from sinklens.interventions.detectors import Detector
-from sinklens.interventions.edits import SinkEdit
-from sinklens.interventions.keepkeys import KeepKeys
+from sinklens.interventions.edits.base import SinkEdit
+from sinklens.interventions.edits.budget import KeepKeys
+from sinklens.interventions.edits.weights import NoOp
 from sinklens.interventions.noise import noise
-from sinklens.interventions.places import FromRecord
-from sinklens.interventions.weights import NoOp
+from sinklens.interventions.selectors.attention import Detector
+from sinklens.interventions.selectors.places import FromRecord
 from sinklens.sinks import SinkRule, largest
 
 
@@ -210,7 +210,7 @@ def _near(place: Tensor, able: Tensor, free: Tensor) -> Tensor:
 
 
 def _class_of_ids(model: Any) -> Tensor:
-    from sinklens.tokenclasses import CLASSES, token_class
+    from sinklens.sinks.tokens import CLASSES, token_class
 
     if getattr(model, "tokenizer", None) is None:
         return torch.arange(int(model.cfg.d_vocab))

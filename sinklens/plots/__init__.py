@@ -17,7 +17,7 @@ from sinklens.plots.effects import conditions, dose_response, effects
 from sinklens.plots.lives import sink_lives
 from sinklens.plots.pairs import side_by_side
 from sinklens.plots.panels import PANELS, heads, layer_steps
-from sinklens.plots.runs import sink_positions, timeline
+from sinklens.plots.single import sink_positions, timeline
 from sinklens.plots.tables import ablation, layer_counts, token_classes
 from sinklens.plots.theme import COLORS, FONT, SCALE, SYMBOLS, describe, themed, visible
 from sinklens.plots.training import emergence

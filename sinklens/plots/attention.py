@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from sinklens import norms
+from sinklens.analysis import norms
 from sinklens.plots.data import CELL, check_prompt, flags_of, need, null_of, null_words, place, received_of
 from sinklens.plots.theme import COLORS, describe, themed, titled, visible
 from sinklens.sinks import SinkRule

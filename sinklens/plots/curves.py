@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from sinklens import dynamics
+from sinklens.analysis import dynamics
 from sinklens.plots.data import flags_of, null_of, null_words, place, received_of
 from sinklens.plots.theme import COLORS, SYMBOLS, describe, filled, safe, themed, titled
 from sinklens.sinks import SinkRule

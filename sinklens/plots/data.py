@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from sinklens import metrics
+from sinklens.analysis import rates as metrics
 from sinklens.plots.theme import safe
 from sinklens.sinks import SinkRule, uniform_null
 

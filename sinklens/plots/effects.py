@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from sinklens.measures import METRICS
+from sinklens.experiments.outcomes import METRICS
+from sinklens.experiments.results import UNMASKED, AblationResult
 from sinklens.plots.theme import COLORS, safe, themed, titled
-from sinklens.results import UNMASKED, AblationResult
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

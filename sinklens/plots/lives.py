@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from sinklens import dynamics
+from sinklens.analysis import dynamics
 from sinklens.plots.data import null_of, on_canvas, place, received_of, row_of
 from sinklens.plots.theme import COLORS, describe, themed, titled
 from sinklens.sinks import SinkRule

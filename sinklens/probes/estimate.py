@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+from sinklens.decoding.plan import Plan
 from sinklens.hooks import Probe, chosen
-from sinklens.plan import Plan
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from sinklens.errors import HookNeverFired, ScopeError
 from sinklens.hooks import Canvas, Hook, Where
 from sinklens.probes.base import LayerProbe, seen
 from sinklens.sinks import Positions, received_attention
-from sinklens.tokenclasses import CLASSES, ids_of_class
+from sinklens.sinks.tokens import CLASSES, ids_of_class
 
 
 class MassOn(LayerProbe):

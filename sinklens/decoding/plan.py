@@ -1,0 +1,150 @@
+"""The Plan: how to decode, checked before anything is computed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Literal, get_args
+
+from sinklens.errors import PlanError
+from sinklens.models.hooked_dlm import HookedDLM
+
+Remasking = Literal["low_confidence", "random", "margin", "entropy", "maskgit_plus", "origin"]
+Sampler = Literal["llada", "dream"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to decode. Fields left at None take the model family's default.
+
+    Attributes:
+        new_tokens: Positions to append and fill. 0 fills the mask tokens inside the prompts instead (gaps).
+        steps: Denoising steps in all; one token per step when None.
+        block_length: Blocks are filled from left to right; one block when None.
+        remasking: Which positions a step commits: the most confident by "low_confidence" (probability of the
+            chosen token), "margin", "entropy", "maskgit_plus"; at "random"; or "origin" (Dream: each with
+            probability 1 - s/t).
+        sampler: Whose counts per step and whose random draws: "llada" (even split, Gumbel-max in float64) or
+            "dream" (timesteps from 1 to eps, categorical draws with top_p and top_k).
+        threshold: Commit every position whose confidence reaches it, at least one per step (Fast-dLLM's
+            parallel decoding); `steps` is then not used.
+        temperature: 0 takes the likeliest token.
+        top_p: Nucleus, for the "dream" sampler and the autoregressive baselines.
+        top_k: Likewise.
+        cfg_scale: Classifier-free guidance w: u + (w + 1)(c - u), u with the prompt masked.
+        eps: Dream's last timestep.
+        alg_temp: Dream: draw the positions to commit with this temperature on the confidence.
+        suppress_eos: LLaDA, appendix B.4: "logits" never chooses EOS; "confidence" commits EOS and EoT last
+            (their confidence is 0 and the others' is renormalised, at every temperature); "both" does both.
+        allow_mask: Let the model choose the mask token, as the official samplers do; the position then stays
+            masked. By default it cannot be chosen.
+        chat: Put text prompts into the tokenizer's chat template.
+    """
+
+    new_tokens: int = 32
+    steps: int | None = None
+    block_length: int | None = None
+    remasking: Remasking | None = None
+    sampler: Sampler | None = None
+    threshold: float | None = None
+    temperature: float = 0.0
+    top_p: float | None = None
+    top_k: int | None = None
+    cfg_scale: float = 0.0
+    eps: float = 1e-3
+    alg_temp: float | None = None
+    suppress_eos: Literal["logits", "confidence", "both"] | None = None
+    allow_mask: bool = False
+    chat: bool = False
+
+    def __post_init__(self) -> None:
+        rules = [
+            ("new_tokens", self.new_tokens >= 0, "must be at least 0 (0 fills the gaps inside the prompts)"),
+            ("steps", self.steps is None or self.steps >= 1, "must be at least 1"),
+            ("block_length", self.block_length is None or self.block_length >= 1, "must be at least 1"),
+            ("remasking", self.remasking in (None, *get_args(Remasking)), f"must be one of {get_args(Remasking)}"),
+            ("sampler", self.sampler in (None, *get_args(Sampler)), f"must be one of {get_args(Sampler)}"),
+            ("threshold", self.threshold is None or 0 < self.threshold <= 1, "must be in (0, 1]"),
+            ("temperature", self.temperature >= 0, "must be at least 0"),
+            ("top_p", self.top_p is None or 0 < self.top_p <= 1, "must be in (0, 1]"),
+            ("top_k", self.top_k is None or self.top_k >= 1, "must be at least 1"),
+            ("cfg_scale", self.cfg_scale >= 0, "must be at least 0"),
+            ("eps", 0 < self.eps < 1, "must be in (0, 1)"),
+            ("alg_temp", self.alg_temp is None or self.alg_temp >= 0, "must be at least 0"),
+            (
+                "suppress_eos",
+                self.suppress_eos in (None, "logits", "confidence", "both"),
+                "must be 'logits', 'confidence' or 'both'",
+            ),
+        ]
+        for name, holds, rule in rules:
+            if not holds:
+                raise PlanError(f"{name}={getattr(self, name)!r} {rule}")
+
+    def resolved(self, dlm: HookedDLM) -> Plan:
+        """The plan with the family's defaults filled in and checked against itself.
+
+        Raises:
+            PlanError: naming the field, its value and the rule.
+        """
+        if dlm.is_causal:
+            return self._resolved_causal(dlm)
+        default = dlm.family.plan
+        plan = replace(
+            self,
+            sampler=self.sampler or default.get("sampler", "llada"),
+            remasking=self.remasking or default.get("remasking", "low_confidence"),
+        )
+        if self.new_tokens == 0:
+            if self.block_length is not None:
+                raise PlanError(f"block_length={self.block_length} has no meaning for filling gaps (new_tokens=0)")
+            return plan._checked()
+        block = self.block_length
+        if block is None:
+            block = default.get("block_length", self.new_tokens)
+            block = block if self.new_tokens % block == 0 else self.new_tokens
+        if self.new_tokens % block:
+            raise PlanError(f"new_tokens={self.new_tokens} is not a multiple of block_length={block}")
+        blocks = self.new_tokens // block
+        steps = self.steps if self.steps is not None else self.new_tokens
+        if self.threshold is None and steps % blocks:
+            raise PlanError(f"steps={steps} is not divisible by the {blocks} blocks of new_tokens={self.new_tokens}")
+        if self.threshold is None and steps > self.new_tokens:
+            raise PlanError(
+                f"steps={steps} is more than new_tokens={self.new_tokens}; a step commits at least one token"
+            )
+        return replace(plan, steps=steps, block_length=block)._checked()
+
+    def _checked(self) -> Plan:
+        if self.sampler == "dream":
+            if self.block_length not in (None, self.new_tokens):
+                raise PlanError(
+                    f"block_length={self.block_length}: the sampler 'dream' has no blocks; use sampler='llada'"
+                )
+            if self.remasking == "random":
+                raise PlanError("remasking='random' belongs to sampler='llada'; 'dream' has 'origin'")
+        elif self.remasking == "origin":
+            raise PlanError("remasking='origin' needs sampler='dream' (its timesteps)")
+        for name in ("top_p", "top_k", "alg_temp"):
+            if self.sampler == "llada" and getattr(self, name) is not None:
+                raise PlanError(f"{name}={getattr(self, name)} needs sampler='dream'; LLaDA's sampler does not use it")
+        if self.threshold is not None and self.remasking in ("random", "origin"):
+            raise PlanError(
+                f"threshold={self.threshold} compares confidences, and remasking={self.remasking!r} has none"
+            )
+        return self
+
+    def _resolved_causal(self, dlm: HookedDLM) -> Plan:
+        default = Plan()
+        unused = ("steps", "block_length", "remasking", "sampler", "threshold", "cfg_scale", "alg_temp")
+        for name in unused:
+            if getattr(self, name) != getattr(default, name):
+                raise PlanError(
+                    f"{name}={getattr(self, name)!r} has no meaning for the autoregressive {dlm.name}: it commits one "
+                    "token per step, from left to right"
+                )
+        return replace(self, steps=self.new_tokens or None)
+
+    def for_causal(self) -> Plan:
+        """The same plan without what only diffusion models use: for running a baseline beside them."""
+        keep = ("new_tokens", "temperature", "top_p", "top_k", "suppress_eos", "allow_mask", "chat")
+        return Plan(**{f.name: getattr(self, f.name) for f in fields(self) if f.name in keep})

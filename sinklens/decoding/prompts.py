@@ -1,0 +1,89 @@
+"""From prompts to the canvas of the first step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sinklens.decoding.plan import Plan
+from sinklens.errors import PlanError
+from sinklens.hooks import Canvas
+from sinklens.models.hooked_dlm import HookedDLM
+
+Prompt = str | Sequence[int] | Tensor
+
+
+def first_canvas(
+    dlm: HookedDLM, prompts: Sequence[Prompt], plan: Plan, seeds: Sequence[int]
+) -> tuple[Canvas, list[int]]:
+    """The canvas before the first step (prompts left-padded, masks to the right), and where each row starts.
+
+    Raises:
+        PlanError: an empty prompt, one that does not fit the context, one without or with gaps when it should not.
+    """
+    rows = [dlm.encode(prompt, chat=plan.chat and isinstance(prompt, str)) for prompt in prompts]
+    if not rows:
+        raise PlanError("prompts is empty; give at least one")
+    pad = dlm.ids.pad if dlm.ids.pad is not None else 0
+    # A baseline has no mask token; what stands at a position that it has not generated is never seen.
+    mask = dlm.ids.mask if dlm.ids.mask is not None else pad
+    for index, row in enumerate(rows):
+        gaps = sum(token == dlm.ids.mask for token in row) if dlm.ids.mask is not None else 0
+        if not row:
+            raise PlanError(f"prompt {index} is empty; give at least one token, for example the BOS token")
+        if len(row) + plan.new_tokens > dlm.n_ctx:
+            raise PlanError(
+                f"prompt {index} has {len(row)} tokens; with new_tokens={plan.new_tokens} that exceeds the context of "
+                f"{dlm.n_ctx}"
+            )
+        if plan.new_tokens == 0 and not gaps:
+            raise PlanError(f"new_tokens=0 fills gaps, and prompt {index} holds no mask token")
+        if plan.new_tokens > 0 and gaps and not plan.allow_mask:
+            raise PlanError(f"prompt {index} holds {gaps} mask tokens; to fill gaps say new_tokens=0")
+        if dlm.is_causal and plan.new_tokens == 0 and row[0] == dlm.ids.mask:
+            raise PlanError(f"prompt {index} begins with a gap; an autoregressive model needs a token before it")
+        if plan.new_tokens == 0 and plan.steps is not None and plan.steps > gaps and plan.threshold is None:
+            raise PlanError(f"steps={plan.steps} is more than the {gaps} gaps of prompt {index}")
+    longest = max(map(len, rows))
+    starts = [longest - len(row) for row in rows]
+    padded = [[pad] * start + row + [mask] * plan.new_tokens for start, row in zip(starts, rows, strict=True)]
+    tokens = torch.tensor(padded, device=dlm.device)
+    position = torch.arange(tokens.shape[1], device=dlm.device)
+    valid = position >= torch.tensor(starts, device=dlm.device)[:, None]
+    response = (position >= longest).expand_as(valid)
+    gap = valid & (tokens == dlm.ids.mask) if dlm.ids.mask is not None else torch.zeros_like(valid)
+    masked = response | gap
+    return Canvas(tokens, valid, masked, valid & ~masked, step=0, seeds=tuple(seeds)), starts
+
+
+def as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """One prompt or several, as a list."""
+    if isinstance(prompts, str) or (isinstance(prompts, Tensor) and prompts.ndim == 1):
+        return [prompts]
+    if isinstance(prompts, Tensor):
+        return list(prompts)
+    listed: list[Any] = list(prompts)
+    return [listed] if listed and isinstance(listed[0], int | np.integer) else listed
+
+
+def step_limits(dlm: HookedDLM, plan: Plan, canvas: Canvas) -> list[int]:
+    """The most steps that each row can take."""
+    masks = canvas.masked.sum(-1).tolist()
+    return masks if dlm.is_causal or plan.steps is None or plan.threshold is not None else [plan.steps] * len(masks)
+
+
+def forced_tokens(canvas: Canvas, force: Sequence[Sequence[int]]) -> Tensor:
+    """The canvas with every gap filled by the tokens to be forced."""
+    if len(force) != len(canvas.tokens):
+        raise PlanError(f"force has {len(force)} entries for {len(canvas.tokens)} prompts")
+    out = canvas.tokens.clone()
+    for row, tokens in enumerate(force):
+        places = canvas.masked[row]
+        if len(tokens) != int(places.sum()):
+            raise PlanError(f"force[{row}] has {len(tokens)} tokens for {int(places.sum())} positions to fill")
+        out[row, places] = torch.tensor(list(tokens), device=out.device)
+    return out

@@ -1,0 +1,69 @@
+"""Run a record again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import numpy as np
+import xarray as xr
+
+from sinklens.decoding.plan import Plan
+from sinklens.decoding.run import Run, denoise
+from sinklens.errors import RecordError
+from sinklens.hooks import Intervention, Probe
+from sinklens.models.hooked_dlm import HookedDLM
+
+
+def replay(
+    record: xr.Dataset,
+    dlm: HookedDLM | None = None,
+    *,
+    probes: Sequence[Probe] = (),
+    interventions: Sequence[Intervention] = (),
+    progress: bool = True,
+) -> Run:
+    """Decode a record's prompts again, to the same tokens, for example with other probes.
+
+    Args:
+        record: A record of `denoise`.
+        dlm: The model; loaded by the record's model name and revision when None.
+        probes: What to measure this time.
+        interventions: The edits of the record, if it had any (a record keeps their description, not the objects).
+        progress: Show a progress bar.
+
+    Raises:
+        RecordError: the record says nothing about its making, had other edits, was teacher-forced, or the tokens
+            come out differently (another model, version or device).
+    """
+    try:
+        made = json.loads(record.attrs["provenance"])
+        plan = Plan(**made["plan"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise RecordError(f"this record cannot be replayed, its provenance lacks {error}") from error
+    if made.get("forced"):
+        raise RecordError("this record was teacher-forced; run denoise with force= or follow= to repeat it")
+    described = [repr(edit) for edit in interventions]
+    if described != made["interventions"]:
+        raise RecordError(f"the record was made with interventions {made['interventions']}, and given are {described}")
+    dlm = dlm or HookedDLM.from_pretrained(made["model"], revision=made["revision"])
+    token, given = record["token"].to_numpy(), record["given"].to_numpy()
+    if plan.new_tokens == 0:  # the gaps of a prompt are masks again
+        prompts = [
+            np.where(mask == 0, dlm.ids.mask, row)[row >= 0].tolist() for row, mask in zip(token, given, strict=True)
+        ]
+    else:
+        prompts = [row[mask == 1].tolist() for row, mask in zip(token, given, strict=True)]
+    run = denoise(
+        dlm,
+        prompts,
+        plan.for_causal() if dlm.is_causal else plan,
+        probes=probes,
+        interventions=interventions,
+        seed=made["seed"],
+        progress="replaying" if progress else False,
+    )
+    if not np.array_equal(run.record["token"].to_numpy(), token):
+        where = made["versions"] | {"device": made["device"], "dtype": made["dtype"]}
+        raise RecordError(f"{dlm.name} gave other tokens than the record, which was made with {where}")
+    return run

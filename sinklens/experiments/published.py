@@ -1,0 +1,123 @@
+"""Published tables as one call: the protocol of the paper, its numbers beside ours, and the controls that it lacks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sinklens.experiments.config import Spec
+from sinklens.experiments.results import UNMASKED, AblationResult
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+KS = (1, 5, 10)
+SETTINGS = (UNMASKED, *(f"top-{k}" for k in KS))
+
+# arXiv 2510.15731, table 1: accuracy (unmasked, top-1, top-5, top-10), by dataset and model.
+PUBLISHED: dict[str, dict[str, tuple[float, ...]]] = {
+    "GSM8K": {
+        "Dream-7B": (0.82, 0.79, 0.78, 0.75),
+        "LLaDA-8B": (0.76, 0.75, 0.73, 0.55),
+        "MMaDA-8B": (0.54, 0.53, 0.54, 0.37),
+        "Llama-3.1-8B": (0.85, 0.02, 0.02, 0.01),
+    },
+    "HumanEval": {
+        "Dream-7B": (0.60, 0.64, 0.61, 0.57),
+        "LLaDA-8B": (0.37, 0.37, 0.39, 0.35),
+        "MMaDA-8B": (0.16, 0.16, 0.18, 0.09),
+        "Llama-3.1-8B": (0.66, 0.00, 0.00, 0.00),
+    },
+}
+
+
+def table1(
+    model: str,
+    task: str = "echo",
+    *,
+    ks: Sequence[int] = KS,
+    save_to: str | Path | None = None,
+    progress: bool | str = True,
+    **options: Any,
+) -> AblationResult:
+    """Table 1 of arXiv 2510.15731 for one model: accuracy without its top 1, 5 and 10 sinks, by the paper's protocol.
+
+    At step t the keys that received most at step t - 1, in each layer and head by itself, get -inf before the softmax
+    (all layers, heads, queries and keys); for autoregressive models those that the last query attends to most (section
+    4.3). What the paper leaves open is chosen as the defaults of `PreviousStep` (closed loop, step 0 unedited).
+    Beyond the paper: the same with as many random keys, and with random keys of the same total attention.
+
+    Args:
+        model: As in `HookedDLM.from_pretrained`.
+        task: "echo" or a JSONL file.
+        ks: How many sinks.
+        save_to: As in `ablate`; an interrupted table goes on where it was.
+        progress: As in `ablate`.
+        **options: Further fields of `specs.Spec` (prompts, gaps, extract, plan, seeds, controls, batch_size).
+    """
+    edits = {f"top-{k}": f"mask:top{k}" for k in ks}
+    asked = Spec(model=model, task=task, edits=edits, controls=("random", "same_mass"))
+    return replace(asked, **options).run(save_to=save_to, progress=progress)
+
+
+def layout(results: Sequence[AblationResult]) -> pd.DataFrame:
+    """Results in the paper's layout: a row per task, model and setting.
+
+    Columns: task, model, setting, accuracy, low, high (95 % interval), one column per control (accuracy with random
+    keys masked instead), pairs (prompts that could be scored on all sides; the next columns are of these alone),
+    minus_control (difference of differences to the first control) with its interval, p_holm.
+    """
+    import pandas as pd
+
+    rows: list[dict[str, Any]] = []
+    for result in results:
+        summary: Any = result.summary()
+        metric = summary["metric"].iloc[0]
+        effects: Any = result.effects(metric)
+        for condition, part in summary[summary.metric == metric].groupby("condition", sort=False):
+            main = part[part.kind.isin([UNMASKED, "sinks"])].iloc[0]
+            row = {"task": result.provenance["task"], "model": main.model, "setting": condition}
+            row |= {"accuracy": main.value, "low": main.low, "high": main.high}
+            for other in part[~part.kind.isin([UNMASKED, "sinks"])].itertuples():
+                row[f"{other.kind} keys"] = other.value
+            against = effects[effects.condition == condition]
+            if len(against) and against["control"].iloc[0]:
+                first = against.iloc[0]
+                row |= {
+                    "pairs": first.pairs_control,
+                    "minus_control": first.to_control,
+                    "minus_control_low": first.to_control_low,
+                }
+                row |= {"minus_control_high": first.to_control_high, "p_holm": first.to_control_p_holm}
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def published() -> pd.DataFrame:
+    """The paper's table 1, in the same layout (its intervals are standard errors of the harness and left out)."""
+    import pandas as pd
+
+    rows = [
+        {"task": task, "model": model, "setting": setting, "accuracy": value}
+        for task, models in PUBLISHED.items()
+        for model, values in models.items()
+        for setting, value in zip(SETTINGS, values, strict=True)
+    ]
+    return pd.DataFrame(rows)
+
+
+def wide(table: pd.DataFrame) -> pd.DataFrame:
+    """As the paper prints it: settings below each other, models side by side."""
+    shown: Any = table.copy()
+    if "low" in shown:
+        shown["accuracy"] = [
+            f"{a:.2f} [{low:.2f}, {high:.2f}]"
+            for a, low, high in zip(shown.accuracy, shown.low, shown.high, strict=True)
+        ]
+    else:
+        shown["accuracy"] = [f"{a:.2f}" for a in shown.accuracy]
+    return shown.pivot_table(
+        index=["task", "setting"], columns="model", values="accuracy", aggfunc="first", sort=False
+    ).reset_index()

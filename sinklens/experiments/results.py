@@ -1,0 +1,272 @@
+"""What an ablation found: rows, paired effects with intervals and p-values, tables."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from sinklens.errors import RecordError
+from sinklens.experiments.outcomes import METRICS
+from sinklens.experiments.statistics import equivalent, holm, mean_and_interval, permutation_p, rate_and_interval
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+UNMASKED = "unmasked"
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What a condition does to a metric, paired by prompt (the mean over seeds), with 95 % bootstrap intervals.
+
+    Attributes:
+        condition: Name of the condition.
+        metric: Which metric (`measures.METRICS`), in its unit.
+        control: Name of the control; None without one.
+        pairs: Number of prompts that could be scored unmasked and under the condition.
+        pairs_control: Number that could be scored under the control, too; to_control is of these.
+        unmasked: Mean of the metric without an edit, over these prompts.
+        value: Mean under the condition.
+        to_unmasked: Mean of condition - unmasked.
+        to_unmasked_interval: Its interval.
+        to_unmasked_p: Two-sided p-value of a sign-flip permutation test that it is 0.
+        to_control: Mean of (condition - unmasked) - (control - unmasked): the difference of differences.
+        to_control_interval: Its interval.
+        to_control_p: Its p-value.
+        margin: The largest difference that would not matter, if one was given.
+        equivalent: Whether to_unmasked is shown to be within the margin (two one-sided tests at 5 %); an interval
+            that contains 0 alone shows nothing.
+        equivalent_to_control: The same for to_control.
+    """
+
+    condition: str
+    metric: str
+    control: str | None
+    pairs: int
+    unmasked: float
+    value: float
+    to_unmasked: float
+    to_unmasked_interval: tuple[float, float]
+    to_unmasked_p: float
+    pairs_control: int | None = None
+    to_control: float | None = None
+    to_control_interval: tuple[float, float] | None = None
+    to_control_p: float | None = None
+    margin: float | None = None
+    equivalent: bool | None = None
+    equivalent_to_control: bool | None = None
+
+
+@dataclass(frozen=True)
+class AblationResult:
+    """One row per prompt, seed, condition, kind and metric; `finished` is False after an interrupt.
+
+    Row fields: model, task, prompt (index), name, seed, condition, kind (unmasked, sinks, or a control's name), metric,
+    value (nan where nothing could be scored), places (how many tokens it is the mean of), edited_keys (over steps,
+    layers and heads), edited_mass (attention that these held, each query having 1). `provenance` says what made them.
+    """
+
+    rows: list[dict[str, Any]]
+    finished: bool = True
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """All rows."""
+        import pandas as pd
+
+        return pd.DataFrame(self.rows)
+
+    def save(self, path: str | Path) -> Path:
+        """Write rows and provenance as JSON, whole or not at all."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        try:
+            partial.write_text(json.dumps(asdict(self)), encoding="utf-8")
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+        return path
+
+    @classmethod
+    def open(cls, path: str | Path) -> AblationResult:
+        """Read what `save` wrote.
+
+        Raises:
+            RecordError: no such file, or one that is no ablation.
+        """
+        try:
+            stored = json.loads(Path(path).read_text(encoding="utf-8"))
+            rows, fields = stored["rows"], ("model", "prompt", "seed", "condition", "kind", "metric", "value")
+            if not isinstance(rows, list) or any(name not in row for row in rows for name in fields):
+                raise TypeError("its rows are not those of an ablation")
+            return cls(rows, bool(stored["finished"]), dict(stored["provenance"]))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RecordError(f"{str(path)!r} is no ablation that AblationResult.save wrote: {error!r}") from error
+
+    def _known(self) -> dict[str, list[str]]:
+        return {
+            name: list(dict.fromkeys(str(row[name]) for row in self.rows)) for name in ("condition", "kind", "metric")
+        }
+
+    def controls(self, condition: str) -> list[str]:
+        """Names of the controls that a condition was run with."""
+        kinds = dict.fromkeys(row["kind"] for row in self.rows if row["condition"] == condition)
+        return [kind for kind in kinds if kind not in (UNMASKED, "sinks")]
+
+    def paired(self, metric: str, *sides: tuple[str, str]) -> Tensor:
+        """Values of several sides (condition, kind) for the same prompts [side, prompt], each the mean over seeds.
+
+        Prompts that a side lacks, or could not score, are left out on all sides.
+
+        Raises:
+            ValueError: a side that was not run.
+        """
+        tables: list[dict[tuple[Any, Any], float]] = []
+        for condition, kind in sides:
+            found = {
+                (row["prompt"], row["seed"]): row["value"]
+                for row in self.rows
+                if (row["condition"], row["kind"], row["metric"]) == (condition, kind, metric)
+            }
+            if not found:
+                raise ValueError(f"there are no rows for {(condition, kind, metric)}; there are {self._known()}")
+            tables.append(found)
+        pairs = sorted(set.intersection(*(set(table) for table in tables)))
+        pairs = [pair for pair in pairs if not any(math.isnan(table[pair]) for table in tables)]
+        prompts = list(dict.fromkeys(prompt for prompt, _ in pairs))
+        means = [
+            [_mean([table[pair] for pair in pairs if pair[0] == prompt]) for prompt in prompts] for table in tables
+        ]
+        return torch.tensor(means, dtype=torch.float64).reshape(len(sides), len(prompts))
+
+    def effect(
+        self, condition: str, metric: str | None = None, *, control: str | None = None, margin: float | None = None
+    ) -> Effect:
+        """Effect of a condition against unmasked and against its control.
+
+        Args:
+            condition: Name of the condition.
+            metric: Which metric; the first that was measured when None.
+            control: Which control; the first that was run when None.
+            margin: The largest difference that would not matter, for the equivalence test.
+
+        Raises:
+            ValueError: a condition, metric or control that was not run; nothing that could be scored.
+        """
+        metric = metric or next(iter(self._known()["metric"]), "")
+        control = control or next(iter(self.controls(condition)), None)
+        values = self.paired(metric, (UNMASKED, UNMASKED), (condition, "sinks"))
+        if not values.shape[1]:
+            raise ValueError(f"no prompt could be scored for {condition!r}, metric {metric!r}")
+        change = values[1] - values[0]
+        mean, interval = mean_and_interval(change)
+        found: dict[str, Any] = {}
+        if control:
+            beside = self.paired(metric, (UNMASKED, UNMASKED), (condition, "sinks"), (condition, control))
+            if not beside.shape[1]:
+                raise ValueError(f"no prompt could be scored for {condition!r} and {control!r}, metric {metric!r}")
+            beyond = beside[1] - beside[2]
+            found["pairs_control"] = beside.shape[1]
+            found["to_control"], found["to_control_interval"] = mean_and_interval(beyond)
+            found["to_control_p"] = permutation_p(beyond)
+            found["equivalent_to_control"] = None if margin is None else equivalent(beyond, margin)
+        if margin is not None:
+            found |= {"margin": margin, "equivalent": equivalent(change, margin)}
+        sides_of = {"unmasked": float(values[0].mean()), "value": float(values[1].mean())}
+        return Effect(
+            condition=condition,
+            metric=metric,
+            control=control,
+            pairs=values.shape[1],
+            to_unmasked=mean,
+            to_unmasked_interval=interval,
+            to_unmasked_p=permutation_p(change),
+            **sides_of,
+            **found,
+        )
+
+    def effects(self, metric: str | None = None, *, margin: float | None = None) -> pd.DataFrame:
+        """Every condition against unmasked and against each of its controls, as a table.
+
+        Columns: those of Effect (intervals as low and high), and the p-values after Holm's correction over all rows of
+        the table (each set of tests by itself: to_unmasked_p_holm, to_control_p_holm).
+
+        Args:
+            metric: Which metric; the first that was measured when None.
+            margin: For the equivalence tests.
+        """
+        import pandas as pd
+
+        conditions = [name for name in self._known()["condition"] if name != UNMASKED]
+        if not conditions:
+            raise ValueError("there are no conditions, only the unmasked run")
+        rows: list[dict[str, Any]] = []
+        for condition in conditions:
+            for control in self.controls(condition) or [None]:
+                row = asdict(self._effect_or_nothing(condition, metric, control, margin))
+                for name in ("to_unmasked", "to_control"):
+                    low, high = row.pop(f"{name}_interval") or (float("nan"),) * 2
+                    row |= {f"{name}_low": low, f"{name}_high": high}
+                rows.append(row)
+        frame: Any = pd.DataFrame(rows)
+        seen = {row["condition"]: row["to_unmasked_p"] for row in rows}  # one test each, however many controls
+        corrected = dict(zip(seen, holm(list(seen.values())), strict=True))
+        frame["to_unmasked_p_holm"] = frame["condition"].map(corrected)
+        frame["to_control_p_holm"] = holm([float("nan") if p is None else p for p in frame["to_control_p"]])
+        return frame
+
+    def _effect_or_nothing(
+        self, condition: str, metric: str | None, control: str | None, margin: float | None
+    ) -> Effect:
+        """The effect; numbers that are none where no prompt could be scored."""
+        nan = float("nan")
+        metric = metric or next(iter(self._known()["metric"]), "")
+        if self.paired(metric, (UNMASKED, UNMASKED), (condition, "sinks")).shape[1] == 0:
+            return Effect(condition, metric, control, 0, nan, nan, nan, (nan, nan), nan)
+        if control and not self.paired(metric, (condition, "sinks"), (condition, control)).shape[1]:
+            return replace(self._alone(condition, metric, margin), control=control, pairs_control=0)
+        return self.effect(condition, metric, control=control, margin=margin)
+
+    def _alone(self, condition: str, metric: str, margin: float | None) -> Effect:
+        """Against unmasked only."""
+        rows = [row for row in self.rows if row["kind"] in (UNMASKED, "sinks")]
+        return AblationResult(rows).effect(condition, metric, margin=margin)
+
+    def summary(self) -> pd.DataFrame:
+        """Mean of each metric per condition and kind, with a 95 % interval over prompts (each the mean over seeds).
+
+        Percentile bootstrap; exact (Clopper-Pearson) for shares where every prompt scores 0 or every one 1.
+        Columns: model, metric, condition, kind, value, low, high, scored (prompts), places (tokens), edited_keys and
+        edited_mass (means over prompts and seeds).
+        """
+        import pandas as pd
+
+        out = []
+        frame = self.to_dataframe()
+        keys = ["model", "metric", "condition", "kind"]
+        grouped: Any = frame.groupby(keys, sort=False)
+        for names, group in grouped:
+            means = group.groupby("prompt")["value"].mean().dropna()
+            values = torch.tensor(means.to_numpy(dtype=float))
+            share = METRICS[names[1]].share if names[1] in METRICS else False
+            found = (float("nan"), (float("nan"),) * 2)
+            if len(values):
+                found = rate_and_interval(values) if share else mean_and_interval(values)
+            mean, (low, high) = found
+            edited = (float(group["edited_keys"].mean()), float(group["edited_mass"].mean()))
+            out.append((*names, mean, low, high, len(values), int(group["places"].sum()), *edited))
+        columns = [*keys, "value", "low", "high", "scored", "places", "edited_keys", "edited_mass"]
+        return pd.DataFrame(out, columns=columns)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

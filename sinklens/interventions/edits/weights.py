@@ -1,0 +1,219 @@
+"""Edits after the softmax: what happens to the attention that sinks had."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from sinklens.errors import BrokenPattern, ScopeError
+from sinklens.hooks import Canvas, Where
+from sinklens.interventions.edits.base import At, SinkEdit
+from sinklens.interventions.noise import noise
+from sinklens.interventions.selectors.attention import Detector
+
+To = Literal["proportional", "uniform", "self"] | int | Callable[[Tensor, At], Tensor]
+
+
+class NoOp(SinkEdit):
+    """Find the sinks and leave everything as it is: the control of the instrument itself.
+
+    Conserves: everything, bit for bit (compared with a run that reads the pattern, too).
+    Assumes: nothing.
+    Source: the no-op parity test of arXiv 2605.09313's code.
+    """
+
+    def apply(self, tensor: Tensor, at: At) -> None:
+        """Nothing."""
+
+
+class ZeroSinks(SinkEdit):
+    """Set the sinks' weights to zero after the softmax; their mass is lost.
+
+    Conserves: the other keys' weights. Row sums drop by exactly the sinks' mass.
+    Assumes: nothing.
+    Source: the score-path control of arXiv 2605.09313 without its renormalisation.
+    """
+
+    def apply(self, tensor: Tensor, at: At) -> Tensor:
+        """The pattern with zeros at the touched entries."""
+        return tensor.masked_fill(at.touched, 0.0)
+
+
+class ScaleSinks(SinkEdit):
+    """Multiply the sinks' weights by `factor` after the softmax.
+
+    Conserves: without renormalising, the other keys' weights (row sums change); with it, row sums and the
+    proportions of the other keys, which take or give the difference. Factor 1 is the identity, 0 without
+    renormalising is ZeroSinks, 0 with it MaskSinks.
+    Assumes: with renormalising and a factor above 1, that the others have enough to give; a row in which they have
+    not is left as it is and counted ("rows_left").
+    Source: "prob_scale" of arXiv 2605.09313's code (factor 0.1, the rest scaled so that rows sum to 1).
+
+    Args:
+        factor: At least 0.
+        detector: Who is edited.
+        where: The scope.
+        renormalise: Whether the other keys make up for it.
+    """
+
+    def __init__(
+        self,
+        factor: float,
+        detector: Detector | None = None,
+        where: Where | None = None,
+        *,
+        renormalise: bool = False,
+    ) -> None:
+        super().__init__(detector, where)
+        if not (math.isfinite(factor) and factor >= 0):
+            raise ValueError(f"factor={factor} must be a finite number of at least 0")
+        self.factor, self.renormalise = float(factor), renormalise
+
+    def apply(self, tensor: Tensor, at: At) -> Tensor:
+        """The pattern with scaled sinks."""
+        scaled = torch.where(at.touched, tensor * self.factor, tensor)
+        if not self.renormalise:
+            return scaled
+        mass = (tensor * at.touched).sum(-1, keepdim=True)
+        rest = (tensor * ~at.touched).sum(-1, keepdim=True)
+        left = rest + (1 - self.factor) * mass
+        fine = (rest > 0) & (left >= 0)
+        self.count("rows_left", (~fine & at.touched.any(-1, keepdim=True)).sum((1, 2, 3)))
+        grown = torch.where(at.touched, scaled, tensor * (left / rest.where(fine, 1)))
+        return torch.where(fine, grown, tensor)
+
+    def arguments(self) -> list[str]:
+        """Factor, detector, renormalise."""
+        return [f"{self.factor:g}", *super().arguments(), *(["renormalise=True"] if self.renormalise else [])]
+
+
+class Redistribute(SinkEdit):
+    """Take a share of the sinks' weight after the softmax and give it to other keys of the same row.
+
+    Conserves: row sums, exactly. `to="proportional"` with share 1 equals MaskSinks.
+    Assumes: a row has a key to give to (one that may be seen, and is not touched); where it has none it is left as it
+    is, and counted ("rows_left").
+    Source: ACT (arXiv 2406.15765) is "proportional" with share 0.6 (its beta is 0.4), in chosen heads only.
+
+    Args:
+        to: Who gets it: "proportional" (the others, in proportion to what they have), "uniform" (the others, evenly),
+            "self" (the query's own position), a position (counted from the row's first real token), or a function
+            (pattern, at) -> weights [batch, head, query, key], at least 0, whose rows sum to 1.
+        detector: Who is edited.
+        where: The scope.
+        share: How much of the sinks' weight is taken, in [0, 1].
+    """
+
+    def __init__(
+        self,
+        to: To = "proportional",
+        detector: Detector | None = None,
+        where: Where | None = None,
+        *,
+        share: float = 1.0,
+    ) -> None:
+        super().__init__(detector, where)
+        if isinstance(to, str) and to not in ("proportional", "uniform", "self"):
+            raise ValueError(f"to={to!r} is unknown; choose proportional, uniform, self, a position or a function")
+        if not isinstance(to, str) and not callable(to):
+            if not hasattr(to, "__index__") or operator.index(to) < 0:  # numpy's integers are fine
+                raise ValueError(f"to={to!r} must be a position, counted from 0")
+            to = operator.index(to)
+        if not 0 <= share <= 1:
+            raise ValueError(f"share={share} must be in [0, 1]")
+        self.to: Any = to
+        self.share = float(share)
+
+    def check(self, model: Any, canvas: Canvas) -> None:
+        """Raise for a position that a row does not have."""
+        super().check(model, canvas)
+        shortest = int(canvas.valid.sum(-1).min())
+        if isinstance(self.to, int) and self.to >= shortest:
+            raise ScopeError(f"{self!r}: the shortest row has positions 0 to {shortest - 1}")
+
+    def apply(self, tensor: Tensor, at: At) -> Tensor:
+        """The pattern with the sinks' weight moved."""
+        weights = self._weights(tensor.float(), at).to(tensor.dtype)
+        taken = torch.where(at.touched, tensor * self.share, 0.0)
+        moved = taken.sum(-1, keepdim=True)
+        able = weights.sum(-1, keepdim=True) > 0
+        self.count("rows_left", (~able & (moved > 0)).sum((1, 2, 3)))
+        return torch.where(able, tensor - taken + moved * weights, tensor)
+
+    def _weights(self, pattern: Tensor, at: At) -> Tensor:
+        """Who gets how much of one unit; rows of zeros where nobody can."""
+        others = at.visible & ~at.touched
+        if self.to == "proportional":
+            weights = pattern * others
+        elif self.to == "uniform":
+            weights = others.float()
+        elif self.to == "self":
+            weights = torch.eye(pattern.shape[-1], device=pattern.device)[at.rows].expand(pattern.shape) * others
+        elif isinstance(self.to, int):
+            start = at.canvas.valid.int().argmax(-1).to(pattern.device)
+            place = torch.arange(pattern.shape[-1], device=pattern.device) == (start + self.to)[:, None]
+            weights = (place[:, None, None, :] & others).float()
+        elif callable(self.to):
+            weights: Any = self.to(pattern, at)
+            sums = weights.sum(-1)[at.touched.any(-1)]
+            if bool((weights < 0).any()) or not torch.allclose(sums, torch.ones_like(sums), atol=1e-4):
+                raise BrokenPattern(f"{self!r}: the weights of a function must be at least 0 and sum to 1 in each row")
+            return weights
+        else:
+            raise ScopeError(f"to={self.to!r} is unknown")
+        total = weights.sum(-1, keepdim=True)
+        return weights / total.where(total > 0, 1)
+
+    def arguments(self) -> list[str]:
+        """Target, detector, share."""
+        to = getattr(self.to, "__qualname__", repr(self.to))
+        return [f"to={to}", *super().arguments(), *([] if self.share == 1 else [f"share={self.share:g}"])]
+
+
+class Swap(SinkEdit):
+    """Exchange each sink's weight with that of a random other key, after the softmax.
+
+    The sink's mass lands on another key, and that key's small weight on the sink. Conserves: row sums, and the set of
+    weights in each row (so its entropy).
+    Assumes: that there are as many other keys as sinks; sinks without a partner stay, and are counted
+    ("keys_without_partner"). In a causal model only queries that see both keys are touched.
+    Source: sinklens; it separates "a key must take the mass" from "this key must".
+
+    Args:
+        detector: Who is edited.
+        where: The scope.
+        seed: For the draw of the partners.
+    """
+
+    def __init__(self, detector: Detector | None = None, where: Where | None = None, *, seed: int = 0) -> None:
+        super().__init__(detector, where)
+        self.seed = seed
+
+    def apply(self, tensor: Tensor, at: At) -> Tensor:
+        """The pattern with exchanged columns."""
+        keys = tensor.shape[-1]
+        free = at.canvas.valid[:, None].to(tensor.device) & ~at.selected
+        draw = noise(self.seed, at.canvas, at.layer, tensor.shape[1]).to(tensor.device)
+        order = draw.masked_fill(~free, -1.0).argsort(dim=-1, descending=True, stable=True)
+        rank = at.selected.cumsum(-1) - 1  # the n-th sink gets the n-th key of the draw
+        paired = at.selected & (rank < free.sum(-1, keepdim=True))
+        if not at.rows.start:  # keys, not queries: once for all blocks
+            self.count("keys_without_partner", (at.selected & ~paired).sum((1, 2)))
+        identity = torch.arange(keys, device=tensor.device).expand(at.selected.shape)
+        partner = torch.where(paired, order.gather(-1, rank.clamp(min=0)), identity)
+        # The way back, partner -> sink; unpaired keys write to a place that is cut off.
+        there = torch.where(paired, partner, keys)
+        source = torch.nn.functional.pad(partner, (0, 1)).scatter(-1, there, identity)[..., :keys]
+        source = source[:, :, None, :].expand(tensor.shape)
+        pair = at.touched | at.touched.gather(-1, source)
+        both = at.visible & at.visible.expand(tensor.shape).gather(-1, source)
+        return torch.where(pair & both, tensor.gather(-1, source), tensor)
+
+    def arguments(self) -> list[str]:
+        """Detector and seed."""
+        return [*super().arguments(), *([] if self.seed == 0 else [f"seed={self.seed}"])]

@@ -1,0 +1,18 @@
+"""MMaDA-8B, text only: a LLaDA backbone whose embedding also holds image codes."""
+
+from __future__ import annotations
+
+from sinklens.models.families.base import Family
+from sinklens.models.families.llada import KEY_MAPPING, translate
+
+MMADA = Family(
+    name="MMaDA",
+    model_types=("mmada",),
+    decoder="Llama",
+    causal=False,
+    translate=translate,
+    key_mapping=KEY_MAPPING,
+    plan={"sampler": "llada", "remasking": "low_confidence", "block_length": 128},
+    models=("Gen-Verse/MMaDA-8B-Base", "Gen-Verse/MMaDA-8B-MixCoT"),
+    source="github Gen-Verse/MMaDA; class MMadaModelLM, a LLaDAModelLM",
+)

@@ -1,0 +1,8 @@
+"""Self-contained HTML pages of records and experiments.
+
+It lays out tables and figures that others make, and computes nothing.
+"""
+
+from sinklens.report.page import PROMPTS, Section, from_record, number, write
+
+__all__ = ["PROMPTS", "Section", "from_record", "number", "write"]

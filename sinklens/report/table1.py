@@ -1,0 +1,65 @@
+"""The page of a published table beside this run's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from sinklens import plots
+from sinklens.experiments.published import layout, published, wide
+from sinklens.experiments.results import AblationResult
+from sinklens.report import page
+from sinklens.report.page import Section
+
+
+def write_table1(results: Sequence[AblationResult], out: Path) -> Path:
+    """Write `table1.csv`, one `result-MODEL.json` per model, and `report.html` into a folder.
+
+    Args:
+        results: From `table1`, one per model.
+        out: The folder.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    table: Any = layout(results)
+    table.to_csv(out / "table1.csv", index=False)
+    for result in results:
+        result.save(out / f"result-{Path(result.provenance['model']).name}.json")
+    beyond = [column for column in table.columns if column not in ("low", "high")]
+    made = [(f"{result.provenance['model']}", result.provenance["spec"]) for result in results]
+    sections = [
+        Section(
+            "Table 1",
+            "Accuracy when the top 1, 5 and 10 sinks of every layer and head at step t - 1 get -inf before the softmax "
+            "at step t (autoregressive models: by the last query), with 95 % intervals over prompts. Below it the "
+            "numbers of arXiv 2510.15731, for other models and tasks: compare the direction, not the size.",
+            [
+                ("This run", wide(table)),
+                ("Published (arXiv 2510.15731, table 1)", wide(published())),
+            ],
+            [plots.conditions(results)],
+        ),
+        Section(
+            "With the controls that the paper lacks",
+            "The same edit on as many random keys that are no sinks (in autoregressive models from the neighbourhood "
+            "of each sink), and on random keys with the same total attention. minus_control: (sinks - unmasked) - "
+            "(random - unmasked), paired by prompt, with its 95 % interval; p_holm: permutation test, corrected over "
+            "the table.",
+            [("Sinks and random keys", table[beyond])],
+            [],
+        ),
+        Section("Protocol", "Everything that made the numbers.", [(name, _flat(found)) for name, found in made], []),
+    ]
+    return page.write(
+        out / "report.html",
+        title="Table 1 of “Attention Sinks in Diffusion Language Models”, reproduced",
+        intro="Does removing attention sinks hurt, and does it hurt more than removing other keys?",
+        sections=sections,
+        footer="written by sinklens reproduce table1",
+    )
+
+
+def _flat(found: dict[str, Any]) -> pd.DataFrame:
+    return pd.DataFrame([(name, str(value)) for name, value in found.items()], columns=["field", "value"])

@@ -1,0 +1,24 @@
+"""Prompts plus a checker: the twins' own language, JSONL files, bare prompts.
+
+How a model is run on them belongs to `decoding` and `experiments`.
+"""
+
+from sinklens.tasks.base import Example, Prompts, Score, Task
+from sinklens.tasks.echo import BOS, EOS, MASK, NEWLINE, PUNCTUATION, Echo, EchoGrammar, echo_tokenizer
+from sinklens.tasks.jsonl import Jsonl
+
+__all__ = [
+    "BOS",
+    "EOS",
+    "MASK",
+    "NEWLINE",
+    "PUNCTUATION",
+    "Echo",
+    "EchoGrammar",
+    "Example",
+    "Jsonl",
+    "Prompts",
+    "Score",
+    "Task",
+    "echo_tokenizer",
+]

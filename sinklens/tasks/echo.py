@@ -1,0 +1,198 @@
+"""Echo, the twins' own endless toy language: every word behind a trigger is decided by a rule."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sinklens.tasks.base import Example, Score
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+PUNCTUATION = (".", ",", "?")
+NEWLINE = "\n"
+BOS, EOS, MASK = "<|bos|>", "<|eos|>", "<|mask|>"
+_TOKEN = re.compile(r"<\|\w+\|>|\n|[.,?]|[a-z]+")
+
+
+def _words(count: int) -> tuple[str, ...]:
+    onsets, vowels, codas = (
+        ["b", "d", "f", "g", "k", "l", "m", "n", "p", "r", "s", "t", "v", "z"],
+        ["a", "e", "i", "o", "u"],
+        ["", "l", "n", "r", "s"],
+    )
+    every = [o + v + c + o2 + v2 for o in onsets for v in vowels for c in codas for o2 in "kmt" for v2 in "aeo"]
+    return tuple(sorted(str(w) for w in np.random.default_rng(7).choice(every, count, replace=False)))
+
+
+class EchoGrammar:
+    """The fixed grammar of Echo; every text of the language is drawn from it.
+
+    Words and punctuation follow one bigram table. Twelve tokens are triggers: behind "xa, xe, ..." the next
+    word repeats the last word ("mora xe mora"), behind "wa, we, ..." the last word but one ("mora kelta wu
+    mora"); punctuation and triggers do not count as words. So every word behind a trigger is decided by a
+    rule and can be checked, and attention heads that serve a rule have nothing to do elsewhere.
+    """
+
+    words = _words(48)
+    triggers = tuple(letter + vowel for letter in "xw" for vowel in ("a", "e", "i", "o", "u", "y"))
+    trigger_rate = 0.45
+    successors = 24
+
+    def __init__(self) -> None:
+        rng = np.random.default_rng(11)
+        self.tokens: tuple[str, ...] = (BOS, EOS, MASK, NEWLINE, *PUNCTUATION, *self.triggers, *self.words)
+        self.id = {token: i for i, token in enumerate(self.tokens)}
+        self.bos, self.eos, self.mask = self.id[BOS], self.id[EOS], self.id[MASK]
+        self.first_word = self.id[self.words[0]]
+        # Which rule a token triggers: 1 = repeat the last word, 2 = the last word but one, 0 = none.
+        self.rule = np.array([" xw".find(token[0]) if token in self.triggers else 0 for token in self.tokens])
+        size = len(self.tokens)
+        content = np.arange(self.first_word, size)
+        starters = rng.choice(content, 12, replace=False)
+        table = np.zeros((size, size))
+        for word in content:
+            stop, plain = rng.uniform(0.01, 0.08), 1 - self.trigger_rate
+            follow = rng.choice(content[content != word], self.successors, replace=False)
+            table[word, follow] = plain * (1 - stop) * rng.dirichlet(np.full(self.successors, 0.7))
+            table[word, self.id[rng.choice(PUNCTUATION)]] = plain * stop
+            table[word, self.rule > 0] = self.trigger_rate * rng.dirichlet(np.full(len(self.triggers), 3.0))
+        for token in (BOS, NEWLINE, *PUNCTUATION):
+            table[self.id[token], starters] = 1 / len(starters)
+        for mark in (".", "?"):
+            table[self.id[mark]] *= 0.4
+            table[self.id[mark], self.id[NEWLINE]] = 0.3
+            table[self.id[mark], self.eos] = 0.3
+        table[self.eos, self.eos] = 1
+        self._cumulative = table.cumsum(1)
+
+    def sample(self, n: int, length: int, rng: np.random.Generator) -> np.ndarray:
+        """Token ids [n, length]: BOS and text; a text that ends early (at a "." or "?") is padded with EOS."""
+        out = np.full((n, length), self.bos)
+        last, last_but_one = np.zeros(n, int), np.zeros(n, int)
+        for at in range(1, length):
+            before = out[:, at - 1]
+            drawn = (rng.random(n)[:, None] > self._cumulative[before]).sum(1).clip(max=len(self.tokens) - 1)
+            out[:, at] = np.choose(self.rule[before], [drawn, last, last_but_one])
+            word = out[:, at] >= self.first_word
+            last_but_one = np.where(word, np.where(last > 0, last, out[:, at]), last_but_one)
+            last = np.where(word, out[:, at], last)
+        return out
+
+    def decided(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Which positions a rule decides, and the word it demands there (0 elsewhere). Both [..., length].
+
+        A position is decided iff a trigger stands before it and enough words stand before the trigger.
+        """
+        demanded = np.zeros_like(ids)
+        last, last_but_one = np.zeros_like(ids[..., 0]), np.zeros_like(ids[..., 0])
+        for at in range(1, ids.shape[-1]):
+            before = ids[..., at - 1]
+            word = before >= self.first_word
+            last_but_one, last = np.where(word, last, last_but_one), np.where(word, before, last)
+            demanded[..., at] = np.choose(self.rule[before], [np.zeros_like(last), last, last_but_one])
+        return demanded > 0, demanded
+
+    def text(self, ids: Sequence[int] | np.ndarray) -> str:
+        """Text of token ids, without BOS and EOS."""
+        return " ".join(self.tokens[i] for i in ids if i not in (self.bos, self.eos))
+
+    def encode(self, text: str) -> np.ndarray:
+        """Token ids of a text; a word that is not Echo's raises."""
+        pieces = _TOKEN.findall(text)
+        unknown = [piece for piece in pieces if piece not in self.id]
+        if unknown:
+            raise ValueError(f"{unknown[0]!r} is no word of Echo; its words are {', '.join(self.words[:5])}, ...")
+        return np.array([self.id[piece] for piece in pieces], dtype=np.int64)
+
+
+class Echo:
+    """Held-out texts of the twins' toy language (`EchoGrammar`): seeded, endless, checkable by rule.
+
+    Each example is the beginning of a text and its continuation. What counts is every word behind a trigger: a
+    rule decides it, so a free continuation can be checked without a reference.
+
+    Args:
+        n: Number of examples.
+        seed: Which examples; never the training texts.
+        prompt_tokens: Length of the prompt, with BOS.
+        answer_tokens: Length of the continuation.
+        gaps: With a share in (0, 1] the task is filling in: the prompt is the whole text with this share of the
+            rule-decided words masked, the answer those words.
+    """
+
+    def __init__(
+        self, n: int = 200, seed: int = 0, *, prompt_tokens: int = 16, answer_tokens: int = 32, gaps: float = 0.0
+    ) -> None:
+        for name, value, least in (
+            ("n", n, 1),
+            ("prompt_tokens", prompt_tokens, 2),
+            ("answer_tokens", answer_tokens, 1),
+        ):
+            if value < least:
+                raise ValueError(f"{name}={value} must be at least {least}")
+        if not 0 <= gaps <= 1:
+            raise ValueError(f"gaps={gaps} must be in [0, 1]")
+        self.grammar = EchoGrammar()
+        self.name = f"echo(n={n}, seed={seed}" + (f", gaps={gaps:g})" if gaps else ")")
+        self.prompt_tokens, self.gaps = prompt_tokens, gaps
+        # A stream of its own: training draws from [seed, step], two entries.
+        rng = np.random.default_rng([0xEC40, seed, 1])
+        length, texts = prompt_tokens + answer_tokens, np.zeros((0, prompt_tokens + answer_tokens), int)
+        while len(texts) < n:  # only texts that fill the window, so that every example has the same length
+            batch = self.grammar.sample(2 * n, length, rng)
+            whole = (batch[:, -1] != self.grammar.eos) & self.grammar.decided(batch)[0].any(-1)
+            texts = np.concatenate([texts, batch[whole]])
+        self.texts = texts[:n]
+        decided, draw = self.grammar.decided(self.texts)[0], rng.random(self.texts.shape)
+        lowest = np.where(decided, draw, 2.0).argmin(-1)  # every text gets one gap at least
+        self.masked = decided & ((draw < gaps) | (np.arange(length) == lowest[:, None]))
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __getitem__(self, index: int) -> Example:
+        """One example."""
+        ids, g = self.texts[index], self.grammar
+        if self.gaps:
+            gap = self.masked[index]
+            return Example(g.text(np.where(gap, g.mask, ids)), g.text(ids[gap]), f"{self.name}[{index}]")
+        cut = self.prompt_tokens
+        return Example(g.text(ids[:cut]), g.text(ids[cut:]), f"{self.name}[{index}]")
+
+    def score(self, example: Example, completion: str) -> Score:
+        """Rule-decided words that are right. When filling in, all gaps are; otherwise the completion's."""
+        if self.gaps:
+            answer, given = example.answer.split(" "), completion.split(" ")
+            return Score(sum(a == b for a, b in zip(answer, given, strict=False)), len(answer))
+        prompt, new = self.grammar.encode(example.prompt), self.grammar.encode(completion)
+        ids = np.concatenate([[self.grammar.bos], prompt, new])
+        decided, demanded = self.grammar.decided(ids)
+        places = np.flatnonzero(decided[len(prompt) + 1 :]) + len(prompt) + 1
+        return Score(int((ids[places] == demanded[places]).sum()), len(places))
+
+    def checkable(self, example: Example, answer: Sequence[int]) -> list[bool]:
+        """The rule-decided words of the true continuation."""
+        if self.gaps:
+            return [True] * len(answer)
+        prompt = self.grammar.encode(example.prompt)
+        decided, _ = self.grammar.decided(np.concatenate([[self.grammar.bos], prompt, np.asarray(answer)]))
+        return decided[len(prompt) + 1 :].tolist()
+
+
+def echo_tokenizer(grammar: EchoGrammar) -> PreTrainedTokenizerFast:
+    """A word-level tokenizer for Echo that puts BOS in front; text joins tokens with single spaces."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.WordLevel(dict(grammar.id)))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"\n|[.,?]|[^\s.,?]+"), "removed", invert=True)
+    backend.decoder = decoders.WordPiece(prefix="##", cleanup=False)
+    backend.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, grammar.bos)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token=BOS, eos_token=EOS, pad_token=EOS, mask_token=MASK, padding_side="left"
+    )

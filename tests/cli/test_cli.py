@@ -1,0 +1,238 @@
+"""The command line, in-process and from outside."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
+from typer.testing import CliRunner
+
+import sinklens
+from sinklens.cli import app as cli
+from sinklens.models import loading
+
+RUNNER = CliRunner()
+
+
+def plain(text: str) -> str:
+    """Text without colours and frames."""
+    return re.sub(r"\x1b\[[0-9;]*m", "", text)
+
+
+def invoke(*arguments: str) -> str:
+    """Output of a command that must succeed."""
+    result = RUNNER.invoke(cli.app, list(arguments), catch_exceptions=False)
+    assert result.exit_code == 0
+    return plain(result.output)
+
+
+def test_help_names_the_commands_and_where_to_start() -> None:
+    text = invoke("--help")
+    for command in ("demo", "models", "hooks"):
+        assert re.search(rf"\b{command}\b", text)
+    assert "sinklens demo" in text
+    for option in ("--out", "--prompts", "--seed"):
+        assert option in invoke("demo", "--help")
+
+
+def test_models_lists_the_bundle_and_every_family() -> None:
+    from sinklens.models.families import FAMILIES
+
+    text = invoke("models")
+    for word in ("tiny-dlm", "tiny-arm", *(family.name for family in FAMILIES)):
+        assert word in text
+
+
+@pytest.mark.parametrize("name", ["tiny-arm", "tiny-dlm"])
+def test_hooks_lists_points_with_their_shapes(name: str) -> None:
+    text = invoke("hooks", name)
+    assert name in text
+    assert re.search(r"blocks\.\{i\}\.attn\.hook_pattern +\[1, 4, 5, 5\]", text)
+    assert re.search(r"blocks\.\{i\}\.attn\.hook_attn_scores +\[1, 4, 5, 5\]", text)
+    assert re.search(r"hook_received_last +\[1, 4, 5\] +from each row's last query; shown only", text)
+    assert "blocks.1." not in text
+
+
+def test_every_hook_point_that_is_explained_exists() -> None:
+    from sinklens import HookedDLM
+    from sinklens.models.attention import MEANING
+
+    assert {f"blocks.0.{name}" for name in MEANING} <= HookedDLM.from_pretrained("tiny-dlm").hook_table().keys()
+
+
+def test_an_error_is_one_line(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """Also where the Hub's own message has several lines, as without a network."""
+
+    def unreachable(*args: object, **kwargs: object) -> str:
+        raise LocalEntryNotFoundError("Cannot find it in the local cache.\n\nCheck your connection.")
+
+    monkeypatch.setattr(loading, "snapshot_download", unreachable)
+    monkeypatch.setattr(sys, "argv", ["sinklens", "hooks", "nonsense"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    lines = err.strip().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("error: 'nonsense' cannot be loaded")
+    assert "tiny-dlm" in lines[0]
+
+
+@pytest.mark.parametrize("option", [["--prompts", "0"], ["--prompts", "many"], ["--nothing"]])
+def test_options_that_make_no_sense_are_refused(option: list[str], tmp_path: Path) -> None:
+    result = RUNNER.invoke(cli.app, ["demo", "--out", str(tmp_path / "out"), *option])
+    assert result.exit_code == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_interrupt_ends_quietly(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "app", interrupt)
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 130
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_an_unexpected_error_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(cli, "app", fail)
+    with pytest.raises(ZeroDivisionError):
+        cli.main()
+
+
+def test_the_demo_from_end_to_end(tmp_path: Path) -> None:
+    out = tmp_path / "results"
+    threads = torch.get_num_threads()
+    text = invoke("demo", "--prompts", "4", "--out", str(out))
+    torch.set_num_threads(threads)
+    for name in ("report.html", "record.nc", "record-arm.nc", "ablation.csv"):
+        assert (out / name).is_file()
+        assert name in text
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert len(page) > 10_000
+    assert "<html" in page
+    assert page.rstrip().endswith("</html>")
+    for name, causal in (("record.nc", False), ("record-arm.nc", True)):
+        record = sinklens.open(out / name)
+        assert record.sizes["prompt"] == 4
+        assert record.sizes["step"] == 32
+        per_layer = sinklens.analysis.rates.per_layer(record, causal=causal)
+        assert len(per_layer) == 2
+    table = pd.read_csv(out / "ablation.csv")
+    for model in ("tiny-dlm", "tiny-arm"):
+        found = {(row.condition, row.kind) for row in table[table.model == model].itertuples()}
+        expected = {(f"top-{k}", kind) for k in (1, 5, 10) for kind in ("sinks", "random")}
+        assert found == {("unmasked", "unmasked"), *expected}
+    assert set(table.outcome) == {"continuing", "filling in"}
+    assert len(table) == 2 * 2 * 7
+    assert table.accuracy.between(0, 1).all()
+    assert (table.low <= table.accuracy).all()
+    assert (table.accuracy <= table.high).all()
+    for row in table[table.kind == "sinks"].itertuples():
+        base = table[(table.model == row.model) & (table.outcome == row.outcome) & (table.kind == "unmasked")]
+        if row.scored == base.scored.iloc[0] == 4:  # paired over the same texts
+            assert row.minus_unmasked == pytest.approx(row.accuracy - base.accuracy.iloc[0], abs=1e-6)
+
+
+def test_importing_sinklens_imports_nothing_heavy() -> None:
+    code = "import sinklens, sys; print(sorted({m.split('.')[0] for m in sys.modules}))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    for package in ("plotly", "pandas", "transformers", "torch", "transformer_lens", "xarray"):
+        assert f"'{package}'" not in result.stdout
+    assert "'sinklens'" in result.stdout
+
+
+def test_every_public_name_is_there() -> None:
+    for name in sinklens.__all__:
+        assert getattr(sinklens, name) is not None
+    assert sorted(sinklens.__all__) == dir(sinklens)
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = sinklens.nonsense
+
+
+def test_ablate_from_end_to_end(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    edits = ["--edit", "mask:top1", "--edit", "zero_value:top2@layers=1", "--gaps", "0.5"]
+    given = [*edits, "--prompts", "3", "--seed", "2", "--control", "random", "--control", "noop", "--out", str(out)]
+    text = invoke("ablate", "tiny-dlm", *given)
+    for name in ("result.json", "summary.csv", "report.html"):
+        assert (out / name).is_file()
+        assert name in text
+    result = sinklens.AblationResult.open(out / "result.json")
+    assert result.finished
+    table = pd.read_csv(out / "summary.csv")
+    pd.testing.assert_frame_equal(table, result.summary(), check_exact=False)
+    kinds = {(name, kind) for name in ("mask:top1", "zero_value:top2@layers=1") for kind in ("sinks", "random", "noop")}
+    assert {(row.condition, row.kind) for row in table.itertuples()} == {("unmasked", "unmasked"), *kinds}
+    assert set(table.metric) == {"forced_accuracy"}
+    nothing = table[table.kind == "noop"]["value"]
+    assert nothing.tolist() == [table["value"].iloc[0]] * 2  # to find sinks alone changes nothing
+    assert "Effects on forced_accuracy" in text
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "zero_value:top2@layers=1" in page
+    before = (out / "scores.jsonl").read_text()
+    again = invoke("ablate", "tiny-dlm", *given)  # nothing is left to run
+    assert again.partition("Effects on")[2].strip() == text.partition("Effects on")[2].strip()
+    assert (out / "scores.jsonl").read_text() == before
+
+
+def test_ablate_shows_how_edits_are_written() -> None:
+    from sinklens.interventions import GRAMMAR
+
+    assert GRAMMAR in invoke("ablate", "--grammar")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["ablate", "tiny-dlm"], "there are no edits; name at least one, for example mask:top1"),
+        (["ablate", "tiny-dlm", "--edit", "maks:top1"], "the edit 'maks:top1' cannot be read"),
+        (["ablate", "--edit", "mask:top1", "--task", "none.jsonl"], "'none.jsonl' is neither 'echo' nor a JSONL file"),
+        (["ablate", "--spec", "none.yaml"], "'none.yaml' cannot be read as YAML or JSON"),
+        (["ablate", "--edit", "mask:top1", "--metric", "luck"], "metric 'luck' is unknown"),
+        (["ablate", "--edit", "mask:top1", "--control", "luck"], "control 'luck' is unknown"),
+        (["reproduce", "table7"], "'table7' is unknown; there is table1"),
+    ],
+)
+def test_what_cannot_be_ablated_is_one_error(
+    given: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["sinklens", *given, "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 2
+    err = capfd.readouterr().err
+    assert message in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_reproduce_table_1(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    threads = torch.get_num_threads()
+    text = invoke("reproduce", "table1", "--prompts", "2", "--new-tokens", "12", "--out", str(out))
+    torch.set_num_threads(threads)
+    for name in ("table1.csv", "report.html", "result-tiny-dlm.json", "result-tiny-arm.json"):
+        assert (out / name).is_file()
+    table = pd.read_csv(out / "table1.csv")
+    expected = [(name, k) for name in ("tiny-dlm", "tiny-arm") for k in ("unmasked", "top-1", "top-5", "top-10")]
+    assert list(zip(table.model, table.setting, strict=True)) == expected
+    assert "Published (arXiv 2510.15731, table 1)" in text
+    assert "Llama-3.1-8B" in text
+    assert text.rstrip().endswith("report.html")

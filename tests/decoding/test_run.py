@@ -1,0 +1,406 @@
+"""Runs that are saved, broken off or repeated, and edits that meet."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from torch import Tensor
+
+import sinklens as sl
+from sinklens import Canvas, HookedDLM, MaskSinks, Plan, PreviousStep, SameStep, SinkRule, Where, denoise
+from sinklens.decoding import run as running
+from sinklens.errors import PlanError, RecordError, ScopeError
+from sinklens.interventions import ZeroSinks
+from sinklens.probes import KeyNorm, ReceivedAttention
+
+MASK = 62
+PROMPTS = [[5, 17, 9], [33, 8, 21, 50, 12, 40], [7]]
+GAPS = [[5, MASK, 9, MASK, MASK, 4, MASK], [33, MASK, MASK, 8, MASK, 2, 11, MASK, 21], [3, MASK, MASK, MASK, 7, MASK]]
+Model = Callable[[str], HookedDLM]
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Any) -> Model:
+    """A random model of a family, made before any test forbids forwards."""
+    return {name: tiny_model(name) for name in ("LLaDA", "Dream", "Llama")}.__getitem__
+
+
+class Acts:
+    """An edit that calls `act(canvas)` at every forward in its scope and changes nothing."""
+
+    def __init__(
+        self,
+        act: Callable[[Canvas], None] = lambda canvas: None,
+        where: Where | None = None,
+        point: str = "blocks.0.attn.hook_pattern",
+    ) -> None:
+        self.act, self.where, self.point = act, where or Where(), point
+
+    def fwd_hooks(self, model: Any, canvas: Canvas | None = None) -> list[Any]:
+        def look(tensor: Tensor, *, hook: Any) -> None:
+            assert canvas is not None
+            self.act(canvas)
+
+        return [(self.point, look)]
+
+    def reset(self, steps: int | None = None) -> None: ...
+
+    def counts(self) -> dict[str, int]:
+        return {}
+
+
+def at_step(step: int, error: BaseException, point: str = "unembed.hook_out") -> Acts:
+    """An edit that raises at one step, at the end of the forward unless another hook point is given."""
+
+    def act(canvas: Canvas) -> None:
+        if canvas.step == step:
+            raise error
+
+    return Acts(act, point=point)
+
+
+def run(dlm: HookedDLM, prompts: Any, plan: Plan, **options: Any) -> Any:
+    return denoise(dlm, prompts, plan, progress=False, **options)
+
+
+def assert_same(one: xr.Dataset, other: xr.Dataset) -> None:
+    """The same variables, coordinates, values and attributes."""
+    xr.testing.assert_equal(one, other)
+    assert set(one.data_vars) == set(other.data_vars)
+    assert dict(one.attrs) == dict(other.attrs)
+
+
+# Saving.
+
+
+def test_a_saved_run_is_its_record(model: Model, tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "run.nc"
+    result = run(model("LLaDA"), PROMPTS, Plan(new_tokens=6), probes=[ReceivedAttention()], save_to=path)
+    assert_same(sl.open(path), result.record)
+    assert json.loads(sl.open(path).attrs["provenance"])["finished"] is True
+    assert [each.name for each in path.parent.iterdir()] == ["run.nc"]  # and no half-written file beside it
+
+
+def test_a_saved_baseline_is_its_record(model: Model, tmp_path: Path) -> None:
+    path = str(tmp_path / "run.nc")
+    result = run(model("Llama"), PROMPTS, Plan(new_tokens=4), probes=[ReceivedAttention()], save_to=path)
+    assert_same(sl.open(path), result.record)
+
+
+POINTS = [
+    "blocks.0.hook_in",  # no layer was measured in the step that fails
+    "blocks.1.hook_in",  # one of two
+    "unembed.hook_out",  # both
+]
+
+
+@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("family", ["LLaDA", "Llama"])
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, RuntimeError])
+def test_what_was_finished_is_saved(
+    model: Model, tmp_path: Path, kind: type[BaseException], family: str, point: str
+) -> None:
+    dlm, plan, path = model(family), Plan(new_tokens=6), tmp_path / "run.nc"
+    whole = run(dlm, PROMPTS, plan, probes=[ReceivedAttention()])
+    options: dict[str, Any] = {"probes": [ReceivedAttention()], "interventions": [at_step(2, kind("stop"), point)]}
+    if kind is KeyboardInterrupt:
+        part = run(dlm, PROMPTS, plan, save_to=path, **options)
+    else:
+        with pytest.raises(RuntimeError, match=r"^stop") as caught:
+            run(dlm, PROMPTS, plan, save_to=path, **options)
+        part = caught.value.run  # type: ignore[attr-defined]
+    assert not part.finished
+    saved = sl.open(path)
+    assert_same(saved, part.record)
+    assert json.loads(saved.attrs["provenance"])["finished"] is False
+    assert saved.sizes["step"] == 2
+    early = slice(0, 2)
+    np.testing.assert_array_equal(
+        saved["received"], whole.record["received"].isel(step=early, key=slice(0, saved.sizes["key"]))
+    )
+    np.testing.assert_array_equal(saved["canvas"], whole.record["canvas"].isel(step=early))
+    commits = whole.record["commit_step"].to_numpy()
+    np.testing.assert_array_equal(saved["commit_step"], np.where(commits < 2, commits, -1))
+    assert not dlm.hooked
+
+
+def test_a_run_under_way_is_saved_step_by_step(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a kill would leave: read the file from within the run."""
+    monkeypatch.setattr(running, "SAVE_EVERY", 0)
+    path, found = tmp_path / "run.nc", []
+
+    def look(canvas: Canvas) -> None:
+        found.append(sl.open(path).sizes["step"] if path.exists() else 0)
+        if found[-1]:
+            assert json.loads(sl.open(path).attrs["provenance"])["finished"] is False
+
+    whole = run(model("LLaDA"), PROMPTS, Plan(new_tokens=5), probes=[KeyNorm()], interventions=[Acts(look)])
+    assert found == [0] * 5  # nothing is written unasked
+    found.clear()
+    kept = run(
+        model("LLaDA"), PROMPTS, Plan(new_tokens=5), probes=[KeyNorm()], interventions=[Acts(look)], save_to=path
+    )
+    assert found == [0, 1, 2, 3, 4]
+    assert torch.equal(kept.tokens, whole.tokens)
+    assert_same(sl.open(path), kept.record)
+    np.testing.assert_array_equal(kept.record["key_norm"], whole.record["key_norm"])
+
+
+def test_saving_waits_its_time(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three fast steps are saved once, at the end; a clock that jumps a minute makes it save in between."""
+    written: list[int] = []
+    save = running.save
+    monkeypatch.setattr(
+        running, "save", lambda record, path: written.append(record.sizes["step"]) or save(record, path)
+    )
+    run(model("LLaDA"), PROMPTS, Plan(new_tokens=3), save_to=tmp_path / "a.nc")
+    assert written == [3]
+    written.clear()
+    times = iter([0.0, 10.0, 61.0, 61.5, 100.0])  # start; after step 1; after step 2; saved then; after step 3
+    monkeypatch.setattr(running.time, "monotonic", lambda: next(times, 100.0))
+    run(model("LLaDA"), PROMPTS, Plan(new_tokens=3), save_to=tmp_path / "b.nc")
+    assert written == [2, 3]
+
+
+def test_a_target_that_cannot_be_written_says_so(model: Model, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OSError, match="file"):
+        run(model("LLaDA"), PROMPTS, Plan(new_tokens=2), save_to=tmp_path / "file" / "run.nc")
+
+
+def test_a_save_that_fails_under_way_does_not_cost_the_run(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk: the error of the file carries the steps before, as every other error does."""
+    monkeypatch.setattr(running, "SAVE_EVERY", 0)
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OSError, match="file") as caught:
+        run(model("LLaDA"), PROMPTS, Plan(new_tokens=4), save_to=tmp_path / "file" / "run.nc")
+    assert getattr(caught.value, "run", None) is not None
+
+
+# Following.
+
+FOLLOWED = [
+    ("LLaDA", PROMPTS, Plan(new_tokens=8)),
+    ("LLaDA", PROMPTS, Plan(new_tokens=8, block_length=4, steps=4, temperature=1.0)),
+    ("LLaDA", PROMPTS, Plan(new_tokens=6, steps=2, remasking="random", temperature=1.0)),
+    ("LLaDA", PROMPTS, Plan(new_tokens=6, threshold=0.8)),
+    ("LLaDA", GAPS, Plan(new_tokens=0, steps=2, temperature=1.0)),
+    ("Dream", PROMPTS, Plan(new_tokens=8, steps=4, temperature=1.0)),
+    ("Dream", PROMPTS, Plan(new_tokens=8, steps=5, remasking="origin", temperature=1.0)),
+    ("Dream", PROMPTS, Plan(new_tokens=8, steps=4, remasking="entropy", alg_temp=0.5)),
+    ("Dream", GAPS, Plan(new_tokens=0, temperature=1.0)),
+    ("Llama", PROMPTS, Plan(new_tokens=6)),
+    ("Llama", PROMPTS, Plan(new_tokens=6, temperature=1.0)),
+    ("Llama", GAPS, Plan(new_tokens=0, temperature=1.0)),
+]
+NAMES = [f"{family}-{plan.new_tokens}-{index}" for index, (family, _, plan) in enumerate(FOLLOWED)]
+
+
+@pytest.mark.parametrize(
+    ("family", "prompts", "plan", "detector"),
+    [*((*each, SameStep) for each in FOLLOWED), *((*FOLLOWED[at], PreviousStep) for at in (1, 7, 10))],
+    ids=[*NAMES, *(f"previous-{NAMES[at]}" for at in (1, 7, 10))],
+)
+def test_an_edited_run_follows_another(model: Model, family: str, prompts: Any, plan: Plan, detector: Any) -> None:
+    dlm = model(family)
+    first = run(dlm, prompts, plan, seed=3)
+    assert first.record.sizes["step"] > 1
+    edit = MaskSinks(detector(top_k=1))
+    again = run(dlm, prompts, plan, seed=11, interventions=[edit], follow=first, probes=[ReceivedAttention()])
+    assert torch.equal(again.tokens, first.tokens)
+    assert torch.equal(again.commit_step, first.commit_step)
+    for name in ("token", "commit_step", "canvas", "masked"):
+        np.testing.assert_array_equal(again.record[name], first.record[name])
+    assert again.finished
+    assert edit.counts()["keys"] > 0
+    committed = first.commit_step >= 0
+    assert (again.predicted[~committed] == -1).all()
+    assert (again.predicted[committed] >= 0).all()
+    assert (again.predicted[committed] != again.tokens[committed]).any()  # the edit changed what it would say
+    assert json.loads(again.record.attrs["provenance"])["forced"] is True
+
+
+@pytest.mark.parametrize(("family", "prompts", "plan"), FOLLOWED, ids=NAMES)
+def test_following_without_edits_is_the_run_itself(model: Model, family: str, prompts: Any, plan: Plan) -> None:
+    dlm, probe = model(family), ReceivedAttention()
+    first = run(dlm, prompts, plan, seed=3, probes=[probe])
+    again = run(dlm, prompts, plan, seed=3, probes=[probe], follow=first)
+    assert torch.equal(again.tokens, first.tokens)
+    np.testing.assert_array_equal(again.record["received"], first.record["received"])
+    committed = first.commit_step >= 0
+    if plan.temperature == 0:
+        assert torch.equal(again.predicted[committed], first.tokens[committed])
+    torch.testing.assert_close(again.confidence, first.confidence, equal_nan=True)
+
+
+@pytest.mark.parametrize("family", ["LLaDA", "Dream", "Llama"])
+def test_predicted_is_what_the_edited_model_says_at_the_followed_canvas(model: Model, family: str) -> None:
+    """Each canvas of the first run by hand: one forward with the edit's hooks, the likeliest token that is no mask."""
+    dlm, prompt = model(family), PROMPTS[1]
+    first = run(dlm, prompt, Plan(new_tokens=6, temperature=1.0), seed=3)
+    edit = MaskSinks(SameStep(top_k=1), Where(layers=[0]))
+    again = run(dlm, prompt, Plan(new_tokens=6), interventions=[edit], follow=first)
+    for at in range(len(prompt), len(prompt) + 6):
+        step = int(first.commit_step[0, at])
+        canvas = first.record["canvas"].to_numpy()[0, step]
+        tokens = torch.from_numpy(canvas[canvas >= 0]).long()[None]
+        by_hand = MaskSinks(SameStep(top_k=1), Where(layers=[0]))
+        with torch.no_grad():
+            logits = dlm.run_with_hooks(tokens, fwd_hooks=by_hand.fwd_hooks(dlm))
+        scores = logits[0, at - 1 if dlm.is_causal else at].clone()
+        if not dlm.is_causal:
+            scores[MASK] = -torch.inf
+        assert int(again.predicted[0, at]) == int(scores.argmax())
+
+
+def test_following_a_baseline_that_ended_early(model: Model) -> None:
+    """A row that met EOS stays as it was; the others go on."""
+    dlm, plan = model("Llama"), Plan(new_tokens=12, temperature=1.5)
+    runs = (run(dlm, PROMPTS, plan, seed=seed) for seed in range(60))
+    first = next(each for each in runs if len(set(each.commit_step.amax(-1).tolist())) > 1)
+    again = run(dlm, PROMPTS, plan, interventions=[MaskSinks(SameStep(top_k=1))], follow=first)
+    assert torch.equal(again.tokens, first.tokens)
+    assert torch.equal(again.commit_step, first.commit_step)
+    assert again.completions == first.completions
+    np.testing.assert_array_equal(again.record["canvas"], first.record["canvas"])
+
+
+def test_following_a_run_that_was_broken_off_repeats_its_steps(model: Model) -> None:
+    dlm, plan = model("LLaDA"), Plan(new_tokens=6)
+    first = run(dlm, PROMPTS, plan, interventions=[at_step(3, KeyboardInterrupt())])
+    again = run(dlm, PROMPTS, plan, interventions=[MaskSinks(SameStep(top_k=1))], follow=first)
+    assert torch.equal(again.tokens, first.tokens)
+    assert again.record.sizes["step"] == 3
+
+
+def test_a_followed_run_can_be_followed(model: Model) -> None:
+    dlm, plan = model("LLaDA"), Plan(new_tokens=6, temperature=1.0)
+    first = run(dlm, PROMPTS, plan)
+    second = run(dlm, PROMPTS, plan, interventions=[MaskSinks(SameStep(top_k=1))], follow=first)
+    third = run(dlm, PROMPTS, plan, interventions=[MaskSinks(SameStep(top_k=1))], follow=second)
+    assert torch.equal(third.tokens, first.tokens)
+    assert torch.equal(third.commit_step, first.commit_step)
+
+
+@pytest.fixture
+def short(model: Model) -> Any:
+    """A run of one prompt, made before any test forbids forwards."""
+    return run(model("LLaDA"), PROMPTS[0], Plan(new_tokens=4))
+
+
+@pytest.mark.usefixtures("short", "no_forward")
+@pytest.mark.parametrize(
+    ("prompts", "plan", "more"),
+    [
+        (PROMPTS[0], Plan(new_tokens=6), {}),
+        (PROMPTS[1], Plan(new_tokens=4), {}),
+        ([PROMPTS[0]] * 2, Plan(new_tokens=4), {}),
+        (PROMPTS[0], Plan(new_tokens=4), {"force": [[5, 6, 7, 8]]}),
+    ],
+    ids=["longer", "another prompt", "more rows", "force"],
+)
+def test_what_cannot_be_followed_is_refused(
+    model: Model, short: Any, prompts: Any, plan: Plan, more: dict[str, Any]
+) -> None:
+    with pytest.raises(PlanError, match="follow"):
+        run(model("LLaDA"), prompts, plan, follow=short, **more)
+
+
+def test_a_run_of_other_prompts_of_the_same_shape_is_refused(model: Model) -> None:
+    """Its gaps are elsewhere, and given tokens must never be overwritten."""
+    dlm, plan = model("LLaDA"), Plan(new_tokens=0)
+    other = run(dlm, [5, MASK, 9, 7, MASK, 4], plan)
+    with pytest.raises(PlanError, match="follow"):
+        run(dlm, [5, 6, MASK, 7, MASK, 4], plan, follow=other)
+
+
+def test_a_followed_run_does_not_replay(model: Model) -> None:
+    dlm, plan = model("LLaDA"), Plan(new_tokens=4)
+    first = run(dlm, PROMPTS[0], plan)
+    with pytest.raises(RecordError, match="teacher-forced"):
+        sl.replay(run(dlm, PROMPTS[0], plan, follow=first).record, dlm, progress=False)
+
+
+# Edits that meet.
+
+SCOPES = [
+    (Where(), Where(), True),
+    (Where(heads=0), Where(heads=1), False),
+    (Where(heads=[0, 1]), Where(heads=[1, 2]), True),
+    (Where(heads=3), Where(heads=-1), True),
+    (Where(heads=slice(0, 2)), Where(heads=slice(2, None)), False),
+    (Where(layers=0), Where(layers=1), False),
+    (Where(layers=1), Where(layers=[-1]), True),
+    (Where(layers=0, heads=1), Where(layers=1, heads=1), False),
+    (Where(layers=0), Where(heads=2), True),
+    (Where(steps=slice(0, 2)), Where(steps=slice(2, None)), False),
+    (Where(steps=slice(0, 3)), Where(steps=slice(2, None)), True),
+    (Where(steps=[0, 3]), Where(steps=[1, 2]), False),
+    (Where(steps=-1), Where(steps=3), True),
+    (Where(steps=-1), Where(steps=slice(0, -1)), False),
+    (Where(steps=0), Where(), True),
+    (Where(queries="masked"), Where(queries="committed"), True),  # which is which changes as tokens are committed
+]
+
+
+@pytest.mark.usefixtures("model", "no_forward")
+@pytest.mark.parametrize(("one", "other"), [(one, other) for one, other, meet in SCOPES if meet], ids=repr)
+@pytest.mark.parametrize("family", ["LLaDA", "Llama"])
+def test_edits_that_meet_are_refused_before_any_forward(model: Model, family: str, one: Where, other: Where) -> None:
+    for a, b in ((one, other), (other, one)):
+        edits: list[Any] = [MaskSinks(SameStep(top_k=1), a), ZeroSinks(SameStep(top_k=1), b)]
+        with pytest.raises(ScopeError, match=r"MaskSinks\(.*ZeroSinks\(.*same heads at the same steps.*InOrder"):
+            run(model(family), PROMPTS, Plan(new_tokens=4), interventions=edits)
+        with pytest.raises(ScopeError, match="same heads"):
+            run(model(family), PROMPTS, Plan(new_tokens=4), interventions=[Acts(where=a), *edits[1:]])
+
+
+@pytest.mark.usefixtures("model", "no_forward")
+def test_the_first_and_the_third_edit_may_meet(model: Model) -> None:
+    scopes = [Where(heads=0), Where(heads=1), Where(heads=[0, 2])]
+    with pytest.raises(ScopeError, match="same heads"):
+        run(model("LLaDA"), PROMPTS, Plan(new_tokens=4), interventions=[Acts(where=scope) for scope in scopes])
+
+
+@pytest.mark.parametrize(("one", "other"), [(one, other) for one, other, meet in SCOPES if not meet], ids=repr)
+@pytest.mark.parametrize("family", ["LLaDA", "Llama"])
+def test_edits_that_do_not_meet_are_run(model: Model, family: str, one: Where, other: Where) -> None:
+    edits = [MaskSinks(SameStep(top_k=1), one), ZeroSinks(SameStep(top_k=1), other)]
+    result = run(model(family), PROMPTS, Plan(new_tokens=4, suppress_eos="logits"), interventions=edits)
+    assert result.finished
+    assert all(edit.counts()["keys"] > 0 for edit in edits)
+
+
+@pytest.mark.parametrize(("steps", "meet"), [(([0], [1]), False), (([0, 2], [2]), True), ((slice(3, None), [9]), True)])
+def test_steps_of_a_plan_without_a_known_end(model: Model, steps: Any, meet: bool) -> None:
+    edits = [ZeroSinks(SameStep(top_k=1), Where(steps=each)) for each in steps]
+    plan = Plan(new_tokens=4, threshold=0.9)
+    if not meet:
+        assert run(model("LLaDA"), PROMPTS, plan, interventions=edits).finished
+        return
+    with pytest.raises(ScopeError, match="same heads"):
+        run(model("LLaDA"), PROMPTS, plan, interventions=edits)
+
+
+# The rule's own sets, in an edit.
+
+
+@pytest.mark.parametrize("rule", [SinkRule(None, top_k=1, queries="prompt"), SinkRule(None, top_k=1, keys="masked")])
+def test_an_edit_uses_its_rules_own_queries_and_keys(model: Model, rule: SinkRule) -> None:
+    """The keys that an edit removes are the sinks that a SinkMask of the same rule found, by the pattern after."""
+    dlm = model("LLaDA")
+    plain = run(dlm, PROMPTS[1], Plan(new_tokens=4), probes=[sl.probes.SinkMask(rule), sl.probes.Pattern()])
+    edit = ZeroSinks(SameStep(rule), Where(layers=[0], steps=[0]))
+    edited = run(dlm, PROMPTS[1], Plan(new_tokens=4), probes=[sl.probes.Pattern()], interventions=[edit])
+    before, after = (each.record["pattern"].to_numpy()[0, 0, 0] for each in (plain, edited))
+    removed = (before > 0).any(1) & (after == 0).all(1)  # [head, key]
+    np.testing.assert_array_equal(removed, plain.record["sink"].to_numpy()[0, 0, 0] == 1)

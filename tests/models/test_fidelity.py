@@ -1,0 +1,185 @@
+"""sinklens computes and decodes what the official implementations do (tests/data/fidelity, recorded numbers)."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sinklens import HookedDLM, Plan, denoising_steps
+
+DATA = Path(__file__).parents[1] / "data" / "fidelity"
+FOLDERS = ("llada", "dream", "mmada", "a2d_qwen3")
+CASES = ("unpadded", "ones_mask", "left_padded", "right_padded")
+
+# float32 rounding. Against sinklens in float64 the recorded official logits (of size 8) are off by up to 1.4e-5, and
+# by up to 3.1e-5 for MMaDA (larger products; it also adds 1.0 to every allowed score of a padded batch). The plain
+# path runs the official operations in the official order and lands closer; on the pattern path softmax(q k) v is two
+# matrix products instead of one fused kernel (measured: 8.6e-6, MMaDA 2.2e-5).
+PLAIN = {"llada": 1e-5, "dream": 1e-5, "a2d_qwen3": 1e-5, "mmada": 2e-5}
+PATTERN = {"llada": 1e-5, "dream": 1e-5, "a2d_qwen3": 1e-5, "mmada": 3e-5}
+
+
+# Logits.
+
+
+def recorded_case(folder: str, case: str) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor]:
+    """Tokens, attention mask, official logits aligned with positions, and which rows to compare."""
+    inputs = json.loads((DATA / folder / "logits.json").read_text())["cases"][case]
+    tokens = torch.tensor(inputs["input_ids"])
+    mask = None if inputs["attention_mask"] is None else torch.tensor(inputs["attention_mask"]).bool()
+    logits = load_file(DATA / folder / "logits.safetensors")[case]
+    real = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask
+    if folder == "dream":  # recorded raw: row i - 1 predicts position i; position 0 keeps its own row
+        logits = torch.cat([logits[:, :1], logits[:, :-1]], 1)
+        real = real & torch.cat([real[:, :1], real[:, :-1]], 1)
+    return tokens, mask, logits, real
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_plain_logits_are_the_official_ones(official: Any, folder: str, case: str) -> None:
+    tokens, mask, logits, real = recorded_case(folder, case)
+    with torch.no_grad():
+        ours = official(folder)(tokens, mask)
+    torch.testing.assert_close(ours[real], logits[real], atol=PLAIN[folder], rtol=0)
+
+
+def hooked_logits(dlm: HookedDLM, tokens: torch.Tensor, mask: torch.Tensor | None, point: str) -> torch.Tensor:
+    """Logits with a hook that does nothing on one hook point of every layer, and the proof that all fired."""
+    seen = []
+    names = [f"blocks.{layer}.attn.{point}" for layer in range(dlm.n_layers)]
+    with torch.no_grad(), dlm.hooks(fwd_hooks=[(name, lambda t, *, hook: seen.append(hook.name)) for name in names]):
+        ours = dlm(tokens, mask)
+    assert seen == names
+    return ours
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_pattern_path_logits_are_the_official_ones(official: Any, folder: str, case: str) -> None:
+    tokens, mask, logits, real = recorded_case(folder, case)
+    ours = hooked_logits(official(folder), tokens, mask, "hook_pattern")
+    torch.testing.assert_close(ours[real], logits[real], atol=PATTERN[folder], rtol=0)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_fused_path_of_the_bridge_gives_the_official_logits(official: Any, folder: str, case: str) -> None:
+    """A hook elsewhere (the attention output) runs the bridge without forming the pattern."""
+    tokens, mask, logits, real = recorded_case(folder, case)
+    ours = hooked_logits(official(folder), tokens, mask, "hook_out")
+    torch.testing.assert_close(ours[real], logits[real], atol=PLAIN[folder], rtol=0)
+
+
+# Trajectories.
+
+ONE_GENERATOR = "random batch: the official code draws from one generator for all rows, sinklens from one per row"
+MDLM = "dllm's MDLMSampler draws its counts from a noise schedule; sinklens has LLaDA's and Dream's samplers"
+LEFT_OUT: dict[str, dict[str, str]] = {
+    "llada/trajectories.json": {
+        "both_eos_options_greedy_steps8": "suppress_eos is one of 'logits' and 'confidence', not both",
+        "confidence_eos_eot_inf_temperature1.0": "above temperature 0 the official option spares EOS; ours does not",
+        "prompt_contains_mask_greedy_steps16": "a mask in the prompt is a candidate there but is not counted",
+        "left_padded_batch_temperature1.0_steps8": ONE_GENERATOR,
+    },
+    "llada/trajectories_threshold.json": {
+        "fastdllm_threshold0.3_block16_random": "a threshold on random confidences means nothing: PlanError",
+    },
+    "mmada/trajectories.json": {
+        "left_padded_batch_temperature1_steps8": ONE_GENERATOR,
+    },
+    "dream/trajectories.json": {
+        "maskgit_plus_steps24_more_than_tokens": "more steps than tokens is a PlanError",
+        "left_padded_batch_origin_temperature0_steps8": ONE_GENERATOR,
+    },
+    "a2d_qwen3/trajectories.json": {},  # filled below: all but what coincides with LLaDA's even split
+}
+# Of dllm's sampler: greedy runs whose counts come out even, so that both samplers mean the same.
+SAME_AS_LLADA = ("greedy_steps16_block16", "greedy_steps8_block16", "greedy_steps16_block8", "cfg1.5_greedy_steps16")
+
+
+def records(file: str) -> list[dict[str, Any]]:
+    """All records of one file."""
+    return json.loads((DATA / file).read_text())["records"]
+
+
+LEFT_OUT["a2d_qwen3/trajectories.json"] = {
+    record["name"]: MDLM for record in records("a2d_qwen3/trajectories.json") if record["name"] not in SAME_AS_LLADA
+}
+COMPARED = [(file, record) for file in LEFT_OUT for record in records(file) if record["name"] not in LEFT_OUT[file]]
+
+
+def plan_of(file: str, arguments: dict[str, Any]) -> Plan:
+    """The recorded arguments as a Plan."""
+    names = {"gen_length": "new_tokens", "max_new_tokens": "new_tokens", "block_size": "block_length"}
+    same = ("new_tokens", "steps", "block_length", "temperature", "cfg_scale", "remasking", "threshold")
+    same += ("top_p", "top_k", "alg_temp", "eps")
+    given = {names.get(name, name): value for name, value in arguments.items()}
+    plan = {name: value for name, value in given.items() if name in same}
+    if file.startswith("dream"):
+        plan |= {"sampler": "dream", "remasking": {"topk_margin": "margin"}.get(given["alg"], given["alg"])}
+    if given.get("logits_eos_inf"):
+        plan["suppress_eos"] = "logits"
+    if given.get("confidence_eos_eot_inf"):
+        plan["suppress_eos"] = "confidence"
+    return Plan(**plan, allow_mask=True)
+
+
+def prompts_of(record: dict[str, Any]) -> list[list[int]]:
+    """The prompts without their left padding."""
+    masks = record["attention_mask"] or [[1] * len(row) for row in record["prompt"]]
+    return [row[mask.index(1) :] for row, mask in zip(record["prompt"], masks, strict=True)]
+
+
+@pytest.mark.parametrize(("file", "record"), COMPARED, ids=[f"{f.split('.')[0]}-{r['name']}" for f, r in COMPARED])
+def test_canvases_are_the_official_ones(
+    official: Any, monkeypatch: pytest.MonkeyPatch, file: str, record: dict[str, Any]
+) -> None:
+    """Every canvas that the official sampler saw, token for token, and the output."""
+    dlm = official(Path(file).parent.name)
+    if record["arguments"].get("confidence_eos_eot_inf"):  # the recordings hard-code EOT, and there is no tokenizer
+        monkeypatch.setattr(dlm, "ids", dataclasses.replace(dlm.ids, eot=2))
+    seen, final = [], None
+    plan = plan_of(file, record["arguments"])
+    for step in denoising_steps(dlm, prompts_of(record), plan, seed=record["seed"]):
+        seen.append(step.canvas.tokens.tolist())
+        final = step.tokens.tolist()
+    assert seen == record["canvases"][:-1]
+    assert final == record["canvases"][-1] == record["output"]
+
+
+def test_the_records_left_out_are_those_named_here() -> None:
+    """Nothing is left out silently, and no name here is stale."""
+    files = {f"{path.parent.name}/{path.name}" for path in DATA.glob("*/trajectories*.json")}
+    assert files == set(LEFT_OUT)
+    for file, reasons in LEFT_OUT.items():
+        names = {record["name"] for record in records(file)}
+        assert set(reasons) == names - {record["name"] for f, record in COMPARED if f == file}
+        assert set(reasons) <= names
+    assert len(COMPARED) == 74
+
+
+def test_random_numbers_of_this_build_are_those_of_the_recordings() -> None:
+    """If this fails, the seeded records above cannot be reproduced with this build of torch."""
+    probe = json.loads((DATA / "rng_probe.json").read_text())["probe"]
+
+    def drawn(function: Any) -> torch.Tensor:
+        torch.manual_seed(0)
+        return function()
+
+    weights = (torch.arange(16 * 64) % 7).float().view(16, 64).softmax(-1)
+    exponential = drawn(lambda: torch.empty(16, 64).exponential_())
+    assert drawn(lambda: torch.rand(4)).tolist() == probe["rand_float32_4"]
+    assert drawn(lambda: torch.rand(4, dtype=torch.float64)).tolist() == probe["rand_float64_4"]
+    first_four = exponential[[0, 15], :4].tolist()
+    assert first_four == probe["exponential_float32_16x64_first4_of_row0_and_row15"]
+    sampled = drawn(lambda: torch.distributions.Categorical(weights).sample()).tolist()
+    assert sampled == probe["categorical_16x64_of_softmax_arange_mod7"]
+    chosen = drawn(lambda: torch.multinomial(torch.ones(1, 22), 4)).tolist()
+    assert chosen == probe["multinomial_22_choose_4_uniform"]
