@@ -3,8 +3,8 @@
     python benchmarks/ablation_speed.py
 
 by hand     the straightforward way: a loop of one's own over prompts and conditions, batch 1, in which every step is
-            one `bridge.run_with_hooks(tokens, fwd_hooks=...)` of TransformerLens
-one by one  the same through sinklens's loop (`denoising_steps`), which hooks the plain model where it can
+            one `run_with_hooks(tokens, fwd_hooks=...)` of TransformerLens, with all of its components in place
+one by one  the same through sinklens's loop (`denoising_steps`), which puts in only the components that are hooked
 together    `sl.ablate`: all conditions of 16 prompts share their forwards
 
 Filling gaps, teacher-forced, greedy, without controls, with the same edits. All run in this process, and it is checked
@@ -40,12 +40,12 @@ def one_prompt_by_hand(dlm: sl.HookedDLM, prompt: str, answer: list[int], edit: 
     masked = tokens == dlm.ids.mask
     right, said = tokens.masked_scatter(masked, torch.tensor(answer)), tokens.clone()
     gaps, real = masked.clone(), torch.ones_like(masked)
-    if edit is not None:
-        edit.reset(len(answer))
+    memory = None if edit is None else edit.memory(len(answer))
     for step in range(len(answer)):
         canvas = sl.Canvas(tokens, real, masked, ~gaps, step, (0,))
-        hooks: Any = [] if edit is None else edit.fwd_hooks(dlm, canvas)
-        logits = dlm.bridge.run_with_hooks(tokens, fwd_hooks=hooks, use_cache=False)
+        hooks: Any = [] if edit is None or memory is None else edit.at_step(dlm, canvas, memory)
+        with dlm.wiring.ready(everything=True):
+            logits = dlm.run_with_hooks(tokens, fwd_hooks=hooks)
         logits[..., dlm.ids.mask] = -torch.inf
         confidence, choice = logits.softmax(-1).max(-1)
         commit = torch.zeros_like(masked)

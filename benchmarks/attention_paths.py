@@ -1,4 +1,4 @@
-"""What received attention costs by each path: streaming, whole patterns, and the ways one would do it without sinklens.
+"""What received attention costs by each path: blocks, whole patterns, and the ways one would do it without sinklens.
 
     python benchmarks/attention_paths.py [--sizes 256 512 1024 2048 4096] [--d-model 256 768] [--dtype bfloat16]
     python benchmarks/attention_paths.py --8b      the shape of LLaDA-8B, on a GPU
@@ -6,11 +6,11 @@
 One forward of a bidirectional Llama with random weights (6 layers, heads of 64), batch 1:
 
 plain            fused attention (sdpa), nobody hooks anything
-streaming        the probe ReceivedAttention, blocks of queries
+blocks           the probe ReceivedAttention, blocks of queries
 pattern          the same, whole patterns
 masked           the edit MaskSinks(PreviousStep(top_k=5))
 masked now       the edit MaskSinks(SameStep(top_k=5)): by this very forward's attention
-hook             a column sum in an ordinary pattern hook on sinklens's bridge
+hook             a column sum in an ordinary pattern hook on the HookedDLM
 TransformerLens  the same hook on TransformerLens's stock Llama bridge, which is causal whatever the config says;
                  it computes and masks the scores of all pairs, so what it costs can still be compared
 transformers     eager attention with output_attentions=True, and the column sums: the patterns of all layers at once
@@ -18,12 +18,13 @@ transformers     eager attention with output_attentions=True, and the column sum
 Time: medians of interleaved repeats after a warm-up at a quarter of S, as ratios to the same forward without hooks;
 "runs" says how many repeats, fewer where they are slow. Memory: peak beyond that of the plain forward; on a CPU the
 resident size, each in a fresh process, on a GPU what torch allocates. A cell is "-" where the patterns would take half
-of the free memory. Targets at S = 1024, d_model 768: streaming at most 1.15 x, masked 1.20 x; at S = 4096 streaming
+of the free memory. Targets at S = 1024, d_model 768: blocks at most 1.15 x, masked 1.20 x; at S = 4096 blocks
 less than 64 MB more.
 """
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Iterable
 from functools import partial
@@ -35,9 +36,9 @@ from common import Job
 from transformer_lens.model_bridge.sources import build_bridge_from_module
 
 import sinklens as sl
-from sinklens.models.loading import plain_twin, set_direction
+from sinklens.models.loading import set_direction
 
-WAYS = ("plain", "streaming", "pattern", "masked", "masked now", "hook", "TransformerLens", "transformers")
+WAYS = ("plain", "blocks", "pattern", "masked", "masked now", "hook", "TransformerLens", "transformers")
 LLADA_8B = {"d_model": 4096, "layers": 32, "heads": 32, "inner": 12288, "vocabulary": 126464, "dtype": torch.bfloat16}
 
 
@@ -45,7 +46,7 @@ def ways(dlm: sl.HookedDLM, tokens: torch.Tensor, names: Iterable[str]) -> dict[
     """One forward by each way."""
     made: dict[str, Job] = {
         "plain": lambda: dlm(tokens),
-        "streaming": partial(common.received, dlm, tokens, "streaming"),
+        "blocks": partial(common.received, dlm, tokens, "blocks"),
         "pattern": partial(common.received, dlm, tokens, "pattern"),
     }
     for name in names:
@@ -55,7 +56,7 @@ def ways(dlm: sl.HookedDLM, tokens: torch.Tensor, names: Iterable[str]) -> dict[
             case "masked now":
                 made[name] = masking(dlm, tokens, sl.SameStep(top_k=5))
             case "hook":
-                made[name] = hooked(dlm, dlm.bridge, tokens)
+                made[name] = hooked(dlm, dlm, tokens)
             case "TransformerLens":
                 stock = without_bridge(dlm)
                 set_direction(stock, causal=True)
@@ -68,20 +69,20 @@ def ways(dlm: sl.HookedDLM, tokens: torch.Tensor, names: Iterable[str]) -> dict[
 
 def without_bridge(dlm: sl.HookedDLM) -> Any:
     """The transformers model over the same weights."""
-    if dlm.reference is None:
-        raise RuntimeError("no unhooked model")
-    return plain_twin(dlm.reference)
+    shared = {id(tensor): tensor for tensor in (*dlm.original_model.parameters(), *dlm.original_model.buffers())}
+    return copy.deepcopy(dlm.original_model, shared)
 
 
-def masking(dlm: sl.HookedDLM, tokens: torch.Tensor, detector: sl.interventions.Detector) -> Job:
+def masking(dlm: sl.HookedDLM, tokens: torch.Tensor, selector: sl.interventions.Selector) -> Job:
     """An edited forward, as one step after another of a run sees it; the first one is over."""
-    edit, steps = sl.MaskSinks(detector), itertools.count()
+    edit, steps = sl.MaskSinks(selector), itertools.count()
+    memory = edit.memory()
     on = torch.ones_like(tokens, dtype=torch.bool)
 
     def step() -> None:
         dlm.attention = "auto"
         canvas = sl.Canvas(tokens, on, ~on, on, next(steps), (0,) * len(tokens))
-        with dlm.hooks(fwd_hooks=edit.fwd_hooks(dlm, canvas)):
+        with dlm.hooks(fwd_hooks=edit.at_step(dlm, canvas, memory)):
             dlm(tokens)
 
     step()
@@ -99,7 +100,7 @@ def hooked(dlm: sl.HookedDLM, bridge: Any, tokens: torch.Tensor) -> Job:
 
     def forward() -> None:
         dlm.attention = "auto"
-        bridge.run_with_hooks(tokens, fwd_hooks=hooks, use_cache=False)
+        bridge.run_with_hooks(tokens, fwd_hooks=hooks)
 
     return forward
 
@@ -122,7 +123,7 @@ def one_way(way: str, shape: dict[str, Any]) -> Job:
 def fits(way: str, shape: dict[str, Any]) -> bool:
     """Whether the patterns that a way holds at once take less than half of the free memory."""
     # One layer's scores, masked scores and float32 weights; transformers keeps the other layers' besides.
-    held = {"plain": 0, "streaming": 0, "masked": 0, "transformers": 3 + shape["layers"]}.get(way, 4)
+    held = {"plain": 0, "blocks": 0, "masked": 0, "transformers": 3 + shape["layers"]}.get(way, 4)
     heads = shape.get("heads") or shape["d_model"] // 64
     return held * heads * shape["size"] ** 2 * 4 / 2**20 < common.free_megabytes(shape["device"]) / 2
 

@@ -54,12 +54,12 @@ def random_tokens(prompts: int, size: int, device: str | torch.device = "cpu") -
 
 
 def received(dlm: sl.HookedDLM, tokens: torch.Tensor, path: str) -> torch.Tensor:
-    """One forward with ReceivedAttention by a path: "streaming" or "pattern"."""
+    """One forward with ReceivedAttention by a path: "blocks" or "pattern"."""
     dlm.attention = path
-    probe = sl.probes.ReceivedAttention()
-    with dlm.hooks(fwd_hooks=probe.fwd_hooks(dlm)):
+    probe, seen = sl.probes.ReceivedAttention(), {}
+    with dlm.hooks(fwd_hooks=probe.fwd_hooks(dlm, seen=seen)):
         dlm(tokens)
-    return probe.values()
+    return probe.values(seen)
 
 
 def medians(
@@ -113,7 +113,7 @@ def fresh_peak(make: Callable[..., Job], *arguments: Any) -> float:
     It is forked from a process that has imported everything and run nothing.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["transformers.models.llama.modeling_llama", "sinklens.cli.demo"])
+    context.set_forkserver_preload(["transformers.models.llama.modeling_llama", "sinklens.cli.demo_job"])
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(_peak, make, arguments).result()
 

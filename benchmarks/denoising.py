@@ -61,7 +61,7 @@ def plain_loop(model: Any, prompts: torch.Tensor, mask: int, steps: int) -> torc
 def run(name: str, dlm: sl.HookedDLM, prompts: torch.Tensor, steps: int) -> torch.Tensor:
     """The final tokens of one run."""
     if name == "plain loop":
-        return plain_loop(dlm.reference, prompts, dlm.ids.mask or 0, steps)
+        return plain_loop(dlm.original_model, prompts, dlm.ids.mask or 0, steps)
     probes = {"received": [ReceivedAttention()], "three probes": [ReceivedAttention(), SinkMask(), KeyNorm()]}
     edits: dict[str, list[SinkEdit]] = {
         "edit before": [sl.MaskSinks(sl.PreviousStep(top_k=1))],

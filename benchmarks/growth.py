@@ -3,12 +3,12 @@
     python benchmarks/growth.py [--sizes 256 512 1024 2048 4096] [--layers 2 4 8] [--prompts 1 4 16]
 
 One forward of a bidirectional Llama with random weights (d_model 256, 4 heads) with the probe ReceivedAttention, by
-blocks of queries ("streaming") and by whole patterns ("pattern"), against the same forward without it. One number at a
+blocks of queries ("blocks") and by whole patterns ("pattern"), against the same forward without it. One number at a
 time is varied; the others are S = 1024, 4 layers, 1 prompt. Time: medians of interleaved repeats after a warm-up, as
 ratios. Memory: peak beyond that of the plain forward; on a CPU the resident size, each in a fresh process, on a GPU
 what torch allocates. Below the first table: the exponent of that memory in S, the slope of a line through the
 logarithms (sizes that add less than 4 MB are left out, as noise; "-" where fewer than two are left). Expected: 2 for
-whole patterns, at most 1 for streaming, and no growth with the layers.
+whole patterns, at most 1 for blocks, and no growth with the layers.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from functools import partial
 import common
 import torch
 
-WAYS, NOISE = ("plain", "streaming", "pattern"), 4.0
+WAYS, NOISE = ("plain", "blocks", "pattern"), 4.0
 BASE = {"size": 1024, "layers": 4, "prompts": 1}
 
 

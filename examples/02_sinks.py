@@ -8,8 +8,7 @@
 import torch
 
 import sinklens as sl
-from sinklens.analysis import dynamics, norms
-from sinklens.analysis import overlap as sharing
+from sinklens.analysis import dynamics, norms, overlap
 from sinklens.sinks import named as rules
 
 torch.set_num_threads(1)  # models as small as the twins gain little from a second thread, and lose beside other work
@@ -62,8 +61,8 @@ for name, run in record.items():
 # Jaccard of the two sets of sinks, by layer and head: 1 = the same keys. tiny-arm has no masked queries.
 
 # %%
-overlap = record["tiny-dlm"]["masked_vs_committed"].mean(["prompt", "step"])
-print(overlap.to_pandas().round(2))
+shared = record["tiny-dlm"]["masked_vs_committed"].mean(["prompt", "step"])
+print(shared.to_pandas().round(2))
 
 # %% [markdown]
 # ## Does the answer depend on the rule, and on epsilon?
@@ -72,7 +71,7 @@ print(overlap.to_pandas().round(2))
 # %%
 for name, run in record.items():
     print(name, dynamics.filtered_share(run, [0.5, 1, 2, 3, 5, 8]).to_pandas().round(3).to_string(), sep="\n")
-    print(sharing.agreement(run, rules.RULES).round(2).to_string())
+    print(overlap.agreement(run, rules.RULES).round(2).to_string())
 
 # %% [markdown]
 # ## Does a low key norm predict sinks?

@@ -44,7 +44,7 @@ def effects(results, metric=None):
     rows = []
     for result in results:
         for each in result.effects(metric).itertuples():
-            row = {"model": result.rows[0]["model"], "condition": each.condition, "unmasked": f"{each.unmasked:.2f}"}
+            row = {"model": result.scores[0]["model"], "condition": each.condition, "unmasked": f"{each.unmasked:.2f}"}
             row["- unmasked"] = _text(each.to_unmasked, each.to_unmasked_low, each.to_unmasked_high)
             row["control"] = each.control.replace("_", " ")
             row["- control"] = _text(each.to_control, each.to_control_low, each.to_control_high)
@@ -95,11 +95,11 @@ told("   The same, teacher-forced", effects(doses))
 # ## 2. At which layers, and at which steps?
 
 # %%
-layers = measure(sl.doses("layer", [0, 1], lambda i: sl.MaskSinks(top, sl.Where(layers=i))))
+layers = measure(sl.doses("layer", [0, 1], lambda i: sl.MaskSinks(top, where=sl.Scope(layers=i))))
 told("2. One layer only (top 5)", effects(layers))
 EIGHTS = {f"{start}-{start + 7}": slice(start, start + 8) for start in range(0, 32, 8)}
 continued = {name: (writing, sl.Plan(new_tokens=32)) for name in twins}  # both: 32 steps
-eighths = sl.doses("steps", list(EIGHTS), lambda name: sl.MaskSinks(top, sl.Where(steps=EIGHTS[name])))
+eighths = sl.doses("steps", list(EIGHTS), lambda name: sl.MaskSinks(top, where=sl.Scope(steps=EIGHTS[name])))
 steps = measure(eighths, tasks=continued)
 told("   Eight of 32 steps only (top 5), continuing", effects(steps))
 
@@ -137,7 +137,7 @@ def between(results, pairs, metric="forced_accuracy"):
             a, b = result.paired(metric, (one, "sinks"), (other, "sinks"))
             mean, interval = mean_and_interval(a - b)
             p = _p(permutation_p(a - b))
-            rows.append((result.rows[0]["model"], f"({one}) - ({other})", _text(mean, *interval), p))
+            rows.append((result.scores[0]["model"], f"({one}) - ({other})", _text(mean, *interval), p))
     return pd.DataFrame(rows, columns=["model", "difference", "accuracy", "p"])
 
 

@@ -281,7 +281,7 @@ def install(seed: int, seeds: list[int], root: Path) -> None:
 def write_card(installed: int, seeds: list[int], root: Path) -> None:
     """Measure every seed's twins, and untrained ones, with sinklens itself, and write twins/README.md."""
     from sinklens.analysis import rates as metrics
-    from sinklens.cli import demo
+    from sinklens.cli import demo_job as demo
     from sinklens.decoding.run import denoise
     from sinklens.models.hooked_dlm import HookedDLM
     from sinklens.probes import ReceivedAttention
@@ -302,7 +302,7 @@ def write_card(installed: int, seeds: list[int], root: Path) -> None:
             lines = (root / f"seed-{label.split(',')[0]}" / f"{kind}.jsonl").read_text().splitlines()
             log = json.loads(lines[0 if source == "step-0" else -1])
             share = [f"{x:.2f}" for layer in log.get("bos_share", []) for x in layer]
-            layers = metrics.per_layer(run.record, causal=dlm.is_causal)
+            layers = metrics.per_layer(run.record)
             classes = metrics.token_classes(run.record).set_index("token_class").share_of_sinks
             moves = metrics.movement(run.record)
             table.append(

@@ -18,15 +18,17 @@ if TYPE_CHECKING:
     from sinklens.decoding.run import Run, denoise
     from sinklens.experiments.ablation import ablate, doses
     from sinklens.experiments.results import AblationResult, Effect
-    from sinklens.hooks import Canvas, Where
+    from sinklens.ground_truth.models import planted_model
+    from sinklens.ground_truth.records import planted
+    from sinklens.hooks import Canvas, Edit, Probe, Scope
+    from sinklens.hooks import Scope as Where
     from sinklens.interventions import MaskSinks, PreviousStep, SameStep, ZeroSinks
     from sinklens.models.hooked_dlm import HookedDLM
-    from sinklens.planted.models import planted_model
-    from sinklens.planted.records import planted
     from sinklens.probes.estimate import estimate
     from sinklens.records import concat, open, save
     from sinklens.sinks.named import rule
     from sinklens.sinks.rule import SinkRule
+    from sinklens.values.content import named
 
 # Where each public name lives. Resolved on first use, so that `import sinklens` and `sinklens --help` stay quick.
 _HOMES = {
@@ -37,11 +39,12 @@ _HOMES = {
     "decoding.run": ("Run", "denoise"),
     "experiments.ablation": ("ablate", "doses"),
     "experiments.results": ("AblationResult", "Effect"),
-    "hooks": ("Canvas", "Where"),
+    "values": ("named",),
+    "hooks": ("Canvas", "Edit", "Probe", "Scope"),
     "interventions": ("MaskSinks", "PreviousStep", "SameStep", "ZeroSinks"),
     "models.hooked_dlm": ("HookedDLM",),
-    "planted.models": ("planted_model",),
-    "planted.records": ("planted",),
+    "ground_truth.models": ("planted_model",),
+    "ground_truth.records": ("planted",),
     "probes.estimate": ("estimate",),
     "records": ("concat", "open", "save"),
     "sinks.named": ("rule",),
@@ -66,13 +69,16 @@ _MODULES = {
 __all__ = [
     "AblationResult",
     "Canvas",
+    "Edit",
     "Effect",
     "HookedDLM",
     "MaskSinks",
     "Plan",
     "PreviousStep",
+    "Probe",
     "Run",
     "SameStep",
+    "Scope",
     "SinkRule",
     "Step",
     "Where",
@@ -89,6 +95,7 @@ __all__ = [
     "interventions",
     "log_likelihood",
     "metrics",
+    "named",
     "norms",
     "open",
     "overlap",
@@ -107,7 +114,9 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used."""
-    if name in _HOME:
+    if name == "Where":  # the scope's other name, as in `where=sl.Where(layers=[1])`
+        value = importlib.import_module("sinklens.hooks").Scope
+    elif name in _HOME:
         value = getattr(importlib.import_module(f"sinklens.{_HOME[name]}"), name)
     elif name in _MODULES:
         value = importlib.import_module(f"sinklens.{_MODULES[name]}")

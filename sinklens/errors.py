@@ -13,6 +13,14 @@ class CheckpointError(SinklensError, ValueError):
     """A checkpoint that cannot be loaded faithfully."""
 
 
+class ModelError(SinklensError, ValueError):
+    """A transformers model that cannot be wrapped, or was changed so that it can no longer be hooked."""
+
+
+class Unsupported(SinklensError, NotImplementedError):
+    """A tool of TransformerLens that has no right answer for this kind of model."""
+
+
 class CheckFailed(SinklensError, RuntimeError):
     """A loaded model failed its calibration (`HookedDLM.check`)."""
 
@@ -27,6 +35,10 @@ class BrokenPattern(SinklensError, RuntimeError):
 
 class ScopeError(SinklensError, ValueError):
     """A `Where` that selects nothing, or names what the model does not have."""
+
+
+class ContentError(SinklensError, ValueError):
+    """Something whose content cannot be told: a function without a name, an object with hidden attributes."""
 
 
 class RecordError(SinklensError, ValueError):

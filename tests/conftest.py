@@ -7,8 +7,12 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+import shapes
 import torch
 import transformers
+
+# The shape and dtype of every tensor that a signature states is checked at run time, here and only here.
+shapes.install()
 
 from sinklens import HookedDLM
 from sinklens.models.families import FAMILIES

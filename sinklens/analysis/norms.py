@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from typing import Literal
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
-from sinklens.analysis.rates import received, sinks
+from sinklens.analysis.attention import CELL, flags, measured, positions, received
+from sinklens.analysis.rates import flagged
 from sinklens.errors import RecordError
 from sinklens.sinks import SinkRule
+from sinklens.sinks.rule import Queries
 from sinklens.sinks.tokens import token_class
 
 KEY_TYPES = ("prompt", "committed", "mask", "eos")
-CELL = ("prompt", "step", "layer", "head")
 _PROBES = {"key_norm": "KeyNorm", "value_norm": "ValueNorm"}
 
 
@@ -24,16 +26,16 @@ def key_types(record: xr.Dataset) -> xr.DataArray:
     "mask": still to be committed; "prompt": given; "eos": a committed token that is an end of sequence or of turn;
     "committed": any other committed token.
     """
-    masked, given = record["masked"], record["given"]
-    texts, index = np.unique(record["text"].to_numpy().astype(str), return_inverse=True)
-    is_eos = np.array([token_class(text) == "eos" for text in texts])[index.reshape(record["text"].shape)]
-    settled = xr.where(given == 1, 0, xr.where(given.copy(data=is_eos), 3, 1))
-    types = xr.where(masked == 1, 2, xr.where(masked == 0, settled, -1))
-    return types.transpose(*masked.dims)
+    text = record["text"].transpose("prompt", "key")
+    texts, index = np.unique(text.to_numpy().astype(str), return_inverse=True)
+    is_eos = text.copy(data=np.array([token_class(one) == "eos" for one in texts])[index.reshape(text.shape)])
+    kinds = {name: positions(record, name) for name in ("committed", "prompt", "masked")}
+    types = xr.where(kinds["committed"], xr.where(kinds["prompt"], 0, xr.where(is_eos, 3, 1)), -1)
+    return xr.where(kinds["masked"], 2, types).transpose("prompt", "step", "key")
 
 
 def key_norm_correlation(
-    record: xr.Dataset, by: Literal["key_type"] | None = None, *, query_set: str | None = None
+    record: xr.Dataset, by: Literal["key_type"] | None = None, queries: Queries = "all"
 ) -> xr.DataArray:
     """Spearman correlation over keys between -key_norm and received attention, per layer.
 
@@ -46,14 +48,14 @@ def key_norm_correlation(
     Args:
         record: With `received` and `key_norm`.
         by: "key_type": separately for prompt, committed, mask and eos keys [key_type, layer], ranked within the type.
-        query_set: Whose attention.
+        queries: Whose attention.
 
     Raises:
         RecordError: a variable is missing; the message names its probe.
     """
     if by not in (None, "key_type"):
         raise ValueError(f"by={by!r} is unknown; choose None or 'key_type'")
-    values, norms = _beside(record, "key_norm", query_set)
+    values, norms = beside(record, "key_norm", queries)
     types = None if by is None else key_types(record).sel(step=values["step"]).transpose("prompt", "step", "key")
     layers = []
     for layer in values["layer"]:  # one at a time: ranks of a whole record take several times its memory
@@ -78,7 +80,6 @@ def kind(
     *,
     low: float = 0.75,
     high: float = 1.25,
-    query_set: str | None = None,
 ) -> pd.DataFrame:
     """Are sinks resting places or do they carry information? By value norm, counted per layer.
 
@@ -93,18 +94,17 @@ def kind(
         RecordError: a variable is missing; the message names its probe.
     """
     rule = rule or SinkRule()
-    values, norms = _beside(record, "value_norm", query_set or rule.queries)
-    more = {name: record[name] for name in ("masked", "given") if name in record}
-    found = sinks(xr.Dataset({"received": values, **more}, attrs=record.attrs), rule, query_set="all").to_numpy()
+    values, norms = beside(record, "value_norm", rule.queries)
+    sinks = flags(values, record, rule).to_numpy()
     relative = norms.to_numpy() / _median(norms.to_numpy())
-    measured = found & np.isfinite(relative)
-    flags = {"drained": measured & (relative < low), "informative": measured & (relative > high)}
-    flags["unclear"] = measured & ~flags["drained"] & ~flags["informative"]
-    counts = {name: flag.sum((0, 1, 3, 4)) for name, flag in flags.items()}
+    known = sinks & np.isfinite(relative)
+    kinds = {"drained": known & (relative < low), "informative": known & (relative > high)}
+    kinds["unclear"] = known & ~kinds["drained"] & ~kinds["informative"]
+    counts = {name: flag.sum((0, 1, 3, 4)) for name, flag in kinds.items()}
     return pd.DataFrame({"layer": values["layer"].to_numpy(), **counts})
 
 
-def qk_at_sinks(record: xr.Dataset, rule: SinkRule | None = None, *, query_set: str | None = None) -> pd.DataFrame:
+def qk_at_sinks(record: xr.Dataset, rule: SinkRule | None = None) -> pd.DataFrame:
     """Is it the angle or the length? Factors of `q.k = ||q|| ||k|| cos` at sinks and at other keys, per layer.
 
     Columns: layer, part ("cosine", "key_norm"), at_sinks, elsewhere: means over prompts, steps, heads and keys. The
@@ -116,34 +116,46 @@ def qk_at_sinks(record: xr.Dataset, rule: SinkRule | None = None, *, query_set: 
     """
     if "qk" not in record:
         raise RecordError("this record has no qk; run denoise with probes=[ReceivedAttention(), QKDecomposition()]")
-    rule = rule or SinkRule()
-    found = sinks(record, rule, query_set=query_set)
-    measured = received(record, query_set or rule.queries).notnull()
+    attention, sinks = flagged(record, rule)
     rows = []
-    for layer in found["layer"].to_numpy():
-        flags = found.sel(layer=layer)
+    for layer in sinks["layer"].to_numpy():
+        at_sinks, known = sinks.sel(layer=layer), attention.sel(layer=layer).notnull()
         for part in ("cosine", "key_norm"):
-            values = record["qk"].sel(layer=layer, part=part).where(measured.sel(layer=layer))
-            rows.append((int(layer), part, float(values.where(flags).mean()), float(values.where(~flags).mean())))
+            values = record["qk"].sel(layer=layer, part=part)
+            elsewhere = values.where(known & ~at_sinks)
+            rows.append((int(layer), part, float(values.where(at_sinks).mean()), float(elsewhere.mean())))
     return pd.DataFrame(rows, columns=["layer", "part", "at_sinks", "elsewhere"])
 
 
-def _beside(record: xr.Dataset, name: str, query_set: str | None) -> tuple[xr.DataArray, xr.DataArray]:
+def beside(record: xr.Dataset, name: str, queries: Queries) -> tuple[xr.DataArray, xr.DataArray]:
     """Received attention and the norms of the keys of each query head, both [prompt, step, layer, head, key]."""
     if name not in record:
         raise RecordError(
             f"this record has no {name}; run denoise with probes=[ReceivedAttention(), {_PROBES[name]}()]"
         )
-    values = received(record, query_set or "all").transpose(*CELL, "key")
-    groups, extra = divmod(values.sizes["head"], record.sizes["kv_head"])
-    if extra or not groups:
+    values = measured(received(record, queries)).transpose(*CELL, "key")
+    shared = record[name]
+    shared = shared.assign_coords({dim: shared[dim] for dim in shared.dims})
+    used = values["head"] // group_size(record)
+    gone = sorted(set(used.to_numpy().tolist()) - set(shared["kv_head"].to_numpy().tolist()))
+    if gone:
+        raise RecordError(f"the query heads of this record use key head {gone[0]}, whose {name} it does not have")
+    norms = shared.sel(step=values["step"], layer=values["layer"], kv_head=used)
+    return values, norms.drop_vars("kv_head").transpose(*CELL, "key")
+
+
+def group_size(record: xr.Dataset) -> int:
+    """How many query heads share a key head in the model of a record.
+
+    Raises:
+        RecordError: its provenance does not say.
+    """
+    made = json.loads(record.attrs.get("provenance", "{}"))
+    if not made.get("heads") or not made.get("key_heads"):
         raise RecordError(
-            f"{values.sizes['head']} query heads cannot share {record.sizes['kv_head']} key heads evenly; select whole "
-            "groups of heads"
+            'this record does not say which query heads share a key head: its provenance lacks "heads" or "key_heads"'
         )
-    norms = record[name].transpose("prompt", "step", "layer", "kv_head", "key")
-    order = np.repeat(np.arange(norms.sizes["kv_head"]), groups)
-    return values, norms.isel(kv_head=order).drop_vars("kv_head", errors="ignore").rename(kv_head="head")
+    return made["heads"] // made["key_heads"]
 
 
 def _mean(values: np.ndarray) -> float:

@@ -7,14 +7,14 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sinklens.decoding.prompts import Prompt, as_list
+from sinklens.decoding.loop import check_edits, forward, watch
+from sinklens.decoding.prompts import Prompt, as_list, left_padded, seeds_for
 from sinklens.errors import PlanError, ScopeError
-from sinklens.hooks import Canvas, Intervention, attached, leaves
+from sinklens.hooks import Canvas, Edit, Memory
 from sinklens.models.hooked_dlm import HookedDLM
-from sinklens.records import seeds_for
 
 
 @torch.no_grad()
@@ -23,7 +23,8 @@ def log_likelihood(
     prompts: Prompt | Sequence[Prompt],
     answers: Sequence[Sequence[int]],
     *,
-    interventions: Sequence[Intervention] = (),
+    interventions: Sequence[Edit] = (),
+    memories: Sequence[Memory] | None = None,
     samples: int = 16,
     seed: int | Sequence[int] = 0,
 ) -> Float[Tensor, " prompt"]:
@@ -35,20 +36,56 @@ def log_likelihood(
     is biased. The Monte-Carlo error falls with 1 / sqrt(samples). Autoregressive models: exact, from one forward.
     Source: LLaDA (arXiv 2502.09992) and its released code; dividing by L is sinklens's.
 
-    An edit acts on each canvas by itself: one whose detector looks at the step before is shown the same canvas first,
-    unedited.
+    An edit acts on each canvas by itself and remembers nothing of the others: one that looks at the step before is
+    shown the same canvas first, unedited. What an edit draws at random differs from draw to draw.
 
     Args:
         dlm: The model.
         prompts: One prompt or several.
         answers: Token ids of each answer, at least one.
         interventions: Edits; their scope may name no steps, for a canvas that does not change has none.
+        memories: One for each edit (`edit.memory()`), to which is added what it counts over all draws.
         samples: Monte-Carlo draws per prompt; the same masks under every edit.
         seed: One seed, or one per prompt.
 
     Raises:
         PlanError: an empty answer, or a number of answers other than that of prompts.
-        ScopeError: an edit that names steps.
+        ScopeError: an edit that names steps, or edits that overlap.
+    """
+    whole, answered = _whole_canvas(dlm, prompts, answers, samples, seed)
+    for leaf in (leaf for edit in interventions for leaf in edit.leaves()):
+        if leaf.where.steps is not None:
+            raise ScopeError(f"{leaf!r} names steps, and a likelihood has none; use a metric of the denoising run")
+    check_edits(dlm, whole, interventions)
+    totals = [edit.memory() for edit in interventions] if memories is None else memories
+    if dlm.is_causal:
+        scored = _log_probabilities(dlm, whole, whole, interventions, totals)
+        return scored.where(answered, 0.0).sum(-1) / answered.sum(-1)
+    lengths = answered.sum(-1).tolist()
+    masks = [_masks(samples, length, row_seed) for length, row_seed in zip(lengths, whole.seeds, strict=True)]
+    total = torch.zeros(len(lengths), dtype=torch.float64, device=dlm.device)
+    for draw in range(samples):
+        hidden = torch.zeros_like(answered)
+        for row, drawn in enumerate(masks):
+            hidden[row, hidden.shape[1] - drawn.shape[1] :] = torch.from_numpy(drawn[draw]).to(hidden.device)
+        tokens = whole.tokens.masked_fill(hidden, dlm.ids.mask or 0)
+        canvas = replace(whole, tokens=tokens, masked=hidden, seeds=tuple(_seed(seed, draw) for seed in whole.seeds))
+        scored = _log_probabilities(dlm, canvas, whole, interventions, totals)
+        total += scored.where(hidden, 0.0).sum(-1).double() / hidden.sum(-1)
+    return (total / samples).float()
+
+
+def _whole_canvas(
+    dlm: HookedDLM,
+    prompts: Prompt | Sequence[Prompt],
+    answers: Sequence[Sequence[int]],
+    samples: int,
+    seed: int | Sequence[int],
+) -> tuple[Canvas, Bool[Tensor, "prompt pos"]]:
+    """Prompts with their answers, and where the answers are.
+
+    Raises:
+        PlanError: what cannot be scored.
     """
     rows = [dlm.encode(prompt) for prompt in as_list(prompts)]
     if samples < 1:
@@ -62,38 +99,15 @@ def log_likelihood(
         raise PlanError(
             f"{len(rows)} prompts need as many answers, of at least one token each; there are {len(answers)}"
         )
-    for edit in (leaf for whole in interventions for leaf in leaves(whole)):
-        edit.where.validate(dlm.n_layers, dlm.n_heads, None)
-        if edit.where.steps is not None:
-            raise ScopeError(f"{edit!r} names steps, and a likelihood has none; use a metric of the denoising run")
-    seeds = seeds_for(seed, len(rows))
     full = [[*row, *answer] for row, answer in zip(rows, answers, strict=True)]
     width = max(map(len, full))
     if width > dlm.n_ctx:
         raise PlanError(f"the longest prompt and answer have {width} tokens, more than the context of {dlm.n_ctx}")
-    pad = dlm.ids.pad if dlm.ids.pad is not None else 0
-    tokens = torch.tensor([[pad] * (width - len(row)) + row for row in full], device=dlm.device)
-    place = torch.arange(width, device=dlm.device)
-    lengths = torch.tensor([len(answer) for answer in answers], device=dlm.device)
-    starts = torch.tensor([width - len(row) for row in full], device=dlm.device)
-    valid, answered = place >= starts[:, None], place >= (width - lengths)[:, None]
-    clean = Canvas(tokens, valid, torch.zeros_like(valid), valid & ~answered, seeds=seeds)
-    for edit in interventions:
-        getattr(edit, "check", lambda *_: None)(dlm, clean)
-        edit.reset(None)
-    if dlm.is_causal:
-        scored = _log_probabilities(dlm, clean, interventions, tokens)
-        return (scored * answered).sum(-1) / lengths
-    masks = [_masks(samples, int(length), row_seed) for length, row_seed in zip(lengths, seeds, strict=True)]
-    total = torch.zeros(len(rows), dtype=torch.float64, device=dlm.device)
-    for draw in range(samples):
-        hidden = torch.zeros_like(valid)
-        for row, drawn in enumerate(masks):
-            hidden[row, width - len(drawn[draw]) :] = torch.from_numpy(drawn[draw]).to(hidden.device)
-        canvas = replace(clean, tokens=tokens.masked_fill(hidden, dlm.ids.mask or 0), masked=hidden, step=3 * draw)
-        scored = _log_probabilities(dlm, canvas, interventions, tokens)
-        total += (scored * hidden).sum(-1).double() / hidden.sum(-1)
-    return (total / samples).float()
+    tokens, valid, _ = left_padded(dlm, full)
+    begin = torch.tensor([width - len(answer) for answer in answers], device=tokens.device)
+    answered = torch.arange(width, device=tokens.device) >= begin[:, None]
+    none = torch.zeros_like(valid)
+    return Canvas(tokens, valid, none, valid & ~answered, seeds=seeds_for(seed, len(rows))), answered
 
 
 def _masks(samples: int, length: int, seed: int) -> np.ndarray:
@@ -105,23 +119,18 @@ def _masks(samples: int, length: int, seed: int) -> np.ndarray:
     return np.stack([rng.permutation(length) <= count for count in counts])
 
 
+def _seed(seed: int, draw: int) -> int:
+    """The seed of a row at a draw, for edits that draw random numbers."""
+    return int(np.random.default_rng([0x11DE, seed % 2**63, draw]).integers(2**62))
+
+
 def _log_probabilities(
-    dlm: HookedDLM, canvas: Canvas, interventions: Sequence[Intervention], targets: Tensor
+    dlm: HookedDLM, canvas: Canvas, whole: Canvas, interventions: Sequence[Edit], totals: Sequence[Memory]
 ) -> Float[Tensor, "prompt pos"]:
-    """Log p(target) at every position, under the edits."""
-    looks_back = any(getattr(leaf, "watches_before", False) for edit in interventions for leaf in leaves(edit))
-    logits = None
-    for step in range(canvas.step + 1 - looks_back, canvas.step + 2):
-        # Before the step that counts edits may look but not act: no row is active.
-        looks = step == canvas.step
-        now = replace(canvas, step=step, active=torch.zeros_like(canvas.valid[:, 0]) if looks else None)
-        beside = [part for edit in interventions for part in getattr(edit, "clean", ())]
-        if beside:
-            with attached(dlm, beside, now, {}):
-                dlm(now.tokens, now.valid)
-        with attached(dlm, interventions, now, {}):
-            logits = dlm(now.tokens, now.valid)
-    scores = logits.float().log_softmax(-1) if logits is not None else torch.zeros(0)
-    if dlm.is_causal:  # row i scores token i + 1
-        scores = torch.cat([torch.zeros_like(scores[:, :1]), scores[:, :-1]], 1)
-    return scores.gather(-1, targets[..., None])[..., 0]
+    """Log p of the token of `whole` at every position of a canvas, under edits that remember nothing."""
+    memories = [edit.memory(None, whole) for edit in interventions]
+    watch(dlm, canvas, interventions, memories)
+    logits = dlm.by_position(forward(dlm, canvas, interventions, memories))[:, : whole.tokens.shape[1]]
+    for total, memory in zip(totals, memories, strict=True):
+        total.add(memory)
+    return logits.float().log_softmax(-1).gather(-1, whole.tokens[..., None])[..., 0]

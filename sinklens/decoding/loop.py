@@ -1,58 +1,25 @@
-"""The denoising loop, in the open: Step and denoising_steps(). `running.denoise` keeps what it hands out."""
+"""The denoising loop, in the open: Step and denoising_steps(). `run.denoise` keeps what it hands out."""
 
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import replace
+from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
+from sinklens.decoding.fold import Trajectory
 from sinklens.decoding.plan import Plan
-from sinklens.decoding.prompts import Prompt, as_list, first_canvas, forced_tokens, step_limits
-from sinklens.decoding.remasking import Draws
-from sinklens.decoding.samplers import Causal, Diffusion
+from sinklens.decoding.prompts import Prompt, Start, forced_tokens, prepare
+from sinklens.decoding.samplers import sampler_for
+from sinklens.decoding.step import Step
 from sinklens.errors import PlanError, ScopeError
-from sinklens.hooks import Canvas, Intervention, Probe, attached, leaves, overlap, wanted
+from sinklens.hooks import Canvas, Edit, Hook, Memory, Probe, attached
 from sinklens.models.hooked_dlm import HookedDLM
-from sinklens.records import seeds_for
 
 
-class Trajectory(Protocol):
-    """Which token was committed where and when: a `Run` is one."""
-
-    tokens: Int[Tensor, "prompt pos"]
-    commit_step: Int[Tensor, "prompt pos"]
-
-
-@dataclass(frozen=True)
-class Step:
-    """One denoising step, after its forward.
-
-    Attributes:
-        index: 0 at the first forward.
-        canvas: What the forward saw.
-        tokens: The canvas after the step [batch, pos].
-        committed: Positions that this step committed [batch, pos].
-        predicted: The token that the model chose at each masked position [batch, pos].
-        confidence: The remasking rule's confidence there [batch, pos]; nan elsewhere.
-        logits: As `dlm(tokens)` gives them, [batch, pos, vocab].
-        active: Rows that were still being decoded [batch].
-    """
-
-    index: int
-    canvas: Canvas
-    tokens: Int[Tensor, "batch pos"]
-    committed: Bool[Tensor, "batch pos"]
-    predicted: Int[Tensor, "batch pos"]
-    confidence: Float[Tensor, "batch pos"]
-    logits: Float[Tensor, "batch seen vocab"]
-    active: Bool[Tensor, " batch"]
-
-
-@torch.no_grad()
 def denoising_steps(
     dlm: HookedDLM,
     prompts: Prompt | Sequence[Prompt],
@@ -60,10 +27,9 @@ def denoising_steps(
     *,
     seed: int | Sequence[int] = 0,
     probes: Sequence[Probe] = (),
-    interventions: Sequence[Intervention] = (),
+    interventions: Sequence[Edit] = (),
     force: Sequence[Sequence[int]] | None = None,
     follow: Trajectory | None = None,
-    fired: dict[str, int] | None = None,
 ) -> Generator[Step, None, None]:
     """Decode step by step; every step is handed out when its forward is done.
 
@@ -79,41 +45,75 @@ def denoising_steps(
         follow: Another run of the same prompts and plan, whose commits are repeated: the same tokens at the same
             steps, whatever the model says now. Every forward sees the canvas that it saw there, so what an edit does
             at one step is not mixed with what it did before.
-        fired: Filled with firing counts.
 
     Raises:
         PlanError: before the first forward, for a plan that cannot be carried out.
         ScopeError: before the first forward, for a scope that selects nothing, or edits that overlap.
         HookNeverFired: at the first step at which an attached hook is not called.
     """
-    rows = as_list(prompts)
-    plan = (plan or Plan()).resolved(dlm)
-    seeds = seeds_for(seed, len(rows))
-    canvas, starts = first_canvas(dlm, rows, plan, seeds)
-    limits = step_limits(dlm, plan, canvas)
-    total = max(limits) if plan.threshold is None else None
-    if interventions and plan.cfg_scale:
+    start = prepare(dlm, prompts, plan, seed)
+    yield from steps_from(dlm, start, probes=probes, interventions=interventions, force=force, follow=follow)
+
+
+def steps_from(
+    dlm: HookedDLM,
+    start: Start,
+    *,
+    probes: Sequence[Probe] = (),
+    interventions: Sequence[Edit] = (),
+    force: Sequence[Sequence[int]] | None = None,
+    follow: Trajectory | None = None,
+) -> Generator[Step, None, None]:
+    """`denoising_steps` of prompts that are prepared already."""
+    check_parts(dlm, start, probes, interventions)
+    forced = when = None
+    if follow is not None:
+        _check_followed(follow, start.canvas, force)
+        device = start.canvas.tokens.device
+        forced, when = follow.tokens.to(device), follow.commit_step.to(device)
+    if force is not None:
+        forced = forced_tokens(start.canvas, force)
+    yield from _loop(dlm, start, probes, interventions, forced, when)
+
+
+def check_parts(dlm: HookedDLM, start: Start, probes: Sequence[Probe], interventions: Sequence[Edit]) -> None:
+    """Raise for probes and edits that cannot be at work in this run, before anything is."""
+    if interventions and start.plan.cfg_scale:
         raise PlanError(
-            f"cfg_scale={plan.cfg_scale:g}: edits under classifier-free guidance have no one meaning; use 0"
+            f"cfg_scale={start.plan.cfg_scale:g}: edits under classifier-free guidance have no one meaning; use 0"
         )
-    for part in (leaf for whole in (*interventions, *probes) for leaf in leaves(whole)):
-        part.where.validate(dlm.n_layers, dlm.n_heads, total, min(limits))
+    for probe in probes:
+        probe.where.validate(dlm.n_layers, dlm.n_heads, start.steps, min(start.limits))
+    check_edits(dlm, start.canvas, interventions, start.steps, min(start.limits))
+
+
+def check_edits(
+    dlm: HookedDLM,
+    canvas: Canvas,
+    interventions: Sequence[Edit],
+    steps: int | None = None,
+    fewest: int | None = None,
+) -> None:
+    """Raise for edits that cannot act on this canvas, one by one or together.
+
+    Args:
+        dlm: The model.
+        canvas: Before the first forward.
+        interventions: Edits.
+        steps: The most steps that a row takes; None if not known, or if there are none.
+        fewest: The fewest.
+    """
+    sizes = (dlm.n_layers, dlm.n_heads)
     for index, edit in enumerate(interventions):
+        for leaf in edit.leaves():
+            leaf.where.validate(*sizes, steps, fewest)
         for other in interventions[:index]:
-            if any(overlap(a.where, b.where, dlm, total) for a in leaves(edit) for b in leaves(other)):
+            if any(a.where.meets(b.where, *sizes, steps) for a in edit.leaves() for b in other.leaves()):
                 raise ScopeError(
                     f"{other!r} and {edit!r} act on the same heads at the same steps, so their order matters; say it "
                     "with interventions=[InOrder(first, second)], or give them scopes that do not meet"
                 )
-        getattr(edit, "check", lambda *_: None)(dlm, canvas)
-        edit.reset(total)
-    if follow is not None:
-        _check_followed(follow, canvas, force)
-    forced = follow.tokens.to(canvas.tokens.device) if follow is not None else None
-    forced = forced_tokens(canvas, force) if force is not None else forced
-    when = follow.commit_step.to(canvas.tokens.device) if follow is not None else None
-    fired = {} if fired is None else fired
-    yield from _loop(dlm, plan, canvas, starts, limits, probes, interventions, forced, when, fired)
+        edit.check(dlm, canvas)
 
 
 def _check_followed(follow: Trajectory, canvas: Canvas, force: object) -> None:
@@ -132,20 +132,16 @@ def _check_followed(follow: Trajectory, canvas: Canvas, force: object) -> None:
 
 def _loop(
     dlm: HookedDLM,
-    plan: Plan,
-    canvas: Canvas,
-    starts: list[int],
-    limits: list[int],
+    start: Start,
     probes: Sequence[Probe],
-    interventions: Sequence[Intervention],
+    interventions: Sequence[Edit],
     forced: Tensor | None,
     when: Tensor | None,
-    fired: dict[str, int],
 ) -> Iterator[Step]:
-    given = canvas
-    draws = Draws(canvas.seeds, starts)
-    chooser = Causal(dlm, plan, draws) if dlm.is_causal else Diffusion(dlm, plan, draws, given, limits)
-    total = None if plan.threshold is not None else max(limits)
+    plan, canvas, limits, total = start.plan, start.canvas, start.limits, start.steps
+    sampler = sampler_for(dlm, start)
+    memories = tuple(edit.memory(total, canvas) for edit in interventions)
+    fired: dict[str, int] = {}
     limit = torch.tensor(limits, device=canvas.tokens.device)
     done = torch.zeros(len(limits), dtype=torch.bool, device=canvas.tokens.device)
     last = when.amax(-1) if when is not None else None
@@ -157,23 +153,74 @@ def _loop(
             active &= step <= last
         if not bool(active.any()):
             return
-        seen = chooser.seen(replace(canvas, step=step, active=active))
-        # What an edit wants to know of the unedited model at this very canvas.
-        clean = [part for edit in interventions for part in getattr(edit, "clean", ()) if wanted(edit, step, total)]
-        if clean:
-            with attached(dlm, clean, seen, fired):
-                dlm(seen.tokens, seen.valid)
-        parts = [part for part in (*interventions, *probes) if wanted(part, step, total)]
-        with attached(dlm, parts, seen, fired):
-            logits = dlm(seen.tokens, seen.valid)
-        predicted, confidence, commit = chooser.choose(logits, canvas, active, step)
+        now = sampler.seen(replace(canvas, step=step, active=active))
+        seen = tuple({} if probe.where.at(step, total) else None for probe in probes)
+        with torch.no_grad():  # never around a yield: it would hold for whoever takes the step, too
+            logits = dlm.by_position(forward(dlm, now, interventions, memories, probes, seen, fired))
+            predicted, confidence, commit = sampler.choose(logits, canvas, active, step)
         if when is not None:
             commit = (when == step) & active[:, None]
         token = predicted if forced is None else forced
         tokens = torch.where(commit, token, canvas.tokens)
         still = canvas.masked & ~(commit & (tokens != dlm.ids.mask) if plan.allow_mask else commit)
-        yield Step(step, seen, tokens, commit, predicted, confidence, logits, active)
+        yield Step(step, now, tokens, commit, predicted, confidence, logits, active, seen, memories, fired)
         canvas = replace(canvas, tokens=tokens, masked=still)
         if dlm.is_causal and plan.new_tokens and forced is None and dlm.ids.eos is not None:
             done |= (commit & (tokens == dlm.ids.eos)).any(-1)
         step += 1
+
+
+def forward(
+    dlm: HookedDLM,
+    canvas: Canvas,
+    interventions: Sequence[Edit] = (),
+    memories: Sequence[Memory] = (),
+    probes: Sequence[Probe] = (),
+    seen: Sequence[dict[Any, Any] | None] = (),
+    fired: dict[str, int] | None = None,
+) -> Float[Tensor, "batch pos vocab"]:
+    """One forward of a canvas with edits and probes attached, after the clean one that some edits want to see."""
+    fired = {} if fired is None else fired
+    edits = list(zip(interventions, memories, strict=True))
+    clean = [edit.clean_at_step(dlm, canvas, memory) for edit, memory in edits]
+    _look(dlm, canvas, "clean", list(zip(interventions, clean, strict=True)), fired)
+    hooks = [edit.at_step(dlm, canvas, memory) for edit, memory in edits]
+    pairs = zip(probes, seen, strict=True)
+    hooks += [[] if shown is None else probe.hooks(dlm, canvas, shown) for probe, shown in pairs]
+    with attached(dlm, list(zip(_labels([*interventions, *probes]), hooks, strict=True)), fired):
+        return dlm(canvas.tokens, attention_mask=canvas.valid)
+
+
+def watch(dlm: HookedDLM, canvas: Canvas, interventions: Sequence[Edit], memories: Sequence[Memory]) -> None:
+    """What edits that look back see of a canvas that has no step before it: a forward of itself without any edit.
+
+    They are shown it as the step before, so that -1 comes before step 0.
+    """
+    before = replace(canvas, step=canvas.step - 1)
+    pairs = zip(interventions, memories, strict=True)
+    _look(
+        dlm, before, "watch", [(edit, edit.watch(dlm, before, memory)) for edit, memory in pairs if edit.looks_back], {}
+    )
+
+
+def _look(
+    dlm: HookedDLM,
+    canvas: Canvas,
+    why: str,
+    edits: Sequence[tuple[Edit, Sequence[Hook]]],
+    fired: dict[str, int],
+) -> None:
+    """A forward under hooks that only look, if there are any."""
+    parts = [(f"{why}({edit!r})", hooks) for edit, hooks in edits if hooks]
+    if parts:
+        with attached(dlm, parts, fired):
+            dlm(canvas.tokens, attention_mask=canvas.valid)
+
+
+def _labels(parts: Sequence[Edit | Probe]) -> list[str]:
+    """What the parts are called in firing counts and errors: their reprs, numbered where two read alike."""
+    texts = [repr(part) for part in parts]
+    return [
+        f"{text} ({texts[:index].count(text) + 1})" if texts.count(text) > 1 else text
+        for index, text in enumerate(texts)
+    ]

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass, fields, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from sinklens.errors import PlanError
 from sinklens.models.hooked_dlm import HookedDLM
+from sinklens.values.content import Value
 
 Remasking = Literal["low_confidence", "random", "margin", "entropy", "maskgit_plus", "origin"]
 Sampler = Literal["llada", "dream"]
 
 
-@dataclass(frozen=True)
-class Plan:
+@dataclass(frozen=True, repr=False)
+class Plan(Value):
     """How to decode. Fields left at None take the model family's default.
+
+    An autoregressive baseline commits one token per step, from left to right: a plan that says anything else is refused
+    for it, wherever it is given. `for_causal` makes the plan with which a baseline runs beside a diffusion model.
 
     Attributes:
         new_tokens: Positions to append and fill. 0 fills the mask tokens inside the prompts instead (gaps).
@@ -34,7 +39,8 @@ class Plan:
         eps: Dream's last timestep.
         alg_temp: Dream: draw the positions to commit with this temperature on the confidence.
         suppress_eos: LLaDA, appendix B.4: "logits" never chooses EOS; "confidence" commits EOS and EoT last
-            (their confidence is 0 and the others' is renormalised, at every temperature); "both" does both.
+            (their confidence is 0 and the others' is renormalised, at every temperature), for the "llada" sampler;
+            "both" does both.
         allow_mask: Let the model choose the mask token, as the official samplers do; the position then stays
             masked. By default it cannot be chosen.
         chat: Put text prompts into the tokenizer's chat template.
@@ -57,6 +63,8 @@ class Plan:
     chat: bool = False
 
     def __post_init__(self) -> None:
+        for name in ("new_tokens", "steps", "block_length", "top_k"):
+            object.__setattr__(self, name, _whole(name, getattr(self, name)))
         rules = [
             ("new_tokens", self.new_tokens >= 0, "must be at least 0 (0 fills the gaps inside the prompts)"),
             ("steps", self.steps is None or self.steps >= 1, "must be at least 1"),
@@ -81,7 +89,9 @@ class Plan:
                 raise PlanError(f"{name}={getattr(self, name)!r} {rule}")
 
     def resolved(self, dlm: HookedDLM) -> Plan:
-        """The plan with the family's defaults filled in and checked against itself.
+        """The plan with the family's defaults filled in and checked against itself and the model.
+
+        Resolving it once more changes nothing.
 
         Raises:
             PlanError: naming the field, its value and the rule.
@@ -100,8 +110,8 @@ class Plan:
             return plan._checked()
         block = self.block_length
         if block is None:
-            block = default.get("block_length", self.new_tokens)
-            block = block if self.new_tokens % block == 0 else self.new_tokens
+            usual = default.get("block_length", self.new_tokens)
+            block = self.new_tokens if plan.sampler == "dream" or self.new_tokens % usual else usual
         if self.new_tokens % block:
             raise PlanError(f"new_tokens={self.new_tokens} is not a multiple of block_length={block}")
         blocks = self.new_tokens // block
@@ -114,6 +124,14 @@ class Plan:
             )
         return replace(plan, steps=steps, block_length=block)._checked()
 
+    def for_causal(self) -> Plan:
+        """The same plan without what only diffusion models can do: for running a baseline beside them.
+
+        Nothing calls it silently: whoever runs a baseline with another plan than the diffusion model says so.
+        """
+        suppress = "logits" if self.suppress_eos in ("logits", "both") else None
+        return replace(self, **_ONLY_DIFFUSION, suppress_eos=suppress)
+
     def _checked(self) -> Plan:
         if self.sampler == "dream":
             if self.block_length not in (None, self.new_tokens):
@@ -124,9 +142,14 @@ class Plan:
                 raise PlanError("remasking='random' belongs to sampler='llada'; 'dream' has 'origin'")
         elif self.remasking == "origin":
             raise PlanError("remasking='origin' needs sampler='dream' (its timesteps)")
-        for name in ("top_p", "top_k", "alg_temp"):
-            if self.sampler == "llada" and getattr(self, name) is not None:
-                raise PlanError(f"{name}={getattr(self, name)} needs sampler='dream'; LLaDA's sampler does not use it")
+        if self.sampler == "llada":
+            for name in ("top_p", "top_k", "alg_temp", "eps"):
+                if getattr(self, name) != getattr(Plan, name):
+                    raise PlanError(
+                        f"{name}={getattr(self, name)} needs sampler='dream'; LLaDA's sampler does not use it"
+                    )
+        elif self.suppress_eos in ("confidence", "both"):
+            raise PlanError(f"suppress_eos={self.suppress_eos!r} needs sampler='llada'; 'dream' knows only 'logits'")
         if self.threshold is not None and self.remasking in ("random", "origin"):
             raise PlanError(
                 f"threshold={self.threshold} compares confidences, and remasking={self.remasking!r} has none"
@@ -134,17 +157,31 @@ class Plan:
         return self
 
     def _resolved_causal(self, dlm: HookedDLM) -> Plan:
-        default = Plan()
-        unused = ("steps", "block_length", "remasking", "sampler", "threshold", "cfg_scale", "alg_temp")
-        for name in unused:
-            if getattr(self, name) != getattr(default, name):
+        plain = self.for_causal()
+        if self.steps == self.new_tokens:  # what it does anyway
+            plain = replace(plain, steps=self.steps)
+        for field in fields(self):
+            if getattr(self, field.name) != getattr(plain, field.name):
                 raise PlanError(
-                    f"{name}={getattr(self, name)!r} has no meaning for the autoregressive {dlm.name}: it commits one "
-                    "token per step, from left to right"
+                    f"{field.name}={getattr(self, field.name)!r} has no meaning for the autoregressive {dlm.name}: it "
+                    "commits one token per step, from left to right. Leave it out, or run plan.for_causal()"
                 )
         return replace(self, steps=self.new_tokens or None)
 
-    def for_causal(self) -> Plan:
-        """The same plan without what only diffusion models use: for running a baseline beside them."""
-        keep = ("new_tokens", "temperature", "top_p", "top_k", "suppress_eos", "allow_mask", "chat")
-        return Plan(**{f.name: getattr(self, f.name) for f in fields(self) if f.name in keep})
+
+# What only diffusion models can do, and what it is where nothing is said.
+_ONLY_DIFFUSION: dict[str, Any] = {
+    name: getattr(Plan, name)
+    for name in ("steps", "block_length", "remasking", "sampler", "threshold", "cfg_scale", "eps", "alg_temp")
+}
+
+
+def _whole(name: str, value: Any) -> int | None:
+    if value is None:
+        return None
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)
+    except TypeError as error:
+        raise PlanError(f"{name}={value!r} must be a whole number") from error

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from sinklens.decoding.plan import Plan
@@ -15,6 +17,62 @@ from sinklens.hooks import Canvas
 from sinklens.models.hooked_dlm import HookedDLM
 
 Prompt = str | Sequence[int] | Tensor
+
+
+@dataclass(frozen=True)
+class Start:
+    """Prompts, tokenised and laid out once, with the plan that is carried out: what a run begins with.
+
+    Attributes:
+        plan: With its defaults filled in.
+        canvas: Before the first step.
+        starts: Where each row begins on the canvas.
+        limits: The most steps that each row can take.
+    """
+
+    plan: Plan
+    canvas: Canvas
+    starts: list[int]
+    limits: list[int]
+
+    @property
+    def steps(self) -> int | None:
+        """Steps of the run; None if the model decides (a threshold)."""
+        return None if self.plan.threshold is not None else max(self.limits)
+
+    @property
+    def length(self) -> int:
+        """Positions of the longest row."""
+        return self.canvas.tokens.shape[1] - min(self.starts)
+
+
+def prepare(
+    dlm: HookedDLM, prompts: Prompt | Sequence[Prompt], plan: Plan | None, seed: int | Sequence[int] = 0
+) -> Start:
+    """Tokenise prompts, fill in the plan's defaults, and check both against each other and the model.
+
+    Args:
+        dlm: The model.
+        prompts: One prompt or several.
+        plan: How to decode; `Plan()` when None.
+        seed: One seed, or one per prompt.
+
+    Raises:
+        PlanError: before any forward, for what cannot be carried out.
+    """
+    listed = as_list(prompts)
+    resolved = (plan or Plan()).resolved(dlm)
+    canvas, starts = first_canvas(dlm, listed, resolved, seeds_for(seed, len(listed)))
+    return Start(resolved, canvas, starts, step_limits(dlm, resolved, canvas))
+
+
+def seeds_for(seed: int | Sequence[int], rows: int) -> tuple[int, ...]:
+    """One seed per row: the same for all, so that a row's result does not depend on its batch."""
+    if isinstance(seed, int | np.integer):
+        return (int(seed),) * rows
+    if len(seed) != rows:
+        raise ValueError(f"seed has {len(seed)} entries for {rows} prompts; give one integer, or one per prompt")
+    return tuple(int(value) for value in seed)
 
 
 def first_canvas(
@@ -28,9 +86,8 @@ def first_canvas(
     rows = [dlm.encode(prompt, chat=plan.chat and isinstance(prompt, str)) for prompt in prompts]
     if not rows:
         raise PlanError("prompts is empty; give at least one")
-    pad = dlm.ids.pad if dlm.ids.pad is not None else 0
     # A baseline has no mask token; what stands at a position that it has not generated is never seen.
-    mask = dlm.ids.mask if dlm.ids.mask is not None else pad
+    mask = dlm.ids.mask if dlm.ids.mask is not None else _padding(dlm)
     for index, row in enumerate(rows):
         gaps = sum(token == dlm.ids.mask for token in row) if dlm.ids.mask is not None else 0
         if not row:
@@ -48,16 +105,28 @@ def first_canvas(
             raise PlanError(f"prompt {index} begins with a gap; an autoregressive model needs a token before it")
         if plan.new_tokens == 0 and plan.steps is not None and plan.steps > gaps and plan.threshold is None:
             raise PlanError(f"steps={plan.steps} is more than the {gaps} gaps of prompt {index}")
-    longest = max(map(len, rows))
-    starts = [longest - len(row) for row in rows]
-    padded = [[pad] * start + row + [mask] * plan.new_tokens for start, row in zip(starts, rows, strict=True)]
-    tokens = torch.tensor(padded, device=dlm.device)
-    position = torch.arange(tokens.shape[1], device=dlm.device)
-    valid = position >= torch.tensor(starts, device=dlm.device)[:, None]
-    response = (position >= longest).expand_as(valid)
+    tokens, valid, starts = left_padded(dlm, [[*row, *[mask] * plan.new_tokens] for row in rows])
+    longest = tokens.shape[1] - plan.new_tokens
+    response = (torch.arange(tokens.shape[1], device=dlm.device) >= longest).expand_as(valid)
     gap = valid & (tokens == dlm.ids.mask) if dlm.ids.mask is not None else torch.zeros_like(valid)
     masked = response | gap
     return Canvas(tokens, valid, masked, valid & ~masked, step=0, seeds=tuple(seeds)), starts
+
+
+def left_padded(
+    dlm: HookedDLM, rows: Sequence[Sequence[int]]
+) -> tuple[Int[Tensor, "batch pos"], Bool[Tensor, "batch pos"], list[int]]:
+    """Rows of token ids as one batch, padded on the left: tokens, which positions are real, and where rows start."""
+    width = max(map(len, rows))
+    starts = [width - len(row) for row in rows]
+    padded = [[_padding(dlm)] * start + list(row) for start, row in zip(starts, rows, strict=True)]
+    position = torch.arange(width, device=dlm.device)
+    valid = position >= torch.tensor(starts, device=dlm.device)[:, None]
+    return torch.tensor(padded, device=dlm.device), valid, starts
+
+
+def _padding(dlm: HookedDLM) -> int:
+    return dlm.ids.pad if dlm.ids.pad is not None else 0
 
 
 def as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

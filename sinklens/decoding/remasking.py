@@ -1,67 +1,16 @@
-"""Which masked positions a denoising step commits, and to which token. Pure torch, batched over rows.
-
-Every row draws from its own generator, in the order, shape and dtype of the official samplers, so that one
-prompt under `torch.manual_seed(s)` there and under `seed=s` here gives the same tokens, alone or in a batch.
-"""
+"""Which masked positions a denoising step commits, and to which token. Pure torch, batched over rows."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Generator, Tensor
+from torch import Tensor
+
+from sinklens.decoding.draws import Draws
 
 Logits = Float[Tensor, "*batch pos vocab"]
 Mask = Bool[Tensor, "batch pos"]
 Confidence = Float[Tensor, "batch pos"]
-
-
-class Draws:
-    """Seeded random numbers, one generator per row; a row's left padding draws nothing.
-
-    Args:
-        seeds: One seed per row.
-        starts: First real position of each row.
-    """
-
-    def __init__(self, seeds: Sequence[int], starts: Sequence[int]) -> None:
-        self.starts = list(starts)
-        self.generators = [Generator().manual_seed(int(seed)) for seed in seeds]
-
-    def uniform(self, like: Tensor, dtype: torch.dtype) -> Tensor:
-        """Uniform numbers in [0, 1) of the shape of `like` [batch, pos, ...]; 0.5 on padding."""
-        out = torch.full(like.shape, 0.5, dtype=dtype)
-        for row, (generator, start) in enumerate(zip(self.generators, self.starts, strict=True)):
-            out[row, start:] = torch.rand(out[row, start:].shape, dtype=dtype, generator=generator)
-        return out.to(like.device)
-
-    def where(self, mask: Mask) -> Tensor:
-        """Uniform numbers in [0, 1) where the mask is set, one draw per set position; 1 elsewhere."""
-        out = torch.ones(mask.shape)
-        for row, generator in enumerate(self.generators):
-            chosen_here = mask[row].cpu()
-            out[row, chosen_here] = torch.rand(int(chosen_here.sum()), generator=generator)
-        return out.to(mask.device)
-
-    def categorical(self, probabilities: Float[Tensor, "batch pos vocab"], mask: Mask) -> Int[Tensor, "batch pos"]:
-        """One token per set position from its distribution; 0 elsewhere."""
-        out = torch.zeros(mask.shape, dtype=torch.long)
-        for row, generator in enumerate(self.generators):
-            chosen_here = mask[row].cpu()
-            if chosen_here.any():
-                weights = probabilities[row].cpu()[chosen_here]
-                out[row, chosen_here] = torch.multinomial(weights, 1, replacement=True, generator=generator).squeeze(-1)
-        return out.to(mask.device)
-
-    def subset(self, weights: Float[Tensor, "batch pos"], counts: Sequence[int]) -> Mask:
-        """`counts[row]` positions per row without replacement, in proportion to the weights."""
-        out = torch.zeros(weights.shape, dtype=torch.bool)
-        for row, (generator, start) in enumerate(zip(self.generators, self.starts, strict=True)):
-            if counts[row]:
-                index = torch.multinomial(weights[row, start:].cpu(), counts[row], generator=generator)
-                out[row, start + index] = True
-        return out.to(weights.device)
 
 
 def even_split(masks: int, steps: int) -> list[int]:
@@ -120,7 +69,7 @@ def tempered(logits: Logits, temperature: float, top_p: float | None, top_k: int
     return logits.softmax(-1)
 
 
-def chosen(probabilities: Logits, tokens: Int[Tensor, "*batch pos"]) -> Float[Tensor, "*batch pos"]:
+def probability_of(tokens: Int[Tensor, "*batch pos"], probabilities: Logits) -> Float[Tensor, "*batch pos"]:
     """Confidence = probability of the chosen token, in [0, 1] (low_confidence, maskgit_plus)."""
     return probabilities.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
 

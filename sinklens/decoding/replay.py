@@ -11,8 +11,9 @@ import xarray as xr
 from sinklens.decoding.plan import Plan
 from sinklens.decoding.run import Run, denoise
 from sinklens.errors import RecordError
-from sinklens.hooks import Intervention, Probe
+from sinklens.hooks import Edit, Probe
 from sinklens.models.hooked_dlm import HookedDLM
+from sinklens.values.content import digest
 
 
 def replay(
@@ -20,7 +21,7 @@ def replay(
     dlm: HookedDLM | None = None,
     *,
     probes: Sequence[Probe] = (),
-    interventions: Sequence[Intervention] = (),
+    interventions: Sequence[Edit] = (),
     progress: bool = True,
 ) -> Run:
     """Decode a record's prompts again, to the same tokens, for example with other probes.
@@ -29,7 +30,7 @@ def replay(
         record: A record of `denoise`.
         dlm: The model; loaded by the record's model name and revision when None.
         probes: What to measure this time.
-        interventions: The edits of the record, if it had any (a record keeps their description, not the objects).
+        interventions: The edits of the record, if it had any: the same content, not the same objects.
         progress: Show a progress bar.
 
     Raises:
@@ -37,16 +38,19 @@ def replay(
             come out differently (another model, version or device).
     """
     try:
-        made = json.loads(record.attrs["provenance"])
-        plan = Plan(**made["plan"])
+        origin = json.loads(record.attrs["provenance"])
+        plan = Plan.from_dict(origin["plan"])
+        edits = [digest(content) for content in origin["interventions"]]
     except (KeyError, TypeError, ValueError) as error:
         raise RecordError(f"this record cannot be replayed, its provenance lacks {error}") from error
-    if made.get("forced"):
+    if origin.get("forced"):
         raise RecordError("this record was teacher-forced; run denoise with force= or follow= to repeat it")
-    described = [repr(edit) for edit in interventions]
-    if described != made["interventions"]:
-        raise RecordError(f"the record was made with interventions {made['interventions']}, and given are {described}")
-    dlm = dlm or HookedDLM.from_pretrained(made["model"], revision=made["revision"])
+    if edits != [edit.digest for edit in interventions]:
+        recorded = origin.get("read_as", origin)["interventions"]
+        given = [repr(edit) for edit in interventions]
+        same = " (they read alike, and their content differs)" if recorded == given else ""
+        raise RecordError(f"the record was made with interventions {recorded}, and given are {given}{same}")
+    dlm = dlm or HookedDLM.from_pretrained(origin["model"], revision=origin["revision"])
     token, given = record["token"].to_numpy(), record["given"].to_numpy()
     if plan.new_tokens == 0:  # the gaps of a prompt are masks again
         prompts = [
@@ -57,13 +61,13 @@ def replay(
     run = denoise(
         dlm,
         prompts,
-        plan.for_causal() if dlm.is_causal else plan,
+        plan,
         probes=probes,
         interventions=interventions,
-        seed=made["seed"],
+        seed=origin["seed"],
         progress="replaying" if progress else False,
     )
     if not np.array_equal(run.record["token"].to_numpy(), token):
-        where = made["versions"] | {"device": made["device"], "dtype": made["dtype"]}
+        where = origin["versions"] | {"device": origin["device"], "dtype": origin["dtype"]}
         raise RecordError(f"{dlm.name} gave other tokens than the record, which was made with {where}")
     return run

@@ -5,55 +5,51 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import xarray as xr
-from jaxtyping import Bool, Float, Int
-from torch import Tensor
 from tqdm import tqdm
 
-from sinklens.decoding.loop import Step, Trajectory, denoising_steps
+from sinklens.decoding.fold import Trajectory
+from sinklens.decoding.loop import steps_from
 from sinklens.decoding.plan import Plan
-from sinklens.decoding.prompts import Prompt, as_list, first_canvas, step_limits
-from sinklens.hooks import Canvas, Intervention, Probe
+from sinklens.decoding.prompts import Prompt, Start, prepare
+from sinklens.decoding.step import Step
+from sinklens.hooks import Edit, Memory, Probe
 from sinklens.models.hooked_dlm import HookedDLM
-from sinklens.records import Recorder, provenance, save, seeds_for
+from sinklens.records import DIMS, VARIABLES, Recorder, provenance, save
 
 SAVE_EVERY = 60.0  # seconds between two savings of a run that is under way
 
 
-@dataclass
-class Run:
-    """What `denoise` returns.
+@dataclass(eq=False)
+class Run(Trajectory):
+    """What `denoise` returns: a `Trajectory`, and what was measured on the way.
 
     Attributes:
         tokens: Final canvas [prompt, pos], left-padded.
+        commit_step: Step at which each position was committed, -1 where given [prompt, pos].
+        predicted: The model's own choice at the commit [prompt, pos]; differs from tokens under `force`.
+        confidence: Confidence at the commit, nan where given [prompt, pos].
+        filled: Positions that were to be filled [prompt, pos].
         completions: Text of what was filled in, up to the first EOS.
         texts: Text of the whole row.
-        commit_step: Step at which each position was committed, -1 where given [prompt, pos].
-        confidence: Confidence at the commit, nan where given [prompt, pos].
-        predicted: The model's own choice at the commit [prompt, pos]; differs from tokens under `force`.
-        filled: Positions that were to be filled [prompt, pos].
-        record: The measurements, an xarray Dataset (records.py).
+        record: The measurements, an xarray Dataset (`records`).
         plan: The plan with its defaults filled in.
         finished: False when the run was interrupted; what was done until then is here.
+        memories: What each edit remembers and has counted, in the order of the interventions.
         fired: How often the hooks of each probe and edit fired.
     """
 
-    tokens: Int[Tensor, "prompt pos"]
     completions: list[str]
     texts: list[str]
-    commit_step: Int[Tensor, "prompt pos"]
-    confidence: Float[Tensor, "prompt pos"]
-    predicted: Int[Tensor, "prompt pos"]
-    filled: Bool[Tensor, "prompt pos"]
     record: xr.Dataset
     plan: Plan
     finished: bool
+    memories: tuple[Memory, ...]
     fired: dict[str, int]
 
     def __repr__(self) -> str:
@@ -67,7 +63,7 @@ def denoise(
     plan: Plan | None = None,
     *,
     probes: Sequence[Probe] = (),
-    interventions: Sequence[Intervention] = (),
+    interventions: Sequence[Edit] = (),
     seed: int | Sequence[int] = 0,
     force: Sequence[Sequence[int]] | None = None,
     follow: Trajectory | None = None,
@@ -91,40 +87,15 @@ def denoise(
 
     A KeyboardInterrupt returns what was finished, with `finished=False`. Any other error in the middle of the run
     carries what was finished in its attribute `run`.
+
+    Raises:
+        ContentError: before the first forward, for a probe or an edit of which the record could not say what it is.
     """
-    rows = as_list(prompts)
-    plan = (plan or Plan()).resolved(dlm)
-    canvas, starts = first_canvas(dlm, rows, plan, seeds_for(seed, len(rows)))
-    names = [probe.name for probe in probes]
-    twice = {name for name in names if names.count(name) > 1}
-    if twice:
-        raise ValueError(
-            f"two probes would both be recorded as {', '.join(sorted(twice))}; run them one after the other"
-        )
-    made = {
-        "plan": asdict(plan),
-        "seed": int(seed) if isinstance(seed, int | np.integer) else [int(each) for each in seed],
-        "probes": [repr(probe) for probe in probes],
-        "interventions": [repr(edit) for edit in interventions],
-        "forced": force is not None or follow is not None,
-    }
-    total = None if plan.threshold is not None else max(step_limits(dlm, plan, canvas))
-    keeper = _Keeper(dlm, plan, canvas, starts, probes, interventions, made, total)
-    # resolved() is idempotent for diffusion models; a baseline's plan is resolved inside.
-    inner = plan.for_causal() if dlm.is_causal else plan
-    steps = denoising_steps(
-        dlm,
-        rows,
-        inner,
-        seed=seed,
-        probes=probes,
-        interventions=interventions,
-        force=force,
-        follow=follow,
-        fired=keeper.fired,
-    )
+    start = prepare(dlm, prompts, plan, seed)
+    keeper = _Keeper(dlm, start, probes, interventions, _origin(start, seed, probes, interventions, force, follow))
+    steps = steps_from(dlm, start, probes=probes, interventions=interventions, force=force, follow=follow)
     label = progress if isinstance(progress, str) else "denoising"
-    bar = tqdm(total=total, desc=label, unit="step", disable=progress is False, leave=False)
+    bar = tqdm(total=start.steps, desc=label, unit="step", disable=progress is False, leave=False)
     finished, saved = False, time.monotonic()
     try:
         with bar, closing(steps):
@@ -160,63 +131,85 @@ def completion(dlm: HookedDLM, plan: Plan, filled: list[int]) -> str:
     return dlm.decode(filled[: filled.index(eos)] if plan.new_tokens and eos in filled else filled)
 
 
+def _origin(
+    start: Start,
+    seed: int | Sequence[int],
+    probes: Sequence[Probe],
+    interventions: Sequence[Edit],
+    force: Sequence[Sequence[int]] | None,
+    follow: Trajectory | None,
+) -> dict[str, Any]:
+    """What of a run's making its record keeps: content, by which it is found again, and the same to read."""
+    names = [probe.name for probe in probes]
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise ValueError(
+            f"two probes would both be recorded as {', '.join(sorted(twice))}; run them one after the other"
+        )
+    taken = {*VARIABLES, *DIMS} & set(names)
+    if taken:
+        raise ValueError(f"every record has {', '.join(sorted(taken))} already; give the probe another name")
+    return {
+        "plan": start.plan.to_dict(),
+        "seed": int(seed) if isinstance(seed, int | np.integer) else [int(row) for row in seed],
+        "probes": [probe.to_dict() for probe in probes],
+        "interventions": [edit.to_dict() for edit in interventions],
+        "read_as": {
+            "plan": repr(start.plan),
+            "probes": [repr(probe) for probe in probes],
+            "interventions": [repr(edit) for edit in interventions],
+        },
+        "forced": force is not None or follow is not None,
+    }
+
+
 class _Keeper:
-    """What a run has found so far."""
+    """What a run has shown so far."""
 
     def __init__(
         self,
         dlm: HookedDLM,
-        plan: Plan,
-        canvas: Canvas,
-        starts: list[int],
+        start: Start,
         probes: Sequence[Probe],
-        interventions: Sequence[Intervention],
-        made: dict[str, Any],
-        total: int | None,
+        interventions: Sequence[Edit],
+        origin: dict[str, Any],
     ) -> None:
-        self.dlm, self.plan, self.canvas, self.starts = dlm, plan, canvas, starts
-        self.interventions, self.made, self.total = interventions, made, total
-        self.recorder, self.steps = Recorder(probes, starts), 0
+        self.dlm, self.start, self.origin = dlm, start, origin
+        self.trajectory = Trajectory.of(start.canvas)
+        self.recorder = Recorder(probes, start.starts, start.length)
+        self.memories = tuple(edit.memory(start.steps, start.canvas) for edit in interventions)
         self.fired: dict[str, int] = {}
-        self.length = canvas.tokens.shape[1] - min(starts)
-        self.tokens = canvas.tokens
-        self.commit_step = torch.full_like(canvas.tokens, -1)
-        self.predicted = torch.full_like(canvas.tokens, -1)
-        self.confidence = torch.full(canvas.tokens.shape, float("nan"), device=canvas.tokens.device)
+        self.steps = 0
 
     def add(self, step: Step) -> None:
-        """Keep one step."""
-        self.recorder.add(step.canvas, step.active, self.length, self.total)
-        at = step.committed
-        self.tokens, self.steps = step.tokens, self.steps + 1
-        self.commit_step = torch.where(at, step.index, self.commit_step)
-        self.predicted = torch.where(at, step.predicted, self.predicted)
-        self.confidence = torch.where(at, step.confidence.to(self.confidence.dtype), self.confidence)
+        """Keep one step. One whose measurement fails is not kept at all."""
+        self.recorder.add(step.canvas, step.active, step.seen)
+        self.trajectory.add(step)
+        self.memories, self.fired = step.memories, step.fired
+        self.steps += 1
 
     def run(self, *, finished: bool) -> Run:
         """The steps so far as a Run."""
-        dlm, tokens, filled = self.dlm, self.tokens, self.canvas.masked
-        rows = [tokens[row, start:].tolist() for row, start in enumerate(self.starts)]
-        completions = [completion(dlm, self.plan, tokens[row, filled[row]].tolist()) for row in range(len(rows))]
+        dlm, trajectory = self.dlm, self.trajectory
+        tokens, filled = trajectory.tokens, trajectory.filled
+        rows = [row[start:].tolist() for row, start in zip(tokens, self.start.starts, strict=True)]
+        new = [row[places].tolist() for row, places in zip(tokens, filled, strict=True)]
         final = {
-            "token": (tokens.int(), -1),
-            "given": (self.canvas.prompt.to(torch.int8), -1),
-            "commit_step": (self.commit_step.int(), -1),
-            "predicted": (self.predicted.int(), -1),
-            "confidence": (self.confidence.float(), float("nan")),
+            "token": tokens,
+            "given": self.start.canvas.prompt,
+            "commit_step": trajectory.commit_step,
+            "predicted": trajectory.predicted,
+            "confidence": trajectory.confidence,
         }
-        counts = {repr(edit): dict(edit.counts()) for edit in self.interventions}
-        made = provenance(dlm, **self.made, edit_counts=counts, fired=self.fired, finished=finished)
+        counts = [memory.counts() for memory in self.memories]
+        origin = provenance(dlm, **self.origin, edit_counts=counts, fired=self.fired, finished=finished)
         return Run(
-            tokens=tokens,
-            completions=completions,
+            **{field.name: getattr(trajectory, field.name) for field in fields(trajectory)},
+            completions=[completion(dlm, self.start.plan, ids) for ids in new],
             texts=[dlm.decode(row) for row in rows],
-            commit_step=self.commit_step,
-            confidence=self.confidence,
-            predicted=self.predicted,
-            filled=filled,
-            record=self.recorder.dataset(final, [dlm.token_strings(row) for row in rows], made),
-            plan=self.plan,
+            record=self.recorder.dataset(final, [dlm.token_strings(row) for row in rows], origin),
+            plan=self.start.plan,
             finished=finished,
-            fired=self.fired,
+            memories=self.memories,
+            fired=dict(self.fired),
         )

@@ -1,90 +1,130 @@
-"""An ablation as a file: what to run, in YAML or JSON; the same fields as the command line has."""
+"""An ablation as a value: the same fields in Python, in YAML or JSON, and on the command line."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, cast
 
 from sinklens.decoding.plan import Plan
-from sinklens.errors import PlanError
+from sinklens.errors import ContentError, PlanError
 from sinklens.experiments.ablation import ablate
 from sinklens.experiments.results import AblationResult
+from sinklens.hooks import Edit
 from sinklens.interventions import parse
 from sinklens.models.hooked_dlm import HookedDLM
 from sinklens.tasks import Echo, Jsonl, Task
+from sinklens.values.content import Value, build, rebuilt
+from sinklens.values.kinds import check_kinds
 
 
-@dataclass(frozen=True)
-class Spec:
+@dataclass(frozen=True, repr=False)
+class Experiment(Value):
     """Everything that an ablation needs, as plain values.
 
     Attributes:
         model: A bundled twin, a folder or a Hub id.
-        edits: Texts of `interventions.named` ("mask:top1"), by the name of the condition.
+        edits: Edits by the name of the condition: texts of the grammar ("mask:top1", `interventions.GRAMMAR`), or what
+            `to_dict` says of an edit. Of a list of texts each is its own name.
         task: "echo" (the twins' language), or a JSONL file of {"prompt", "answer"}.
         prompts: How many examples.
         gaps: For echo: the share of rule-decided words to fill in; 0 continues texts instead.
         extract: For a JSONL file: what to compare (`tasks.Jsonl`).
-        plan: Fields of `Plan`. For echo new_tokens is set, and temperature is 1 when continuing (greedy decoding of a
-            toy bigram language runs into loops).
+        plan: Fields of `Plan`, those that are said; or a whole `Plan`. For echo new_tokens is set, and temperature is 1
+            when continuing (greedy decoding of a toy bigram language runs into loops).
         seeds: Repetitions.
         controls: Names of controls; none if empty.
-        metrics: Names of `measures.METRICS`; accuracy (forced_accuracy when filling in) if empty.
+        metrics: Names of `outcomes.METRICS`; accuracy (forced_accuracy when filling in) if empty.
         batch_size: Rows per forward.
+
+    Raises:
+        ContentError: a field that there is not, or a value of the wrong kind, which is quoted.
+        PlanError: a plan that cannot be carried out.
+        ScopeError: an edit that cannot be read, with the grammar.
     """
 
     model: str = "tiny-dlm"
-    edits: Mapping[str, str] = field(default_factory=dict)
+    edits: Mapping[str, str | Edit] | Sequence[str] = field(default_factory=dict)
     task: str = "echo"
     prompts: int = 64
     gaps: float = 0.0
     extract: str | None = None
-    plan: Mapping[str, Any] = field(default_factory=dict)
+    plan: Mapping[str, Any] | Plan = field(default_factory=dict)
     seeds: tuple[int, ...] = (0,)
     controls: tuple[str, ...] = ("random",)
     metrics: tuple[str, ...] = ()
     batch_size: int = 128
 
+    def __post_init__(self) -> None:
+        given = {each.name: getattr(self, each.name) for each in fields(self)}
+        edits, plan = given["edits"], given["plan"]
+        if isinstance(edits, Mapping):
+            given["edits"] = {name: rebuilt(edit) for name, edit in edits.items()}
+        check_kinds(type(self), given)
+        if not isinstance(edits, Mapping):
+            given["edits"] = {text: text for text in edits}
+            if len(given["edits"]) < len(edits):
+                raise ContentError(f"edits={edits!r} names an edit twice")
+        if isinstance(plan, Plan):
+            given["plan"] = {each.name: getattr(plan, each.name) for each in fields(plan)}
+        for name, value in given.items():
+            object.__setattr__(self, name, tuple(value) if isinstance(value, list) else value)
+        self.make_plan()
+        self.make_edits()
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """An experiment from its fields. Null stands for the default, and for none in `controls`."""
+        given = {name: value for name, value in data.items() if value is not None and name != "type"}
+        if "controls" in data and data["controls"] is None:
+            given["controls"] = ()
+        return super().from_dict({"type": data.get("type", cls.__name__), **given})
+
     def make_task(self) -> Task:
-        """The task."""
-        if self.task != "echo":
-            if not Path(self.task).is_file():
-                raise PlanError(f"task {self.task!r} is neither 'echo' nor a JSONL file that exists")
-            return Jsonl(self.task, extract=self.extract, limit=self.prompts)
-        return Echo(self.prompts, seed=self.seeds[0], gaps=self.gaps)
+        """The task.
+
+        Raises:
+            PlanError: no such file.
+        """
+        if self.task == "echo":
+            return Echo(self.prompts, seed=self.seeds[0], gaps=self.gaps)
+        if not Path(self.task).is_file():
+            raise PlanError(f"task {self.task!r} is neither 'echo' nor a JSONL file that exists")
+        return Jsonl(self.task, extract=self.extract, limit=self.prompts)
 
     def make_plan(self) -> Plan:
         """The plan."""
-        known = {each.name for each in fields(Plan)}
-        wrong = set(self.plan) - known
-        if wrong:
-            raise PlanError(f"plan has no field {sorted(wrong)[0]!r}; its fields are {', '.join(sorted(known))}")
-        if self.task != "echo":
-            return Plan(**self.plan)
-        defaults = {"new_tokens": 0} if self.gaps else {"new_tokens": 32, "temperature": 1.0}
-        return Plan(**{**defaults, **self.plan})
+        defaults: dict[str, Any] = {}
+        if self.task == "echo":
+            defaults = {"new_tokens": 0} if self.gaps else {"new_tokens": 32, "temperature": 1.0}
+        return build(Plan, {**defaults, **cast(Mapping[str, Any], self.plan)})
 
-    def run(self, save_to: str | Path | None = None, progress: bool | str = True) -> AblationResult:
-        """Run it; the spec goes into the result's provenance.
+    def make_edits(self) -> dict[str, Edit]:
+        """The edits by the name of their condition."""
+        edits = cast(Mapping[str, str | Edit], self.edits)
+        return {name: parse(edit) if isinstance(edit, str) else edit for name, edit in edits.items()}
+
+    def run(
+        self, dlm: HookedDLM | None = None, *, save_to: str | Path | None = None, progress: bool | str = True
+    ) -> AblationResult:
+        """Run it; the experiment goes into the result's provenance.
 
         Args:
+            dlm: The model, if it is loaded already.
             save_to: As in `ablate`.
             progress: As in `ablate`.
         """
-        edits = {name: parse(text) for name, text in self.edits.items()}
-        if not self.seeds:
-            raise PlanError("seeds is empty; give at least one")
-        if not edits:
-            raise PlanError("there are no edits; name at least one, for example mask:top1")
-        task, plan = self.make_task(), self.make_plan()
+        if not self.edits or not self.seeds:
+            what = "there are no edits; name at least one, for example mask:top1"
+            raise PlanError(what if not self.edits else "seeds is empty; give at least one")
+        task, described = self.make_task(), self.to_dict()
         result = ablate(
-            HookedDLM.from_pretrained(self.model),
+            dlm or HookedDLM.from_pretrained(self.model),
             task,
-            edits,
-            plan,
+            self.make_edits(),
+            self.make_plan(),
             seeds=self.seeds,
             controls=self.controls or None,
             metrics=self.metrics or (("forced_accuracy",) if self.gaps else ("accuracy",)),
@@ -92,55 +132,40 @@ class Spec:
             save_to=save_to,
             progress=progress,
         )
-        result.provenance["spec"] = asdict(self)
+        result.provenance["experiment"] = described
         return result
 
 
-def read(path: str | Path) -> Spec:
-    """A spec from a YAML or JSON file.
+def read(path: str | Path | None = None, given: Mapping[str, Any] | None = None) -> Experiment:
+    """An experiment from a YAML or JSON file, and from what is given beside it, which wins.
+
+    Args:
+        path: The file; None if there is none.
+        given: Fields by name. Fields of the plan win one by one.
 
     Raises:
-        PlanError: no such file, or fields that there are not; the message lists those that there are.
+        PlanError: a file that cannot be read, or that holds no fields.
+        ContentError: as for `Experiment`.
     """
+    said = {} if path is None else _fields_of(Path(path))
+    both = {**said, **(given or {})}
+    if isinstance(said.get("plan"), Mapping):
+        both["plan"] = {**said["plan"], **((given or {}).get("plan") or {})}
+    return Experiment.from_dict(both)
+
+
+def _fields_of(path: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        text = Path(path).read_text(encoding="utf-8")
-        found = json.loads(text) if Path(path).suffix == ".json" else yaml.safe_load(text)
+        text = path.read_text(encoding="utf-8")
+        said = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise PlanError(f"{str(path)!r} cannot be read as YAML or JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise PlanError(f"{str(path)!r} holds {type(found).__name__} instead of fields such as model: and edits:")
-    return spec(found)
-
-
-def spec(found: Mapping[str, Any]) -> Spec:
-    """A spec from plain values; edits may be a list of texts, which are then their own names."""
-    known = {each.name for each in fields(Spec)}
-    wrong = set(found) - known
-    if wrong or not found:
-        what = f"has the unknown field {sorted(wrong)[0]!r}" if wrong else "is empty"
-        raise PlanError(f"the experiment {what}; the fields are {', '.join(sorted(known))}")
-    values: dict[str, Any] = {
-        name: value for name, value in found.items() if value is not None or name in ("controls", "extract")
-    }
-    edits = values.get("edits", {})
-    edits = [edits] if isinstance(edits, str) else edits
-    values["edits"] = dict(edits) if isinstance(edits, Mapping) else {str(text): text for text in edits}
-    kinds: dict[str, type | tuple[type, ...]] = {
-        "model": str, "task": str, "prompts": int, "gaps": (int, float), "plan": Mapping, "batch_size": int,
-    }  # fmt: skip
-    for name, kind in kinds.items():
-        if name in values and not isinstance(values[name], kind):
-            raise PlanError(f"{name}={values[name]!r} of the experiment is of the wrong type")
-    wrong = [text for text in values["edits"].values() if not isinstance(text, str)]
-    if wrong:
-        raise PlanError(f"the edit {wrong[0]!r} is no text; write for example mask:top1")
-    bad = [field for field, value in values.get("plan", {}).items() if isinstance(value, str) and value.isdigit()]
-    if bad:
-        raise PlanError(f"plan.{bad[0]} is the text {values['plan'][bad[0]]!r}; write a number without quotes")
-    for name in ("seeds", "controls", "metrics"):
-        if name in values:
-            each = values[name]
-            values[name] = tuple(each) if isinstance(each, list | tuple) else () if each is None else (each,)
-    return Spec(**values)
+    if not isinstance(said, dict) or not said:
+        what = "nothing" if not said else type(said).__name__
+        raise PlanError(
+            f"{str(path)!r} holds {what} instead of fields such as model: and edits:; the fields are "
+            f"{', '.join(each.name for each in fields(Experiment))}"
+        )
+    return said

@@ -15,7 +15,7 @@ Pass = Literal["generated", "forced", "replayed", "likelihood"]
 
 
 @dataclass(frozen=True)
-class Measure:
+class Metric:
     """One metric.
 
     Attributes:
@@ -36,47 +36,47 @@ class Measure:
     answers: bool = False
 
 
-METRICS: dict[str, Measure] = {
-    "accuracy": Measure(
+METRICS: dict[str, Metric] = {
+    "accuracy": Metric(
         "generated",
         "share, 0 to 1",
         "checkable tokens of the model's own completion that are right",
         share=True,
         answers=True,
     ),
-    "agreement": Measure("generated", "share, 0 to 1", "filled tokens equal to those of the unedited run", share=True),
-    "order": Measure(
+    "agreement": Metric("generated", "share, 0 to 1", "filled tokens equal to those of the unedited run", share=True),
+    "order": Metric(
         "generated",
         "rank correlation, -1 to 1",
         "commit steps against those of the unedited run (Spearman); nan where either commits all at once",
     ),
-    "forced_accuracy": Measure(
+    "forced_accuracy": Metric(
         "forced",
         "share, 0 to 1",
         "checkable tokens that the model would have said, while the truth is committed",
         share=True,
         answers=True,
     ),
-    "kl": Measure(
+    "kl": Metric(
         "replayed",
         "nats, from 0",
         "KL(unedited || edited) of the prediction, mean over masked positions and steps",
     ),
-    "replayed_agreement": Measure(
+    "replayed_agreement": Metric(
         "replayed",
         "share, 0 to 1",
         "commits of the unedited run for which the edited model says the same token",
         share=True,
     ),
-    "confidence_committed": Measure(
+    "confidence_committed": Metric(
         "replayed",
         "probability, 0 to 1",
         "probability of the likeliest token where the unedited run commits at this step",
     ),
-    "confidence_uncommitted": Measure(
+    "confidence_uncommitted": Metric(
         "replayed", "probability, 0 to 1", "the same at the masked positions that stay masked"
     ),
-    "log_likelihood": Measure(
+    "log_likelihood": Metric(
         "likelihood",
         "nats per token, to 0",
         "log-likelihood of the true answer (`likelihood.log_likelihood`)",
@@ -111,8 +111,10 @@ def _ranks(values: Tensor) -> Tensor:
     return ((values[:, None] > values).sum(-1) + (values[:, None] >= values).sum(-1) - 1) / 2
 
 
-class Replay:
-    """Sums up the steps of replayed runs: groups of the same rows, of which the first is unedited.
+class Replayed:
+    """Sums up the steps of runs that repeat the commits of an unedited one: groups of the same prompts.
+
+    The first group is unedited, the others are compared with it row by row.
 
     Args:
         groups: Number of groups in the batch.
@@ -125,10 +127,10 @@ class Replay:
 
     def add(
         self,
-        logits: Float[Tensor, "row pos vocab"],
-        masked: Bool[Tensor, "row pos"],
-        committed: Bool[Tensor, "row pos"],
-        same: Bool[Tensor, "row pos"],
+        logits: Float[Tensor, "batch pos vocab"],
+        masked: Bool[Tensor, "batch pos"],
+        committed: Bool[Tensor, "batch pos"],
+        same: Bool[Tensor, "batch pos"],
     ) -> None:
         """One step.
 
@@ -147,8 +149,8 @@ class Replay:
         self._add("confidence_committed", top, masked & committed)
         self._add("confidence_uncommitted", top, masked & ~committed)
 
-    def _add(self, name: str, values: Tensor, where: Tensor) -> None:
-        total, number = values.where(where, 0.0).double().sum(-1).cpu(), where.sum(-1).cpu()
+    def _add(self, name: str, values: Tensor, counting: Tensor) -> None:
+        total, number = values.where(counting, 0.0).double().sum(-1).cpu(), counting.sum(-1).cpu()
         self.sums[name] = self.sums.get(name, torch.zeros_like(total)) + total
         self.counts[name] = self.counts.get(name, torch.zeros_like(number)) + number
 

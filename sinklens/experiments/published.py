@@ -7,8 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sinklens.experiments.config import Spec
+from sinklens.experiments.config import Experiment
 from sinklens.experiments.results import UNMASKED, AblationResult
+from sinklens.models.hooked_dlm import HookedDLM
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,15 +56,19 @@ def table1(
         ks: How many sinks.
         save_to: As in `ablate`; an interrupted table goes on where it was.
         progress: As in `ablate`.
-        **options: Further fields of `specs.Spec` (prompts, gaps, extract, plan, seeds, controls, batch_size).
+        **options: Further fields of `Experiment` (prompts, gaps, extract, plan, seeds, controls, batch_size). For an
+            autoregressive model those of the plan that only diffusion models use are left out.
     """
     edits = {f"top-{k}": f"mask:top{k}" for k in ks}
-    asked = Spec(model=model, task=task, edits=edits, controls=("random", "same_mass"))
-    return replace(asked, **options).run(save_to=save_to, progress=progress)
+    asked = Experiment(model=model, task=task, edits=edits, **{"controls": ("random", "same_mass"), **options})
+    dlm = HookedDLM.from_pretrained(model)
+    if dlm.is_causal:
+        asked = replace(asked, plan=asked.make_plan().for_causal())
+    return asked.run(dlm, save_to=save_to, progress=progress)
 
 
 def layout(results: Sequence[AblationResult]) -> pd.DataFrame:
-    """Results in the paper's layout: a row per task, model and setting.
+    """Results in the paper's layout: a line per task, model and setting.
 
     Columns: task, model, setting, accuracy, low, high (95 % interval), one column per control (accuracy with random
     keys masked instead), pairs (prompts that could be scored on all sides; the next columns are of these alone),
@@ -71,41 +76,41 @@ def layout(results: Sequence[AblationResult]) -> pd.DataFrame:
     """
     import pandas as pd
 
-    rows: list[dict[str, Any]] = []
+    lines: list[dict[str, Any]] = []
     for result in results:
         summary: Any = result.summary()
         metric = summary["metric"].iloc[0]
         effects: Any = result.effects(metric)
         for condition, part in summary[summary.metric == metric].groupby("condition", sort=False):
             main = part[part.kind.isin([UNMASKED, "sinks"])].iloc[0]
-            row = {"task": result.provenance["task"], "model": main.model, "setting": condition}
-            row |= {"accuracy": main.value, "low": main.low, "high": main.high}
+            line = {"task": result.provenance["task"], "model": main.model, "setting": condition}
+            line |= {"accuracy": main.value, "low": main.low, "high": main.high}
             for other in part[~part.kind.isin([UNMASKED, "sinks"])].itertuples():
-                row[f"{other.kind} keys"] = other.value
+                line[f"{other.kind} keys"] = other.value
             against = effects[effects.condition == condition]
             if len(against) and against["control"].iloc[0]:
                 first = against.iloc[0]
-                row |= {
+                line |= {
                     "pairs": first.pairs_control,
                     "minus_control": first.to_control,
                     "minus_control_low": first.to_control_low,
                 }
-                row |= {"minus_control_high": first.to_control_high, "p_holm": first.to_control_p_holm}
-            rows.append(row)
-    return pd.DataFrame(rows)
+                line |= {"minus_control_high": first.to_control_high, "p_holm": first.to_control_p_holm}
+            lines.append(line)
+    return pd.DataFrame(lines)
 
 
 def published() -> pd.DataFrame:
     """The paper's table 1, in the same layout (its intervals are standard errors of the harness and left out)."""
     import pandas as pd
 
-    rows = [
+    lines = [
         {"task": task, "model": model, "setting": setting, "accuracy": value}
         for task, models in PUBLISHED.items()
         for model, values in models.items()
         for setting, value in zip(SETTINGS, values, strict=True)
     ]
-    return pd.DataFrame(rows)
+    return pd.DataFrame(lines)
 
 
 def wide(table: pd.DataFrame) -> pd.DataFrame:

@@ -1,10 +1,9 @@
-"""What an ablation found: rows, paired effects with intervals and p-values, tables."""
+"""What an ablation found: scores, paired effects with intervals and p-values, tables."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -14,8 +13,10 @@ import torch
 from torch import Tensor
 
 from sinklens.errors import RecordError
+from sinklens.experiments.effect import Effect
 from sinklens.experiments.outcomes import METRICS
 from sinklens.experiments.statistics import equivalent, holm, mean_and_interval, permutation_p, rate_and_interval
+from sinklens.files import write_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,77 +25,31 @@ UNMASKED = "unmasked"
 
 
 @dataclass(frozen=True)
-class Effect:
-    """What a condition does to a metric, paired by prompt (the mean over seeds), with 95 % bootstrap intervals.
+class AblationResult:
+    """What `ablate` returns.
 
     Attributes:
-        condition: Name of the condition.
-        metric: Which metric (`measures.METRICS`), in its unit.
-        control: Name of the control; None without one.
-        pairs: Number of prompts that could be scored unmasked and under the condition.
-        pairs_control: Number that could be scored under the control, too; to_control is of these.
-        unmasked: Mean of the metric without an edit, over these prompts.
-        value: Mean under the condition.
-        to_unmasked: Mean of condition - unmasked.
-        to_unmasked_interval: Its interval.
-        to_unmasked_p: Two-sided p-value of a sign-flip permutation test that it is 0.
-        to_control: Mean of (condition - unmasked) - (control - unmasked): the difference of differences.
-        to_control_interval: Its interval.
-        to_control_p: Its p-value.
-        margin: The largest difference that would not matter, if one was given.
-        equivalent: Whether to_unmasked is shown to be within the margin (two one-sided tests at 5 %); an interval
-            that contains 0 alone shows nothing.
-        equivalent_to_control: The same for to_control.
+        scores: One dict per prompt, seed, condition, kind and metric: model, task, prompt (index), name (the
+            example's), seed, condition, kind (unmasked, sinks, or a control's name), metric, value (nan where nothing
+            could be scored), places (how many tokens it is the mean of), edited_keys (over steps, layers and heads),
+            edited_mass (attention that these held, each query having 1).
+        finished: False after an interrupt.
+        provenance: What made the scores, the content of every edit included.
     """
 
-    condition: str
-    metric: str
-    control: str | None
-    pairs: int
-    unmasked: float
-    value: float
-    to_unmasked: float
-    to_unmasked_interval: tuple[float, float]
-    to_unmasked_p: float
-    pairs_control: int | None = None
-    to_control: float | None = None
-    to_control_interval: tuple[float, float] | None = None
-    to_control_p: float | None = None
-    margin: float | None = None
-    equivalent: bool | None = None
-    equivalent_to_control: bool | None = None
-
-
-@dataclass(frozen=True)
-class AblationResult:
-    """One row per prompt, seed, condition, kind and metric; `finished` is False after an interrupt.
-
-    Row fields: model, task, prompt (index), name, seed, condition, kind (unmasked, sinks, or a control's name), metric,
-    value (nan where nothing could be scored), places (how many tokens it is the mean of), edited_keys (over steps,
-    layers and heads), edited_mass (attention that these held, each query having 1). `provenance` says what made them.
-    """
-
-    rows: list[dict[str, Any]]
+    scores: list[dict[str, Any]]
     finished: bool = True
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def to_dataframe(self) -> pd.DataFrame:
-        """All rows."""
+        """All scores, one per line."""
         import pandas as pd
 
-        return pd.DataFrame(self.rows)
+        return pd.DataFrame(self.scores)
 
     def save(self, path: str | Path) -> Path:
-        """Write rows and provenance as JSON, whole or not at all."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        try:
-            partial.write_text(json.dumps(asdict(self)), encoding="utf-8")
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
-        return path
+        """Write scores and provenance as JSON, whole or not at all."""
+        return write_text(path, json.dumps(asdict(self)))
 
     @classmethod
     def open(cls, path: str | Path) -> AblationResult:
@@ -105,21 +60,20 @@ class AblationResult:
         """
         try:
             stored = json.loads(Path(path).read_text(encoding="utf-8"))
-            rows, fields = stored["rows"], ("model", "prompt", "seed", "condition", "kind", "metric", "value")
-            if not isinstance(rows, list) or any(name not in row for row in rows for name in fields):
-                raise TypeError("its rows are not those of an ablation")
-            return cls(rows, bool(stored["finished"]), dict(stored["provenance"]))
+            scores, fields = stored["scores"], ("model", "prompt", "seed", "condition", "kind", "metric", "value")
+            if not isinstance(scores, list) or any(name not in score for score in scores for name in fields):
+                raise TypeError("its scores are not those of an ablation")
+            return cls(scores, bool(stored["finished"]), dict(stored["provenance"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RecordError(f"{str(path)!r} is no ablation that AblationResult.save wrote: {error!r}") from error
 
     def _known(self) -> dict[str, list[str]]:
-        return {
-            name: list(dict.fromkeys(str(row[name]) for row in self.rows)) for name in ("condition", "kind", "metric")
-        }
+        names = ("condition", "kind", "metric")
+        return {name: list(dict.fromkeys(str(score[name]) for score in self.scores)) for name in names}
 
     def controls(self, condition: str) -> list[str]:
         """Names of the controls that a condition was run with."""
-        kinds = dict.fromkeys(row["kind"] for row in self.rows if row["condition"] == condition)
+        kinds = dict.fromkeys(score["kind"] for score in self.scores if score["condition"] == condition)
         return [kind for kind in kinds if kind not in (UNMASKED, "sinks")]
 
     def paired(self, metric: str, *sides: tuple[str, str]) -> Tensor:
@@ -132,14 +86,14 @@ class AblationResult:
         """
         tables: list[dict[tuple[Any, Any], float]] = []
         for condition, kind in sides:
-            found = {
-                (row["prompt"], row["seed"]): row["value"]
-                for row in self.rows
-                if (row["condition"], row["kind"], row["metric"]) == (condition, kind, metric)
+            table = {
+                (score["prompt"], score["seed"]): score["value"]
+                for score in self.scores
+                if (score["condition"], score["kind"], score["metric"]) == (condition, kind, metric)
             }
-            if not found:
-                raise ValueError(f"there are no rows for {(condition, kind, metric)}; there are {self._known()}")
-            tables.append(found)
+            if not table:
+                raise ValueError(f"there are no scores for {(condition, kind, metric)}; there are {self._known()}")
+            tables.append(table)
         pairs = sorted(set.intersection(*(set(table) for table in tables)))
         pairs = [pair for pair in pairs if not any(math.isnan(table[pair]) for table in tables)]
         prompts = list(dict.fromkeys(prompt for prompt, _ in pairs))
@@ -169,35 +123,35 @@ class AblationResult:
             raise ValueError(f"no prompt could be scored for {condition!r}, metric {metric!r}")
         change = values[1] - values[0]
         mean, interval = mean_and_interval(change)
-        found: dict[str, Any] = {}
+        more: dict[str, Any] = {}
         if control:
             beside = self.paired(metric, (UNMASKED, UNMASKED), (condition, "sinks"), (condition, control))
             if not beside.shape[1]:
                 raise ValueError(f"no prompt could be scored for {condition!r} and {control!r}, metric {metric!r}")
             beyond = beside[1] - beside[2]
-            found["pairs_control"] = beside.shape[1]
-            found["to_control"], found["to_control_interval"] = mean_and_interval(beyond)
-            found["to_control_p"] = permutation_p(beyond)
-            found["equivalent_to_control"] = None if margin is None else equivalent(beyond, margin)
+            more["pairs_control"] = beside.shape[1]
+            more["to_control"], more["to_control_interval"] = mean_and_interval(beyond)
+            more["to_control_p"] = permutation_p(beyond)
+            more["equivalent_to_control"] = None if margin is None else equivalent(beyond, margin)
         if margin is not None:
-            found |= {"margin": margin, "equivalent": equivalent(change, margin)}
-        sides_of = {"unmasked": float(values[0].mean()), "value": float(values[1].mean())}
+            more |= {"margin": margin, "equivalent": equivalent(change, margin)}
         return Effect(
             condition=condition,
             metric=metric,
             control=control,
             pairs=values.shape[1],
+            unmasked=float(values[0].mean()),
+            value=float(values[1].mean()),
             to_unmasked=mean,
             to_unmasked_interval=interval,
             to_unmasked_p=permutation_p(change),
-            **sides_of,
-            **found,
+            **more,
         )
 
     def effects(self, metric: str | None = None, *, margin: float | None = None) -> pd.DataFrame:
         """Every condition against unmasked and against each of its controls, as a table.
 
-        Columns: those of Effect (intervals as low and high), and the p-values after Holm's correction over all rows of
+        Columns: those of Effect (intervals as low and high), and the p-values after Holm's correction over all lines of
         the table (each set of tests by itself: to_unmasked_p_holm, to_control_p_holm).
 
         Args:
@@ -209,17 +163,17 @@ class AblationResult:
         conditions = [name for name in self._known()["condition"] if name != UNMASKED]
         if not conditions:
             raise ValueError("there are no conditions, only the unmasked run")
-        rows: list[dict[str, Any]] = []
+        lines: list[dict[str, Any]] = []
         for condition in conditions:
             for control in self.controls(condition) or [None]:
-                row = asdict(self._effect_or_nothing(condition, metric, control, margin))
+                line = asdict(self._effect_or_nothing(condition, metric, control, margin))
                 for name in ("to_unmasked", "to_control"):
-                    low, high = row.pop(f"{name}_interval") or (float("nan"),) * 2
-                    row |= {f"{name}_low": low, f"{name}_high": high}
-                rows.append(row)
-        frame: Any = pd.DataFrame(rows)
-        seen = {row["condition"]: row["to_unmasked_p"] for row in rows}  # one test each, however many controls
-        corrected = dict(zip(seen, holm(list(seen.values())), strict=True))
+                    low, high = line.pop(f"{name}_interval") or (float("nan"),) * 2
+                    line |= {f"{name}_low": low, f"{name}_high": high}
+                lines.append(line)
+        frame: Any = pd.DataFrame(lines)
+        tests = {line["condition"]: line["to_unmasked_p"] for line in lines}  # one each, however many controls
+        corrected = dict(zip(tests, holm(list(tests.values())), strict=True))
         frame["to_unmasked_p_holm"] = frame["condition"].map(corrected)
         frame["to_control_p_holm"] = holm([float("nan") if p is None else p for p in frame["to_control_p"]])
         return frame
@@ -238,8 +192,8 @@ class AblationResult:
 
     def _alone(self, condition: str, metric: str, margin: float | None) -> Effect:
         """Against unmasked only."""
-        rows = [row for row in self.rows if row["kind"] in (UNMASKED, "sinks")]
-        return AblationResult(rows).effect(condition, metric, margin=margin)
+        scores = [score for score in self.scores if score["kind"] in (UNMASKED, "sinks")]
+        return AblationResult(scores).effect(condition, metric, margin=margin)
 
     def summary(self) -> pd.DataFrame:
         """Mean of each metric per condition and kind, with a 95 % interval over prompts (each the mean over seeds).
@@ -258,10 +212,9 @@ class AblationResult:
             means = group.groupby("prompt")["value"].mean().dropna()
             values = torch.tensor(means.to_numpy(dtype=float))
             share = METRICS[names[1]].share if names[1] in METRICS else False
-            found = (float("nan"), (float("nan"),) * 2)
+            mean, (low, high) = float("nan"), (float("nan"),) * 2
             if len(values):
-                found = rate_and_interval(values) if share else mean_and_interval(values)
-            mean, (low, high) = found
+                mean, (low, high) = rate_and_interval(values) if share else mean_and_interval(values)
             edited = (float(group["edited_keys"].mean()), float(group["edited_mass"].mean()))
             out.append((*names, mean, low, high, len(values), int(group["places"].sum()), *edited))
         columns = [*keys, "value", "low", "high", "scored", "places", "edited_keys", "edited_mass"]

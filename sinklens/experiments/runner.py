@@ -1,42 +1,31 @@
-"""Prompts under several conditions at once: running them in shared forwards, and scoring them."""
+"""Prompts under several edits at once: running them in shared forwards, and scoring them."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
-
+from sinklens.decoding.fold import Trajectory
 from sinklens.decoding.likelihood import log_likelihood
-from sinklens.decoding.loop import denoising_steps
+from sinklens.decoding.loop import check_parts, steps_from
 from sinklens.decoding.plan import Plan
-from sinklens.decoding.prompts import first_canvas, forced_tokens, step_limits
+from sinklens.decoding.prompts import Start, forced_tokens, prepare
 from sinklens.decoding.run import completion
-from sinklens.errors import PlanError, ScopeError
-from sinklens.experiments.outcomes import METRICS, Pass, Replay, order
-from sinklens.hooks import Intervention, leaves
-from sinklens.interventions import SideBySide
+from sinklens.decoding.step import Step
+from sinklens.errors import PlanError, ScopeError, SinklensError
+from sinklens.experiments.arms import Arm
+from sinklens.experiments.batch import Batch, Values
+from sinklens.experiments.identity import identity_of
+from sinklens.experiments.outcomes import METRICS, Pass, Replayed, order
+from sinklens.hooks import Edit, Memory
 from sinklens.models.hooked_dlm import HookedDLM
 from sinklens.tasks import Task
-from sinklens.version import __version__
+from sinklens.values.content import digest
 
 LIKELIHOOD_SAMPLES = 16
 
 
-@dataclass
-class _Decoded:
-    """A batch after decoding."""
-
-    tokens: Tensor
-    commit_step: Tensor
-    predicted: Tensor
-    filled: Tensor
-
-
-class Trials:
+class Runner:
     """Runs prompts of a task under edits and scores them.
 
     Args:
@@ -45,196 +34,206 @@ class Trials:
         plan: How to decode.
         metrics: What will be asked for; those that need answers must find some that fit, which is checked here.
 
+    Attributes:
+        passes: The kinds of runs that the metrics need.
+        examples: The task's examples.
+        start: All prompts before the first step, for what is checked before anything is run.
+        order: The prompts, those that take as many steps beside each other: they share a batch, and one that is done
+            stays in it and costs as before.
+        identity: What the scores depend on beside prompt, seed and edit.
+
     Raises:
         ValueError: an answer of the wrong length, no answer, or a model without a tokenizer to read answers.
+        PlanError: a prompt or a plan that cannot be carried out.
+        ContentError: a model or a task whose content cannot be told.
     """
 
     def __init__(self, dlm: HookedDLM, task: Task, plan: Plan, metrics: Sequence[str]) -> None:
         self.dlm, self.task, self.plan, self.metrics = dlm, task, plan, list(metrics)
         self.passes: list[Pass] = list(dict.fromkeys(METRICS[name].needs for name in metrics))
         self.examples = [task[index] for index in range(len(task))]
-        self.answers: list[list[int]] = []
-        asking = [name for name in metrics if METRICS[name].answers]
+        self._answers = self._read_answers()
+        self.start = prepare(dlm, [example.prompt for example in self.examples], plan)
+        self._prompts = _tokens(self.start)
+        self._check_answers()
+        self.order = sorted(range(len(self.examples)), key=self.start.limits.__getitem__)
+        self.identity = identity_of(dlm, task, self.start.plan) | {"likelihood_samples": LIKELIHOOD_SAMPLES}
+        self._identity = digest(self.identity)
+        self._contents = [digest(self._content(index)) for index in range(len(self.examples))]
+
+    def _read_answers(self) -> list[list[int]]:
+        dlm, plan = self.dlm, self.plan
+        asking = [name for name in self.metrics if METRICS[name].answers]
         unanswered = [example.name for example in self.examples if not example.answer] if asking else []
         if unanswered:
             raise ValueError(f"metric {asking[0]!r} needs true answers, and {unanswered[0]} has none; give a task")
-        if {"forced", "likelihood"} & set(self.passes):
-            if dlm.tokenizer is None:
-                raise ValueError(f"{dlm.name} has no tokenizer; metric {asking[0]!r} needs one to read the answers")
-            self.answers = [
-                list(dlm.tokenizer(example.answer, add_special_tokens=False)["input_ids"]) for example in self.examples
-            ]
-        if "forced" in self.passes:
-            for example, answer in zip(self.examples, self.answers, strict=True):
-                if plan.new_tokens and len(answer) != plan.new_tokens:
-                    raise ValueError(
-                        f"metric 'forced_accuracy' needs answers of new_tokens={plan.new_tokens} tokens; that of "
-                        f"{example.name} has {len(answer)}"
-                    )
         if "likelihood" in self.passes and plan.new_tokens == 0:
             raise ValueError("metric 'log_likelihood' scores an answer behind a prompt; filling gaps has none")
-        weights = [float(weight.detach().double().sum()) for weight in dlm.bridge.parameters()]
-        checker = getattr(getattr(task, "extract", None), "pattern", None)
-        self._task = (type(task).__name__, checker)
-        self._model = repr((__version__, dlm.name, dlm.revision, dlm.dtype, weights, plan))
-        # Prompts that take as many steps share a batch: one that is done stays in it and costs as before.
-        self.order = list(range(len(self.examples)))
-        self._unedited: tuple[Any, _Decoded | None] = (None, None)
+        if not {"forced", "likelihood"} & set(self.passes):
+            return []
+        if dlm.tokenizer is None:
+            raise ValueError(f"{dlm.name} has no tokenizer; metric {asking[0]!r} needs one to read the answers")
+        answers = [list(dlm.tokenizer(each.answer, add_special_tokens=False)["input_ids"]) for each in self.examples]
+        for example, answer in zip(self.examples, answers, strict=True):
+            if "forced" in self.passes and plan.new_tokens and len(answer) != plan.new_tokens:
+                raise ValueError(
+                    f"metric 'forced_accuracy' needs answers of new_tokens={plan.new_tokens} tokens; that of "
+                    f"{example.name} has {len(answer)}"
+                )
+        return answers
 
-    def check(self, arms: Sequence[tuple[str, Intervention]]) -> None:
-        """Raise for whatever cannot be run, before anything is.
+    def _check_answers(self) -> None:
+        if "forced" in self.passes:
+            forced_tokens(self.start.canvas, self._answers)
+        if "likelihood" in self.passes:
+            for example, prompt, answer in zip(self.examples, self._prompts, self._answers, strict=True):
+                if not answer or len(prompt) + len(answer) > self.dlm.n_ctx:
+                    raise PlanError(
+                        f"{example.name} has a prompt of {len(prompt)} tokens and an answer of {len(answer)}; metric "
+                        f"'log_likelihood' needs one at least, and both within the context of {self.dlm.n_ctx}"
+                    )
+
+    def _content(self, index: int) -> dict[str, Any]:
+        """What a prompt is, for the hash."""
+        example = self.examples[index]
+        return {"prompt": example.prompt, "tokens": self._prompts[index], "answer": example.answer, "index": index}
+
+    def check(self, arms: Sequence[Arm]) -> None:
+        """Raise for an edit that cannot be at work, before anything is run; the error names its condition.
 
         Args:
-            arms: Every edit, with the name of its condition.
+            arms: Every arm.
 
         Raises:
-            PlanError: a prompt or a plan that cannot be carried out.
-            ScopeError: an edit that cannot act, naming its condition.
+            ScopeError: a scope that selects nothing, or an edit that cannot act on one of the prompts.
+            PlanError: edits under a plan that allows none.
         """
-        dlm, plan = self.dlm, self.plan.resolved(self.dlm)
-        prompts = [example.prompt for example in self.examples]
-        canvas, _ = first_canvas(dlm, prompts, plan, (0,) * len(prompts))
-        if "forced" in self.passes:
-            forced_tokens(canvas, self.answers)
-        if arms and plan.cfg_scale:
-            raise PlanError(f"cfg_scale={plan.cfg_scale:g}: edits under classifier-free guidance have no one meaning")
-        limits = step_limits(dlm, plan, canvas)
-        self.order = sorted(range(len(limits)), key=limits.__getitem__)
-        total = max(limits) if plan.threshold is None else None
-        for name, edit in arms:
-            for leaf in leaves(edit):
-                try:
-                    leaf.where.validate(dlm.n_layers, dlm.n_heads, total, min(limits))
-                    if "likelihood" in self.passes and leaf.where.steps is not None:
-                        raise ScopeError(f"{leaf!r} names steps, and metric 'log_likelihood' has none")
-                    getattr(leaf, "check", lambda *_: None)(dlm, canvas)
-                    if hasattr(leaf, "detector"):
-                        leaf.detector.query_set(causal=dlm.is_causal)
-                except ValueError as error:
-                    raise type(error)(f"condition {name!r}: {error}") from error
+        for arm in arms:
+            if arm.edit is None:
+                continue
+            try:
+                check_parts(self.dlm, self.start, (), [arm.edit])
+                early = [leaf for leaf in arm.edit.leaves() if leaf.where.steps is not None]
+                if early and "likelihood" in self.passes:
+                    raise ScopeError(f"{early[0]!r} names steps, and metric 'log_likelihood' has none")
+            except ValueError as error:
+                kind = type(error) if isinstance(error, SinklensError) else ValueError
+                raise kind(f"{arm}: {error}") from error
 
-    def fingerprint(self, index: int, seed: int, edit: Intervention | None, which: Pass) -> str:
-        """Everything that a score depends on: a stored score of anything else is never reused."""
-        example, wanted = self.examples[index], [name for name in self.metrics if METRICS[name].needs == which]
-        parts = (self._model, self._task, example.prompt, example.answer, index, seed, edit, wanted)
-        return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
+    def key(self, index: int, seed: int, arm: Arm, which: Pass) -> str:
+        """Hash of everything that the scores of one pass depend on: those of anything else are never taken for them."""
+        metrics = sorted(name for name in self.metrics if METRICS[name].needs == which)
+        parts = {"identity": self._identity, "edit": arm.content, "prompt": self._contents[index], "seed": seed}
+        forced = self._answers[index] if which in ("forced", "likelihood") else None
+        return digest({**parts, "answer": forced, "pass": which, "metrics": metrics})
 
     def run(
-        self, batch: Sequence[int], seed: int, edits: Sequence[Intervention | None], which: Pass
-    ) -> list[list[dict[str, Any]]]:
-        """Scores of some prompts under several edits, of which the first is None, in shared forwards.
+        self, prompts: Sequence[int], seed: int, edits: Sequence[Edit], which: Pass, *, rows: int
+    ) -> Iterator[list[list[dict[str, Any]]]]:
+        """Scores of some prompts unedited and under several edits, in shared forwards.
 
-        Returns:
-            For each edit and each prompt: "values", {metric: [value, places]} (nan if nothing counts); "edited_keys"
-            and "edited_mass" of that row.
+        Args:
+            prompts: Their indices in the task.
+            seed: The repetition.
+            edits: The edits.
+            which: The kind of run.
+            rows: The most rows of a forward, if prompts and one edit fit in.
+
+        Yields:
+            For as many edits as a forward holds, the unedited run first: for each of them, the scores of each prompt.
+            A score is "values", {metric: (value, places)}, and "edited_keys" and "edited_mass" of that row.
         """
-        composed = SideBySide(edits, len(batch)) if any(edit is not None for edit in edits) else None
-        parts: list[Any] = [composed] if composed is not None else []
-        seeds = [seed * 1_000_003 + index for index in batch] * len(edits)
-        scores = {"generated": self._generated, "forced": self._forced, "replayed": self._replayed}
-        if which == "likelihood":
-            found = self._likelihood(batch, seeds, parts, len(edits))
-        else:
-            found = scores[which](list(batch), seeds, parts, len(edits))
-        out = []
-        for group, edit in enumerate(edits):
-            counts = {
-                name: getattr(edit, "per_row", lambda _: [])(name) or [0] * len(batch) for name in ("keys", "mass")
-            }
-            out.append(
-                [
-                    {
-                        "values": {name: found[name][group * len(batch) + row] for name in found},
-                        "edited_keys": int(counts["keys"][row]),
-                        "edited_mass": float(counts["mass"][row]),
-                    }
-                    for row in range(len(batch))
-                ]
-            )
-        return out
+        beside = max(1, rows // len(prompts) - 1)
+        clean = self._decode(Batch(tuple(prompts), seed))[0] if which == "replayed" else None
+        for first in range(0, max(1, len(edits)), beside):
+            batch = Batch(tuple(prompts), seed, (None, *edits[first : first + beside]))
+            match which:
+                case "generated":
+                    values, memory = self._generated(batch)
+                case "forced":
+                    values, memory = self._forced(batch)
+                case "likelihood":
+                    values, memory = self._likelihood(batch)
+                case _:
+                    values, memory = self._replayed(batch, clean)
+            yield batch.scores(values, memory)
 
-    def _decode(self, batch: list[int], seeds: list[int], parts: list[Any], groups: int, **more: Any) -> _Decoded:
-        prompts = [self.examples[index].prompt for index in batch] * groups
-        plan = self.plan
-        replay = more.pop("replay", None)
-        state: _Decoded | None = None
-        for step in denoising_steps(self.dlm, prompts, plan, seed=seeds, interventions=parts, **more):
-            if state is None:
-                blank = torch.full_like(step.tokens, -1)
-                whole = torch.zeros_like(step.tokens, dtype=torch.bool)
-                state = _Decoded(step.tokens, blank, blank.clone(), whole)
-            at = step.committed
-            state.tokens = step.tokens
-            state.commit_step = torch.where(at, step.index, state.commit_step)
-            state.predicted = torch.where(at, step.predicted, state.predicted)
-            state.filled = state.filled | at
-            if replay is not None:
-                self._add(replay, step)
-        if state is None:
-            raise ValueError("the plan has no step")
-        return state
+    def _decode(
+        self, batch: Batch, replayed: Replayed | None = None, **options: Any
+    ) -> tuple[Trajectory, Memory | None]:
+        """What became of a batch, and what its edits remember."""
+        start = prepare(self.dlm, [self._prompts[index] for index in batch.rows], self.plan, batch.seeds)
+        trajectory, memory = Trajectory.of(start.canvas), None
+        for step in steps_from(self.dlm, start, interventions=batch.interventions, **options):
+            trajectory.add(step)
+            memory = next(iter(step.memories), None)
+            if replayed is not None:
+                replayed.add(*self._predictions(step))
+        return trajectory, memory
 
-    def _add(self, replay: Replay, step: Any) -> None:
-        logits, committed = step.logits, step.committed
-        masked = step.canvas.masked & step.canvas.valid & step.active[:, None]
-        if self.dlm.is_causal:  # row i scores token i + 1, and only the next position is at stake
-            logits = torch.cat([logits[:, :1], logits], 1)
-            committed = committed[:, : logits.shape[1]]
-            masked = committed
-        predicted, tokens = step.predicted[:, : masked.shape[1]], step.tokens[:, : masked.shape[1]]
-        replay.add(logits, masked, committed, predicted == tokens)
+    def _predictions(self, step: Step) -> tuple[Any, Any, Any, Any]:
+        """Predictions of a step, where they count, where they are committed, and where they are what is committed."""
+        scored = step.logits.shape[1]
+        committed, same = (each[:, :scored] for each in (step.committed, step.predicted == step.tokens))
+        if self.dlm.is_causal:  # only the next position is at stake
+            return step.logits, committed, committed, same
+        return step.logits, step.canvas.masked & step.canvas.valid & step.active[:, None], committed, same
 
-    def _generated(self, batch: list[int], seeds: list[int], parts: list[Any], groups: int) -> dict[str, list]:
-        done = self._decode(batch, seeds, parts, groups)
-        found: dict[str, list] = {name: [] for name in self.metrics if METRICS[name].needs == "generated"}
-        for row in range(len(seeds)):
-            filled, clean = done.filled[row], row % len(batch)
-            example = self.examples[batch[clean]]
-            if "accuracy" in found:
-                score = self.task.score(example, completion(self.dlm, self.plan, done.tokens[row, filled].tolist()))
-                found["accuracy"].append([score.accuracy, score.total])
-            both = filled | done.filled[clean]
-            if "agreement" in found:
-                same = ((done.tokens[row] == done.tokens[clean]) & filled & done.filled[clean])[both].float()
-                found["agreement"].append([float(same.mean()), int(both.sum())])
-            if "order" in found:
-                shared = filled & done.filled[clean]
-                steps = done.commit_step[row, shared], done.commit_step[clean, shared]
-                found["order"].append([order(*steps), int(shared.sum())])
-        return found
+    def _generated(self, batch: Batch) -> tuple[Values, Memory | None]:
+        run, memory = self._decode(batch)
+        values: Values = {name: [] for name in self.metrics if METRICS[name].needs == "generated"}
+        for row, index in enumerate(batch.rows):
+            clean = row % len(batch.prompts)
+            tokens, committed, steps = (each[row] for each in (run.tokens, run.committed, run.commit_step))
+            shared = committed & run.committed[clean]
+            if "accuracy" in values:
+                text = completion(self.dlm, self.plan, tokens[committed].tolist())
+                score = self.task.score(self.examples[index], text)
+                values["accuracy"].append((score.accuracy, score.total))
+            if "agreement" in values:
+                either = committed | run.committed[clean]
+                same = ((tokens == run.tokens[clean]) & shared)[either].float()
+                values["agreement"].append((float(same.mean()), int(either.sum())))
+            if "order" in values:
+                values["order"].append((order(steps[shared], run.commit_step[clean, shared]), int(shared.sum())))
+        return values, memory
 
-    def _forced(self, batch: list[int], seeds: list[int], parts: list[Any], groups: int) -> dict[str, list]:
-        answers = [self.answers[index] for index in batch]
-        done = self._decode(batch, seeds, parts, groups, force=answers * groups)
-        found = []
-        for row in range(len(seeds)):
-            index, answer = batch[row % len(batch)], answers[row % len(batch)]
-            said = done.predicted[row, done.filled[row]].tolist()
-            places = self.task.checkable(self.examples[index], answer)
-            right = [a == b for a, b, counts in zip(said, answer, places, strict=True) if counts]
-            found.append([sum(right) / len(right) if right else float("nan"), len(right)])
-        return {"forced_accuracy": found}
+    def _forced(self, batch: Batch) -> tuple[Values, Memory | None]:
+        run, memory = self._decode(batch, force=[self._answers[index] for index in batch.rows])
+        values = []
+        for row, index in enumerate(batch.rows):
+            answer, said = self._answers[index], run.predicted[row, run.committed[row]].tolist()
+            counting = self.task.checkable(self.examples[index], answer)
+            right = [a == b for a, b, counts in zip(said, answer, counting, strict=True) if counts]
+            values.append((sum(right) / len(right) if right else float("nan"), len(right)))
+        return {"forced_accuracy": values}, memory
 
-    def _replayed(self, batch: list[int], seeds: list[int], parts: list[Any], groups: int) -> dict[str, list]:
-        name = (tuple(batch), tuple(seeds[: len(batch)]))
-        if self._unedited[0] != name:
-            self._unedited = (name, self._decode(batch, seeds[: len(batch)], [], 1))
-        clean = self._unedited[1]
-        if clean is None:
-            raise ValueError("there is no unedited run to follow")
-        followed = _Decoded(*(part.repeat(groups, 1) for part in vars(clean).values()))
-        replay = Replay(groups)
-        self._decode(batch, seeds, parts, groups, follow=followed, replay=replay)
-        found = replay.result()
-        return {
-            name: [list(pair) for pair in found[name]] for name in self.metrics if METRICS[name].needs == "replayed"
-        }
+    def _replayed(self, batch: Batch, clean: Trajectory | None) -> tuple[Values, Memory | None]:
+        replayed = Replayed(len(batch.edits))
+        follow = None if clean is None else clean.repeated(len(batch.edits))
+        memory = self._decode(batch, replayed, follow=follow)[1]
+        values = replayed.result()
+        return {name: values[name] for name in self.metrics if METRICS[name].needs == "replayed"}, memory
 
-    def _likelihood(self, batch: Sequence[int], seeds: list[int], parts: list[Any], groups: int) -> dict[str, list]:
-        answers = [self.answers[index] for index in batch]
-        prompts = [self.examples[index].prompt for index in batch] * groups
+    def _likelihood(self, batch: Batch) -> tuple[Values, Memory | None]:
+        answers = [self._answers[index] for index in batch.rows]
+        prompts = [self._prompts[index] for index in batch.rows]
+        interventions = batch.interventions
+        memories = [edit.memory() for edit in interventions]
         values = log_likelihood(
-            self.dlm, prompts, answers * groups, interventions=parts, samples=LIKELIHOOD_SAMPLES, seed=seeds
+            self.dlm,
+            prompts,
+            answers,
+            interventions=interventions,
+            memories=memories,
+            samples=LIKELIHOOD_SAMPLES,
+            seed=batch.seeds,
         )
-        places = [len(answer) for answer in answers * groups]
-        return {"log_likelihood": [[float(value), count] for value, count in zip(values, places, strict=True)]}
+        places = zip(values.tolist(), map(len, answers), strict=True)
+        return {"log_likelihood": list(places)}, next(iter(memories), None)
+
+
+def _tokens(start: Start) -> list[list[int]]:
+    """Token ids of each prompt."""
+    end = start.canvas.tokens.shape[1] - start.plan.new_tokens
+    return [row[first:end].tolist() for row, first in zip(start.canvas.tokens, start.starts, strict=True)]

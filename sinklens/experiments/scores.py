@@ -3,48 +3,89 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sinklens.errors import RecordError
+from sinklens.files import write_text
 
-class Store:
-    """Finished scores by fingerprint, in memory and, if a path is given, in a JSONL file (one line per batch).
+HEADER = {"sinklens": "scores", "schema": 1}
+_FIRST = json.dumps(HEADER)
 
-    A last line that a kill cut off is dropped, and its batch is run again.
+
+class ScoreStore:
+    """Finished scores by key, in memory and, if a path is given, in a file of JSON lines (one line per batch).
+
+    The first line says that sinklens wrote the file; any other file is left as it is. A last line that a kill cut off
+    is dropped, and its batch is run again.
+
+    Args:
+        path: The file; made with the first scores. None keeps them in memory only.
 
     Raises:
-        ValueError: a damaged line that is not the last.
+        RecordError: a file that sinklens did not write, or a damaged line that is not the last.
     """
 
     def __init__(self, path: str | Path | None) -> None:
         self.path = Path(path) if path is not None else None
-        self.rows: dict[str, dict[str, Any]] = {}
-        if self.path is None or not self.path.is_file():
-            return
-        text = self.path.read_text(encoding="utf-8")
-        lines = text.splitlines()
-        for number, line in enumerate(lines, start=1):
-            try:
-                self.rows.update(json.loads(line))
-            except (json.JSONDecodeError, ValueError, TypeError) as error:
-                if number < len(lines):
-                    raise ValueError(
-                        f"{self.path}, line {number} is damaged; delete the file to start again"
-                    ) from error
-                lines = lines[:-1]
-        whole = "".join(f"{line}\n" for line in lines)
-        if whole != text:
-            partial = self.path.with_name(f".{self.path.name}.{os.getpid()}.partial")
-            partial.write_text(whole, encoding="utf-8")
-            partial.replace(self.path)
+        self.scores: dict[str, dict[str, Any]] = {}
+        if self.path is not None and self.path.exists():
+            self._read(self.path)
 
-    def add(self, rows: Mapping[str, dict[str, Any]]) -> None:
+    def add(self, scores: Mapping[str, dict[str, Any]]) -> None:
         """Keep finished scores, on disk at once."""
-        self.rows.update(rows)
+        self.scores.update(scores)
         if self.path is None:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if not self.path.exists() or not self.path.stat().st_size:
+            write_text(self.path, f"{_FIRST}\n")
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(rows) + "\n")
+            file.write(json.dumps(scores) + "\n")
+
+    def _read(self, path: Path) -> None:
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise RecordError(f"{str(path)!r} cannot be read as a file of scores: {error}") from error
+        if not data:
+            return
+        first, *lines = data.split(b"\n")
+        _check_header(path, first)
+        whole = [_FIRST]
+        for number, line in enumerate(lines, start=2):
+            is_last = number == len(lines) + 1  # what follows the last line break: nothing, or a line that was cut
+            batch = _batch(line)
+            if batch is not None:
+                self.scores.update(batch)
+                whole.append(line.decode())
+            elif not is_last or line[:1] not in (b"", b"{"):
+                raise RecordError(f"{path}, line {number} is damaged; delete the file to start again")
+        text = "".join(f"{line}\n" for line in whole)
+        if text.encode() != data:
+            write_text(path, text)
+
+
+def _check_header(path: Path, first: bytes) -> None:
+    try:
+        header = json.loads(first)
+    except ValueError:  # of JSON or of its encoding
+        header = None
+    if header == HEADER:
+        return
+    if isinstance(header, dict) and header.get("sinklens") == HEADER["sinklens"]:
+        raise RecordError(f"{str(path)!r} holds scores of another version of sinklens ({header}); give a new file")
+    raise RecordError(
+        f"{str(path)!r} holds no scores that sinklens wrote: it begins with {first[:60].decode(errors='replace')!r}, "
+        f"not with {_FIRST!r}. It is left as it is; give a new file"
+    )
+
+
+def _batch(line: bytes) -> dict[str, dict[str, Any]] | None:
+    """Scores by key; None if the line holds no such thing."""
+    try:
+        batch = json.loads(line)
+    except ValueError:
+        return None
+    good = isinstance(batch, dict) and all(isinstance(score, dict) for score in batch.values())
+    return batch if good else None

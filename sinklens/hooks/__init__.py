@@ -1,46 +1,33 @@
-"""What probes and edits share: the canvas, the scope, the protocols, attaching and counting hooks.
+"""What probes and edits share: canvas, scope, memory, the two protocols, attaching and counting hooks.
 
 Nothing here measures or edits, and nothing runs a model.
 """
 
-from sinklens.hooks.protocols import (
-    Canvas,
-    Hook,
-    Hookable,
-    Intervention,
-    Probe,
-    Selection,
-    Where,
-    attached,
-    chosen,
-    is_causal,
-    leaves,
-    nothing,
-    overlap,
-    plain_canvas,
-    rotated,
-    rows_of,
-    rowwise,
-    wanted,
-)
+from sinklens.hooks.attach import attached, autoregressive, rotated
+from sinklens.hooks.by_query import ByQuery, HookFunction, block_of, by_query, watching
+from sinklens.hooks.canvas import Canvas
+from sinklens.hooks.memory import Memory
+from sinklens.hooks.protocols import Edit, Hook, Probe
+from sinklens.hooks.scope import Scope, Selection, chosen
+from sinklens.hooks.seen import canvas_of, sight_of
 
 __all__ = [
+    "ByQuery",
     "Canvas",
+    "Edit",
     "Hook",
-    "Hookable",
-    "Intervention",
+    "HookFunction",
+    "Memory",
     "Probe",
+    "Scope",
     "Selection",
-    "Where",
     "attached",
+    "autoregressive",
+    "block_of",
+    "by_query",
+    "canvas_of",
     "chosen",
-    "is_causal",
-    "leaves",
-    "nothing",
-    "overlap",
-    "plain_canvas",
     "rotated",
-    "rows_of",
-    "rowwise",
-    "wanted",
+    "sight_of",
+    "watching",
 ]

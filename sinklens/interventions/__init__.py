@@ -1,42 +1,67 @@
-"""Interventions: who is edited (detectors), where (Where), what is done (operators), against what (controls)."""
+"""Who is edited (selectors), what is done (edits), against what (controls), and how edits are joined and written.
+
+An edit is a value: what it remembers in a run lives in the run's `Memory`. Measuring belongs to `probes`; running and
+comparing edits belongs to `decoding` and `experiments`.
+"""
 
 from sinklens.interventions.compose import InOrder, SideBySide
-from sinklens.interventions.controls import (
-    CONTROLS,
+from sinklens.interventions.controls import CONTROLS, control, other_prompt
+from sinklens.interventions.edits import (
+    At,
+    AttentionEdit,
+    BiasSinks,
+    KeepKeys,
+    MaskSinks,
+    MeanValue,
+    NoiseValue,
+    NoOp,
+    NullKey,
+    Pin,
+    Redistribute,
+    ScaleSinks,
+    SinkEdit,
+    SinkToken,
+    Swap,
+    ZeroSinks,
+    ZeroValue,
+)
+from sinklens.interventions.grammar import GRAMMAR
+from sinklens.interventions.selectors import (
     BottomKeys,
+    ByKeyNorm,
+    ByToken,
+    Evidence,
+    Fixed,
+    FromRecord,
+    LastQuery,
+    Matched,
+    PreviousStep,
     RandomKeys,
     SameClass,
     SameMass,
+    SameStep,
+    Selector,
     ShiftedKeys,
-    control,
-    other_prompt,
 )
-from sinklens.interventions.edits.base import At, Edit, SinkEdit
-from sinklens.interventions.edits.budget import KeepKeys
-from sinklens.interventions.edits.scores import BiasSinks, MaskSinks, NullKey
-from sinklens.interventions.edits.transplant import Pin, SinkToken
-from sinklens.interventions.edits.values import MeanValue, NoiseValue, ZeroValue
-from sinklens.interventions.edits.weights import NoOp, Redistribute, ScaleSinks, Swap, ZeroSinks
-from sinklens.interventions.selectors.attention import Detector, LastQuery, PreviousStep, SameStep
-from sinklens.interventions.selectors.places import ByKeyNorm, ByToken, Fixed, FromRecord
-from sinklens.interventions.text import GRAMMAR, parse
+from sinklens.interventions.text import parse, text_of
 
 __all__ = [
     "CONTROLS",
     "GRAMMAR",
     "At",
+    "AttentionEdit",
     "BiasSinks",
     "BottomKeys",
     "ByKeyNorm",
     "ByToken",
-    "Detector",
-    "Edit",
+    "Evidence",
     "Fixed",
     "FromRecord",
     "InOrder",
     "KeepKeys",
     "LastQuery",
     "MaskSinks",
+    "Matched",
     "MeanValue",
     "NoOp",
     "NoiseValue",
@@ -49,6 +74,7 @@ __all__ = [
     "SameMass",
     "SameStep",
     "ScaleSinks",
+    "Selector",
     "ShiftedKeys",
     "SideBySide",
     "SinkEdit",
@@ -59,4 +85,5 @@ __all__ = [
     "control",
     "other_prompt",
     "parse",
+    "text_of",
 ]

@@ -2,35 +2,84 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from sinklens.errors import ScopeError
-from sinklens.hooks import Canvas, Hook, Hookable, Intervention, Where, leaves, overlap, rowwise, wanted
+from sinklens.hooks import ByQuery, Canvas, Edit, Hook, HookFunction, Memory, by_query
+from sinklens.interventions.brief import Brief
+
+Ask = Callable[[Edit, Canvas | None, Memory], list[Hook]]
 
 
-class _Several:
-    """What composed edits share: a new run and the counts reach every part."""
+class Composed(Brief, Edit):
+    """Base: what composed edits are asked, each of their edits is asked, with the part of the memory that is its own.
 
-    edits: list[Intervention]
-    where: Where
-    _steps: int | None = None
+    One edit that is there twice keeps two memories.
+    """
 
-    def reset(self, steps: int | None = None) -> None:
-        """A new run begins."""
-        self._steps = steps
-        for edit in self.edits:
-            edit.reset(steps)
+    @abstractmethod
+    def members(self) -> Sequence[Edit]:
+        """The edits, in the order of the memory's parts."""
 
-    def counts(self) -> Mapping[str, float]:
-        """The counts of each edit, under its number."""
-        return {f"{i}: {name}": n for i, edit in enumerate(self.edits) for name, n in edit.counts().items()}
+    @abstractmethod
+    def gathered(self, model: Any, canvas: Canvas | None, memory: Memory, ask: Ask) -> list[Hook]:
+        """The hooks that all edits answer with."""
+
+    def leaves(self) -> Sequence[Edit]:
+        """The edits that these are made of."""
+        return [leaf for edit in self.members() for leaf in edit.leaves()]
+
+    def parts(self, memory: Memory) -> Sequence[tuple[Edit, Memory]]:
+        """The same, each with its own memory."""
+        pairs = zip(self.members(), memory.parts, strict=True)
+        return [part for edit, inner in pairs for part in edit.parts(inner)]
+
+    @property
+    def looks_back(self) -> bool:
+        """Whether one of them must see the forward before."""
+        return any(edit.looks_back for edit in self.members())
+
+    def hooks(self, model: Any, canvas: Canvas | None, memory: Memory) -> list[Hook]:
+        """The hooks of the edits at a step in their scope."""
+
+        def acting(edit: Edit, canvas: Canvas | None, memory: Memory) -> list[Hook]:
+            out = canvas is not None and not edit.acts(canvas.step, memory)
+            return [] if out else edit.hooks(model, canvas, memory)
+
+        return self.gathered(model, canvas, memory, acting)
+
+    def watch(self, model: Any, canvas: Canvas | None, memory: Memory) -> list[Hook]:
+        """The hooks with which they look at the forward before."""
+        return self.gathered(model, canvas, memory, lambda edit, *now: edit.watch(model, *now))
+
+    def clean(self, model: Any, canvas: Canvas | None, memory: Memory) -> list[Hook]:
+        """The hooks with which they look at a forward without any edit."""
+        return self.gathered(model, canvas, memory, lambda edit, *now: edit.clean(model, *now))
+
+    def at_step(self, model: Any, canvas: Canvas, memory: Memory) -> list[Hook]:
+        """What each of them attaches at a step."""
+
+        def at_step(edit: Edit, now: Canvas | None, memory: Memory) -> list[Hook]:
+            return edit.at_step(model, canvas if now is None else now, memory)
+
+        return self.gathered(model, canvas, memory, at_step)
+
+    def clean_at_step(self, model: Any, canvas: Canvas, memory: Memory) -> list[Hook]:
+        """What each of them attaches to a clean forward at a step."""
+
+        def clean_at_step(edit: Edit, now: Canvas | None, memory: Memory) -> list[Hook]:
+            return edit.clean_at_step(model, canvas if now is None else now, memory)
+
+        return self.gathered(model, canvas, memory, clean_at_step)
 
 
-class InOrder(_Several):
+@dataclass(frozen=True, repr=False, init=False)
+class InOrder(Composed):
     """Edits that meet in scope, in this order: at each hook point the second sees what the first left.
 
     Order matters where they share a hook point. Whatever the order here, edits of scores come before edits of the
@@ -38,50 +87,56 @@ class InOrder(_Several):
     values see the final pattern: that is the order in which attention computes.
 
     Args:
-        *edits: The edits; two edits of values may not meet in scope.
+        *several: The edits; two edits of values may not meet in scope.
+        edits: The same, as one sequence.
+
+    Raises:
+        ValueError: no edit, or something that is none.
     """
 
-    def __init__(self, *edits: Intervention) -> None:
-        if not edits or not all(isinstance(edit, Intervention) for edit in edits):
-            raise ValueError(f"InOrder({', '.join(map(repr, edits))}): give one or more edits")
-        self.edits, self.where = _apart(edits), Where()
+    edits: tuple[Edit, ...]
 
-    @property
-    def clean(self) -> Sequence[Hookable]:
-        """What must watch a forward without edits."""
-        return [part for edit in self.edits for part in getattr(edit, "clean", ())]
+    def __init__(self, *several: Edit, edits: Iterable[Edit] = ()) -> None:
+        together = (*several, *edits)
+        if not together or not all(isinstance(edit, Edit) for edit in together):
+            raise ValueError(f"InOrder({', '.join(map(repr, together))}): give one or more edits")
+        object.__setattr__(self, "edits", together)
+
+    def members(self) -> Sequence[Edit]:
+        """The edits."""
+        return self.edits
+
+    def memory(self, steps: int | None = None, start: Canvas | None = None) -> Memory:
+        """A new memory, with one for each edit."""
+        return Memory(steps, start, parts=tuple(edit.memory(steps, start) for edit in self.edits))
+
+    def gathered(self, model: Any, canvas: Canvas | None, memory: Memory, ask: Ask) -> list[Hook]:
+        """The hooks of the edits, in order; later stages last."""
+        self._check_values(model, memory.steps)
+        pairs = sorted(zip(self.edits, memory.parts, strict=True), key=lambda pair: _stage(pair[0]))
+        return [hook for edit, inner in pairs for hook in ask(edit, canvas, inner)]
 
     def check(self, model: Any, canvas: Canvas) -> None:
         """Check every edit."""
         for edit in self.edits:
-            getattr(edit, "check", lambda *_: None)(model, canvas)
-        self._check_values(model)
+            edit.check(model, canvas)
+        self._check_values(model, None)
 
-    def _check_values(self, model: Any) -> None:
+    def _check_values(self, model: Any, steps: int | None) -> None:
         """No two edits of values may meet: their changes would not add up."""
-        values = [leaf for edit in self.edits for leaf in leaves(edit) if getattr(leaf, "stage", 0) == 2]
+        sizes = int(model.cfg.n_layers), int(model.cfg.n_heads)
+        values = [leaf for leaf in self.leaves() if leaf.stage == 2]
         for index, one in enumerate(values):
             for other in values[:index]:
-                if overlap(one.where, other.where, model, self._steps):
+                if one.where.meets(other.where, *sizes, steps):
                     raise ScopeError(f"{other!r} and {one!r} both edit values in one scope; name one of them")
-
-    def per_row(self, name: str) -> list[float]:
-        """A count for each row, summed over the edits that have it."""
-        found: list[list[float]] = [getattr(edit, "per_row", lambda _: [])(name) for edit in self.edits]
-        return [sum(row) for row in zip(*(each for each in found if each), strict=True)]
-
-    def fwd_hooks(self, model: Any, canvas: Canvas | None = None) -> list[Hook]:
-        """The hooks of the edits that are wanted at this step, in order."""
-        self._check_values(model)
-        step = canvas.step if canvas is not None else 0
-        edits = sorted((edit for edit in self.edits if wanted(edit, step, self._steps)), key=_stage)
-        return [hook for edit in edits for hook in edit.fwd_hooks(model, canvas)]
 
     def __repr__(self) -> str:
         return f"InOrder({', '.join(map(repr, self.edits))})"
 
 
-class SideBySide(_Several):
+@dataclass(frozen=True, repr=False)
+class SideBySide(Composed):
     """Different edits for different rows of one batch, so that several conditions share a forward.
 
     Row r belongs to the edit number r // rows_each; None leaves its rows alone. Every edit sees only its own rows,
@@ -90,104 +145,119 @@ class SideBySide(_Several):
     Args:
         edits: One per group of rows.
         rows_each: Rows of each group.
+
+    Raises:
+        ValueError: something that is no edit, or less than one row.
     """
 
-    def __init__(self, edits: Sequence[Intervention | None], rows_each: int) -> None:
-        own = iter(_apart([edit for edit in edits if edit is not None]))
-        self.groups = [None if edit is None else next(own) for edit in edits]
-        self.rows_each, self.where = rows_each, Where()
-        self.edits = [edit for edit in self.groups if edit is not None]
+    edits: Sequence[Edit | None]
+    rows_each: int
 
-    @property
-    def clean(self) -> Sequence[Hookable]:
-        """What must watch a forward without edits, each on its own rows."""
-        return [
-            _OnRows(part, self._rows(index))
-            for index, edit in enumerate(self.groups)
-            for part in getattr(edit, "clean", ())
-        ]
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "edits", tuple(self.edits))
+        if not all(edit is None or isinstance(edit, Edit) for edit in self.edits):
+            raise ValueError(f"edits={list(self.edits)!r}: give an edit, or None, for each group of rows")
+        if self.rows_each < 1:
+            raise ValueError(f"rows_each={self.rows_each} must be at least 1")
 
-    def _rows(self, index: int) -> slice:
-        return slice(index * self.rows_each, (index + 1) * self.rows_each)
+    def members(self) -> Sequence[Edit]:
+        """The edits; groups without one are left out."""
+        return [edit for edit in self.edits if edit is not None]
+
+    def groups(self) -> list[tuple[Edit, slice]]:
+        """The edits with their rows."""
+        rows = [slice(index * self.rows_each, (index + 1) * self.rows_each) for index in range(len(self.edits))]
+        return [(edit, mine) for edit, mine in zip(self.edits, rows, strict=True) if edit is not None]
+
+    def memory(self, steps: int | None = None, start: Canvas | None = None) -> Memory:
+        """A new memory, with one for each edit, that begins with its rows."""
+        parts = [edit.memory(steps, None if start is None else start.of_rows(rows)) for edit, rows in self.groups()]
+        return Apart(steps, start, parts=tuple(parts), groups=self)
 
     def check(self, model: Any, canvas: Canvas) -> None:
         """Check the number of rows, and every edit on its own."""
-        if len(canvas.tokens) != len(self.groups) * self.rows_each:
-            raise ScopeError(
-                f"{len(self.groups)} groups of {self.rows_each} rows do not make the {len(canvas.tokens)} of this batch"
-            )
-        for index, edit in enumerate(self.groups):
-            getattr(edit, "check", lambda *_: None)(model, _cut(canvas, self._rows(index)))
+        self._check_rows(canvas)
+        for edit, rows in self.groups():
+            edit.check(model, canvas.of_rows(rows))
 
-    def fwd_hooks(self, model: Any, canvas: Canvas | None = None) -> list[Hook]:
+    def _check_rows(self, canvas: Canvas) -> None:
+        if len(canvas.tokens) != len(self.edits) * self.rows_each:
+            raise ScopeError(
+                f"{len(self.edits)} groups of {self.rows_each} rows do not make the {len(canvas.tokens)} of this batch"
+            )
+
+    def gathered(self, model: Any, canvas: Canvas | None, memory: Memory, ask: Ask) -> list[Hook]:
         """For each hook point one hook, which hands every edit its rows."""
         if canvas is None:
             raise ValueError("SideBySide needs a canvas to know its rows; use it in denoise")
-        by_point: dict[str, list[tuple[slice, Callable[..., Tensor | None]]]] = {}
-        for index, edit in enumerate(self.groups):
-            if edit is not None and wanted(edit, canvas.step, self._steps):
-                rows = self._rows(index)
-                for name, function in edit.fwd_hooks(model, _cut(canvas, rows)):
-                    by_point.setdefault(name, []).append((rows, function))
+        self._check_rows(canvas)
+        by_point: dict[str, list[tuple[slice, HookFunction]]] = {}
+        for (edit, rows), inner in zip(self.groups(), memory.parts, strict=True):
+            for name, function in ask(edit, canvas.of_rows(rows), inner):
+                by_point.setdefault(name, []).append((rows, function))
         return [(name, _shared(functions)) for name, functions in by_point.items()]
 
-    def __repr__(self) -> str:
-        return f"SideBySide({self.groups!r}, rows_each={self.rows_each})"
+
+class Apart(Memory):
+    """The memory of edits that have rows of their own."""
+
+    def __init__(
+        self, steps: int | None, start: Canvas | None, *, parts: tuple[Memory, ...], groups: SideBySide
+    ) -> None:
+        super().__init__(steps, start, parts=parts)
+        self.groups = groups
+
+    def per_row(self, name: str) -> list[float]:
+        """One of the counts for each row of the batch, 0 where its edit counts no such thing; empty if none does."""
+        counted = [part.per_row(name) for part in self.parts]
+        if not any(counted):
+            return []
+        rows = [0.0] * (len(self.groups.edits) * self.groups.rows_each)
+        for (_, mine), amounts in zip(self.groups.groups(), counted, strict=True):
+            rows[mine] = amounts or [0.0] * self.groups.rows_each
+        return rows
 
 
-def _apart(edits: Sequence[Intervention]) -> list[Intervention]:
-    """The edits; one that is there twice gets a memory of its own."""
-    seen: list[Intervention] = []
-    for edit in edits:
-        again = any(edit is other for other in seen)
-        seen.append(edit.own() if again and hasattr(edit, "own") else edit)  # pyright: ignore[reportAttributeAccessIssue]
-    return seen
+class RowsHook:
+    """A hook point as an edit of some rows sees it: what it says of the batch is said of these rows."""
+
+    def __init__(self, hook: Any, rows: slice) -> None:
+        self.point = hook
+        self.ctx = dict(getattr(hook, "ctx", {}))
+        if "sight" in self.ctx:
+            self.ctx["sight"] = self.ctx["sight"].of_rows(rows)
+
+    def __getattr__(self, name: str) -> Any:
+        """The rest of the hook point: its name, its layer."""
+        return getattr(self.point, name)
 
 
-def _stage(edit: Any) -> int:
+def _stage(edit: Edit) -> int:
     """When an edit comes among others; a composed one with its latest part."""
-    return max(getattr(leaf, "stage", 0) for leaf in leaves(edit))
+    return max(leaf.stage for leaf in edit.leaves())
 
 
-class _OnRows:
-    """A part that sees only some rows."""
-
-    def __init__(self, part: Hookable, rows: slice) -> None:
-        self.part, self.rows, self.where = part, rows, part.where
-
-    def fwd_hooks(self, model: Any, canvas: Canvas | None = None) -> list[Hook]:
-        """The part's hooks, on its rows."""
-        hooks = self.part.fwd_hooks(model, None if canvas is None else _cut(canvas, self.rows))
-        return [(name, _shared([(self.rows, function)])) for name, function in hooks]
-
-    def __repr__(self) -> str:
-        return f"{self.part!r} on rows {self.rows.start} to {self.rows.stop - 1}"
-
-
-def _shared(functions: Sequence[tuple[slice, Callable[..., Tensor | None]]]) -> Callable[..., Tensor | None]:
+def _shared(functions: Sequence[tuple[slice, HookFunction]]) -> HookFunction:
     """One hook that hands each function its rows, in blocks of queries if all of them can."""
-    said = [getattr(function, "__dict__", {}) for _, function in functions]
-    looks = [(rows, each.get("look")) for (rows, _), each in zip(functions, said, strict=True)]
-    able = all(each.get("rowwise", False) for each in said)
-    look = None if any(each is None for _, each in looks) else _each_its_rows(looks)
-    return rowwise(_each_its_rows(functions), able, look=look, sweeps=max(each.get("sweeps", 0) for each in said))
+    able = [(rows, function) for rows, function in functions if isinstance(function, ByQuery)]
+    if len(able) < len(functions):
+        return _each_its_rows(functions)
+    previews = [(rows, function.preview) for rows, function in able if function.preview is not None]
+    rounds: dict[int, int] = {}  # by group: edits of one group wait for each other, groups do not
+    for rows, function in able:
+        rounds[rows.start] = rounds.get(rows.start, 0) + function.rounds
+    preview = _each_its_rows(previews) if len(previews) == len(able) else None
+    return by_query(_each_its_rows(functions), preview=preview, rounds=max(rounds.values()))
 
 
-def _each_its_rows(functions: Sequence[tuple[slice, Any]]) -> Callable[..., Tensor | None]:
+def _each_its_rows(functions: Sequence[tuple[slice, HookFunction]]) -> HookFunction:
     def hook_function(tensor: Tensor, *, hook: Any) -> Tensor | None:
         edited = None
         for rows, function in functions:
-            result = function((tensor if edited is None else edited)[rows], hook=hook)
+            result = function((tensor if edited is None else edited)[rows], hook=RowsHook(hook, rows))
             if result is not None:
                 edited = tensor.clone() if edited is None else edited
                 edited[rows] = result
         return edited
 
     return hook_function
-
-
-def _cut(canvas: Canvas, rows: slice) -> Canvas:
-    """The canvas of some rows."""
-    parts = {name: getattr(canvas, name)[rows] for name in ("tokens", "valid", "masked", "prompt")}
-    active = None if canvas.active is None else canvas.active[rows]
-    return replace(canvas, **parts, seeds=canvas.seeds[rows], active=active)

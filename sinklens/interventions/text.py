@@ -3,76 +3,34 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Mapping
+from dataclasses import fields, replace
 from typing import Any
 
-from sinklens.errors import ScopeError
-from sinklens.hooks import Where
-from sinklens.interventions.edits.budget import KeepKeys
-from sinklens.interventions.edits.scores import BiasSinks, MaskSinks, NullKey
-from sinklens.interventions.edits.transplant import SinkToken
-from sinklens.interventions.edits.values import MeanValue, NoiseValue, ZeroValue
-from sinklens.interventions.edits.weights import NoOp, Redistribute, ScaleSinks, Swap, ZeroSinks
-from sinklens.interventions.selectors.attention import Detector, LastQuery, PreviousStep, SameStep
-from sinklens.interventions.selectors.places import ByKeyNorm, ByToken, Fixed
+from sinklens.errors import ContentError, ScopeError
+from sinklens.hooks import Edit, Scope
+from sinklens.interventions.edits.base import AttentionEdit
+from sinklens.interventions.grammar import (
+    GRAMMAR,
+    KINDS,
+    OF_SELECTOR,
+    OPERATORS,
+    OPTIONS,
+    READ,
+    SCOPE,
+    Word,
+    number,
+    written,
+)
+from sinklens.interventions.selectors.attention import ByRule
+from sinklens.interventions.selectors.base import Selector
+from sinklens.interventions.selectors.norms import ByKeyNorm
+from sinklens.interventions.selectors.places import ByToken, Fixed, numbers
 from sinklens.sinks import SinkRule
 from sinklens.sinks.named import RULES
 
-GRAMMAR = """\
-OPERATOR[=VALUE][:WHO][@SCOPE ...]
-  OPERATOR  mask, bias=B, zero, scale=F, rescale=F (rows renormalised), swap, noop,
-            redistribute[=proportional|uniform|self|POSITION], zero_value, mean_value, noise_value[=STD];
-            without WHO: null_key[=LOGIT], sink_token[=ID]; keep=SHARE|N:received|key_norm|random|recency
-  WHO       topK, epsE, a rule (rulli, gu, floating, sink_aware, act, streaming), pos0+3, token=CLASS, keynormK;
-            the first three of the previous step (the paper's protocol), or same/topK, last/topK, open/topK
-            (of a clean forward beside the edited run)
-  SCOPE     layers=0-3, heads=1, steps=8-, queries=masked, keys=prompt, diagonal=no
-For example mask:top1   redistribute=uniform:top5   scale=0.1:same/eps3@layers=0-3@steps=8-"""
 
-Maker = Callable[[str | None, Detector | None, Where], Any]
-
-
-def _number(text: str | None, default: float | None = None) -> float:
-    if text is None and default is not None:
-        return default
-    if text is None:
-        raise ScopeError("this operator needs a number, as in scale=0.1:top1")
-    try:
-        return float(text)
-    except ValueError:
-        raise ScopeError(f"{text!r} is no number") from None
-
-
-def _whole(text: str) -> int:
-    if not text.isdigit():
-        raise ScopeError(f"{text!r} is no token id")
-    return int(text)
-
-
-def _to(text: str | None) -> Any:
-    return int(text) if text and text.isdigit() else text or "proportional"
-
-
-OPERATORS: dict[str, Maker] = {
-    "mask": lambda value, who, where: MaskSinks(who, where),
-    "bias": lambda value, who, where: BiasSinks(_number(value), who, where),
-    "zero": lambda value, who, where: ZeroSinks(who, where),
-    "scale": lambda value, who, where: ScaleSinks(_number(value), who, where),
-    "rescale": lambda value, who, where: ScaleSinks(_number(value), who, where, renormalise=True),
-    "redistribute": lambda value, who, where: Redistribute(_to(value), who, where),
-    "swap": lambda value, who, where: Swap(who, where),
-    "zero_value": lambda value, who, where: ZeroValue(who, where),
-    "mean_value": lambda value, who, where: MeanValue(who, where),
-    "noise_value": lambda value, who, where: NoiseValue(None if value is None else _number(value), who, where),
-    "noop": lambda value, who, where: NoOp(who, where),
-    "null_key": lambda value, who, where: NullKey(_number(value, 0.0), where),
-    "sink_token": lambda value, who, where: SinkToken(None if value is None else _whole(value), where),
-}
-WITHOUT_WHO = ("null_key", "sink_token")
-TAKES_VALUE = ("bias", "scale", "rescale", "redistribute", "noise_value", "null_key", "sink_token", "keep")
-
-
-def parse(text: str) -> Any:
+def parse(text: str) -> Edit:
     """An edit from its text.
 
     Raises:
@@ -84,74 +42,113 @@ def parse(text: str) -> Any:
         raise ScopeError(f"the edit {text!r} cannot be read: {error}\n{GRAMMAR}") from error
 
 
-def _parse(text: str) -> Any:
-    head, *scopes = text.split("@")
+def text_of(edit: Edit) -> str:
+    """The text of an edit: `parse(text_of(edit)) == edit`, to the last digit.
+
+    Raises:
+        ContentError: the grammar has no words for it; `to_dict` describes every edit.
+    """
+    words = [(name, word) for name, word in OPERATORS.items() if _says(word, edit)]
+    text = _text(*words[0], edit) if words and isinstance(edit, AttentionEdit) else None
+    if text is None or not _reads_as(text, edit):
+        raise ContentError(f"the grammar of edits has no words for {edit!r}; use edit.to_dict()")
+    return text
+
+
+def _reads_as(text: str, edit: Edit) -> bool:
+    try:
+        return parse(text) == edit
+    except ScopeError:
+        return False
+
+
+def _parse(text: str) -> Edit:
+    head, *options = text.split("@")
     operator, _, who = head.partition(":")
     name, equals, value = operator.partition("=")
-    where = _where(scopes)
     if equals and not value:
         raise ScopeError(f"{operator!r} ends without a value")
-    if name == "keep":
-        if not value:
-            raise ScopeError("keep needs a budget, a share or a number of keys, as in keep=0.5:received")
-        number = float(value) if "." in value else int(value) if value.isdigit() else _number(value)
-        return KeepKeys(number, by=who or "received", where=where)  # pyright: ignore[reportArgumentType]
     if name not in OPERATORS:
-        raise ScopeError(f"operator {name!r} is unknown; the operators are {', '.join((*OPERATORS, 'keep'))}")
-    if value and name not in TAKES_VALUE:
-        raise ScopeError(f"{name} takes no value, and {value!r} was given")
-    if name in WITHOUT_WHO:
-        if who:
-            raise ScopeError(f"{name} acts on every row and takes no keys, and {who!r} was given")
-        return OPERATORS[name](value or None, None, where)
-    if not who:
-        raise ScopeError(f"{name} must know on which keys to act, for example {name}:top1")
-    return OPERATORS[name](value or None, _who(who), where)
+        raise ScopeError(f"operator {name!r} is unknown; the operators are {', '.join(OPERATORS)}")
+    word, said = OPERATORS[name], _options(options)
+    arguments: dict[str, Any] = dict(word.fixed)
+    if value:
+        if not word.value:
+            raise ScopeError(f"{name} takes no value, and {value!r} was given")
+        arguments[word.value] = word.read(value)
+    elif word.needs:
+        raise ScopeError(f"{name} needs {word.needs}")
+    if who and not word.who:
+        raise ScopeError(f"{name} acts on every query and takes no keys, and {who!r} was given")
+    if word.who == "selector":
+        if not who:
+            raise ScopeError(f"{name} must know on which keys to act, for example {name}:top1")
+        arguments["selector"] = _selector(who, {option: said.pop(option) for option in OF_SELECTOR if option in said})
+    elif who:
+        arguments[word.who] = who
+    scope = {option: said.pop(option) for option in SCOPE if option in said}
+    unknown = [option for option in said if option not in _fields(word.make) or option == word.who]
+    if unknown:
+        raise ScopeError(f"{name} cannot honour {unknown[0]}={said[unknown[0]]}; leave it out")
+    return word.make(**arguments, **said, where=Scope(**scope))
 
 
-def _who(text: str) -> Detector:
+def _options(texts: list[str]) -> dict[str, Any]:
+    said: dict[str, Any] = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        if name in said:
+            raise ScopeError(f"{name} is named twice")
+        if name not in OPTIONS or (name == "diagonal" and value not in ("yes", "no")):
+            raise ScopeError(f"the scope {text!r} is unknown; name {', '.join(OPTIONS)} (diagonal=no)")
+        if name == "diagonal":
+            said[name] = value == "yes"
+        else:
+            said[name] = _range(value) if name in SCOPE else READ.get(name, str)(value)
+    return said
+
+
+def _selector(text: str, said: dict[str, str]) -> Selector:
     kind, slash, rest = text.rpartition("/")
     if slash and re.match(r"pos\d|token=|keynorm", rest):
         raise ScopeError(f"{rest} does not come from a step's attention, so {kind + slash!r} means nothing before it")
+    if kind not in KINDS:
+        raise ScopeError(f"{kind!r} is unknown; keys are those of {', '.join(filter(None, KINDS))}, as in same/top1")
+    made, loop = KINDS[kind]
     if match := re.fullmatch(r"pos(\d+(?:\+\d+)*)", rest):
-        return Fixed([int(place) for place in match[1].split("+")])
+        return _honouring(Fixed, _places(match[1]), said)
+    if match := re.fullmatch(r"token=(\d+(?:\+\d+)*)", rest):
+        return _honouring(ByToken, _places(match[1]), said)
     if match := re.fullmatch(r"token=(.+)", rest):
-        return ByToken(match[1].replace("_", " "))
+        return _honouring(ByToken, match[1].replace("_", " "), said)
     if match := re.fullmatch(r"keynorm(\d+)", rest):
-        return ByKeyNorm(int(match[1]))
-    makers: dict[str, Callable[[SinkRule], Detector]] = {
-        "": PreviousStep,
-        "previous": PreviousStep,
-        "same": SameStep,
-        "last": LastQuery,
-        "open": lambda rule: PreviousStep(rule, loop="open"),
-    }
-    if kind not in makers:
-        raise ScopeError(f"{kind!r} is unknown; keys are those of {', '.join(filter(None, makers))}, as in same/top1")
-    if match := re.fullmatch(r"top(\d+)", rest):
-        return makers[kind](SinkRule(epsilon=None, top_k=int(match[1])))
-    if match := re.fullmatch(r"eps([\d.]+)", rest):
-        return makers[kind](SinkRule(epsilon=float(match[1])))
-    if rest in RULES:
-        return makers[kind](RULES[rest])
-    raise ScopeError(f"keys {rest!r} are unknown")
+        return _honouring(ByKeyNorm, int(match[1]), said)
+    rule = _rule(rest)
+    sets = {name: said.pop(option) for option, name in (("by", "queries"), ("keys", "keys")) if option in said}
+    return _honouring(made, replace(rule, **sets), said | {"loop": loop})
 
 
-def _where(scopes: list[str]) -> Where:
-    found: dict[str, Any] = {}
-    for scope in scopes:
-        name, _, value = scope.partition("=")
-        if name in found:
-            raise ScopeError(f"{name} is named twice")
-        if name in ("layers", "heads", "steps"):
-            found[name] = _range(value)
-        elif name in ("queries", "keys"):
-            found[name] = value
-        elif name == "diagonal" and value in ("yes", "no"):
-            found[name] = value == "yes"
-        else:
-            raise ScopeError(f"the scope {scope!r} is unknown; name layers, heads, steps, queries, keys or diagonal=no")
-    return Where(**found)
+def _honouring(made: type[Selector], first: Any, said: Mapping[str, Any]) -> Selector:
+    unknown = [name for name in said if name not in _fields(made)]
+    if unknown:
+        raise ScopeError(f"{made.__name__} cannot honour {unknown[0]}={said[unknown[0]]}; leave it out")
+    options: dict[str, Any] = dict(said)
+    make: Any = made
+    return make(first, **options)
+
+
+def _rule(text: str) -> SinkRule:
+    if match := re.fullmatch(r"top(\d+)", text):
+        return SinkRule(epsilon=None, top_k=int(match[1]), queries="auto")
+    if match := re.fullmatch(r"eps(.+)", text):
+        return SinkRule(epsilon=number(match[1]))
+    if text in RULES:
+        return RULES[text]
+    raise ScopeError(f"keys {text!r} are unknown")
+
+
+def _places(text: str) -> tuple[int, ...]:
+    return tuple(int(place) for place in text.split("+"))
 
 
 def _range(text: str) -> Any:
@@ -161,6 +158,93 @@ def _range(text: str) -> Any:
         if match[2] and int(match[2]) < int(match[1]):
             raise ScopeError(f"the range {text!r} holds nothing")
         return slice(int(match[1]), int(match[2]) + 1 if match[2] else None)
-    if re.fullmatch(r"\d+(,\d+)+", text):
-        return tuple(int(part) for part in text.split(","))
+    if re.fullmatch(r"\d+(,\d+)*,?", text):
+        return tuple(int(part) for part in text.split(",") if part)
     raise ScopeError(f"{text!r} is no range; write 3, 0-3, 8- or 0,2,5")
+
+
+def _fields(made: type) -> dict[str, Any]:
+    return {each.name: each.default for each in fields(made) if each.init}
+
+
+# From an edit to its text. What has no words is caught by reading the text again.
+
+
+def _says(word: Word, edit: Edit) -> bool:
+    return type(edit) is word.make and all(getattr(edit, name) == value for name, value in word.fixed.items())
+
+
+def _text(name: str, word: Word, edit: AttentionEdit) -> str | None:
+    usual = _fields(word.make)
+    value = getattr(edit, word.value) if word.value else None
+    text = name + (f"={word.write(value)}" if word.value and value != usual[word.value] else "")
+    said = {option: getattr(edit.where, option) for option in SCOPE if getattr(edit.where, option) is not None}
+    for option in ("queries", "diagonal", "keys", "share", "seed"):
+        if option in usual and getattr(edit, option) != usual[option]:
+            said[option] = getattr(edit, option)
+    if word.who == "by":
+        text += f":{getattr(edit, word.who)}" if getattr(edit, word.who) != usual[word.who] else ""
+    elif word.who:
+        who = _who(getattr(edit, word.who))
+        if who is None:
+            return None
+        text, said = f"{text}:{who[0]}", said | who[1]
+    shown = {name: _option(value) for name, value in said.items()}
+    if None in shown.values():
+        return None
+    return "@".join([text, *(f"{name}={value}" for name, value in shown.items())])
+
+
+def _who(selector: Selector) -> tuple[str, dict[str, Any]] | None:
+    """WHO, and the options that say the rest."""
+    match selector:
+        case Fixed():
+            return "pos" + "+".join(map(str, selector.places)), _unusual(selector)
+        case ByToken(what=str() as what):
+            return f"token={what.replace(' ', '_')}", _unusual(selector)
+        case ByToken(what=int() | tuple() | list() as ids):
+            return "token=" + "+".join(map(str, numbers(ids))), _unusual(selector)
+        case ByKeyNorm():
+            return f"keynorm{selector.top_k}", _unusual(selector)
+        case ByRule():
+            kinds = [kind for kind, (made, loop) in KINDS.items() if (type(selector), selector.loop) == (made, loop)]
+            name, queries = _rule_name(selector.rule)
+            if not kinds or name is None:
+                return None
+            said = _unusual(selector) | ({"keys": selector.rule.keys} if selector.rule.keys != "all" else {})
+            if selector.rule.queries != (queries if kinds[0] != "last" else "last"):
+                said["by"] = selector.rule.queries
+            return f"{kinds[0]}/{name}" if kinds[0] else name, said
+    return None
+
+
+def _unusual(selector: Selector) -> dict[str, Any]:
+    usual = _fields(type(selector))
+    names = [name for name in OF_SELECTOR if name in usual]
+    return {name: getattr(selector, name) for name in names if getattr(selector, name) != usual[name]}
+
+
+def _rule_name(rule: SinkRule) -> tuple[str | None, str]:
+    """A rule's word, and the queries that it has without `by`."""
+    known = {f"top{rule.top_k}": SinkRule(epsilon=None, top_k=rule.top_k or 1, queries="auto")}
+    if rule.epsilon is not None:
+        known[f"eps{written(rule.epsilon)}"] = replace(SinkRule(), epsilon=rule.epsilon)
+    for name, word in (known | RULES).items():
+        if replace(word, queries=rule.queries, keys=rule.keys) == rule:
+            return name, word.queries
+    return None, ""
+
+
+def _option(value: Any) -> str | None:
+    match value:
+        case bool():
+            return "yes" if value else "no"
+        case str():
+            return value
+        case int() | float():
+            return written(value)
+        case slice(start=int() as start, stop=stop, step=None) if start >= 0:
+            return f"{start}-" if stop is None else f"{start}-{stop - 1}"
+        case tuple():
+            return ",".join(map(str, value)) + ("," if len(value) == 1 else "")
+    return None

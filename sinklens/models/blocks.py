@@ -10,7 +10,8 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
 from sinklens.errors import ScopeError
-from sinklens.sinks import received_attention
+from sinklens.hooks.by_query import ByQuery
+from sinklens.sinks import Received, Sight
 
 # How many numbers the scores of a block may hold: few enough for a processor's cache, enough to keep a GPU busy.
 CPU_BLOCK, GPU_BLOCK, LEAST_ROWS = 2**20, 2**26, 16
@@ -26,37 +27,29 @@ def rows_at_once(batch: int, heads: int, keys: int, device: torch.device) -> int
     return max(LEAST_ROWS, (CPU_BLOCK if device.type == "cpu" else GPU_BLOCK) // (batch * heads * keys))
 
 
-def streams(points: Sequence[HookPoint], path: str) -> bool:
-    """Whether attention comes in blocks: every hook on these points works row by row, and no gradient is wanted.
+def in_blocks(points: Sequence[HookPoint], path: str) -> bool:
+    """Whether attention comes in blocks: every hook on these points works by query, and no gradient is wanted.
 
-    Hooks that look first (see `hooks.rowwise`) need that every other hook can be asked what it will do.
+    Hooks that ask for rounds of previews (see `hooks.ByQuery`) need that every other hook has a preview.
 
     Raises:
-        ScopeError: the path is "streaming" and a hook needs the whole pattern.
+        ScopeError: the path is "blocks" and a hook needs the whole pattern.
     """
     hooks = [handle.user_hook for point in points for handle in point.fwd_hooks]
-    looking = any(getattr(hook, "sweeps", 0) for hook in hooks)
+    by_query = [hook for hook in hooks if isinstance(hook, ByQuery)]
+    asking = any(hook.rounds for hook in by_query)
     able = (
         not torch.is_grad_enabled()
         and all(len(p._forward_hooks) == len(p.fwd_hooks) and not p._backward_hooks for p in points)
-        and all(getattr(hook, "rowwise", False) for hook in hooks)
-        and not (looking and any(getattr(hook, "look", None) is None for hook in hooks))
+        and len(by_query) == len(hooks)
+        and not (asking and any(hook.preview is None for hook in by_query))
     )
-    if path == "streaming" and not able:
+    if path == "blocks" and not able:
         raise ScopeError(
             f"{points[-1].name}: a hook needs the whole pattern (or a gradient is wanted), and attention is set to "
-            "'streaming'; say dlm.attention = 'auto'"
+            "'blocks'; say dlm.attention = 'auto'"
         )
     return able and path != "pattern"
-
-
-def visible(mask: Tensor | None, rows: slice, keys: int, device: torch.device, *, causal: bool) -> Tensor | None:
-    """Where some rows look, [batch or 1, 1, row, key]; None: everywhere. A 4D mask from transformers decides."""
-    if mask is None:
-        place = torch.arange(keys, device=device)
-        return (place <= place[rows, None])[None, None] if causal else None
-    mask = mask[..., rows, :] if mask.shape[-2] > 1 else mask
-    return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
 
 
 def attend(
@@ -65,10 +58,9 @@ def attend(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    mask: Tensor | None,
+    sight: Sight,
     scale: float,
     *,
-    causal: bool,
     path: str = "auto",
 ) -> tuple[Tensor, Tensor | None]:
     """Mixed values [batch, head, query, d_head], and the pattern if it was formed as a whole.
@@ -82,24 +74,24 @@ def attend(
         q: Queries [batch, head, query, d_head].
         k: Keys [batch, key head, key, d_head], fewer heads in grouped-query models.
         v: Values, likewise.
-        mask: As transformers makes it for sdpa.
+        sight: Who sees whom.
         scale: Of the scores.
-        causal: Whether the mask None means "only what came before".
-        path: "auto", "pattern" (whole) or "streaming" (an error where that cannot be).
+        path: "auto", "pattern" (whole) or "blocks" (an error where that cannot be).
 
     Raises:
-        ScopeError: the path is "streaming" and a hook needs the whole pattern.
+        ScopeError: the path is "blocks" and a hook needs the whole pattern.
     """
     batch, heads, queries, _ = q.shape
     keys, (scores_point, pattern_point) = k.shape[-2], points
     size = rows_at_once(batch, heads, keys, q.device)
-    if (size < queries or path == "streaming") and not streams(points, path):
+    if (size < queries or path == "blocks") and not in_blocks(points, path):
         size = queries
     spans = [slice(start, min(start + size, queries)) for start in range(0, queries, size)]
-    sweeps = [0, 0]
+    rounds = [0, 0]
     if len(spans) > 1:
         k, v = k.contiguous(), v.contiguous()  # once: matmul would copy them for every block
-        sweeps = [sum(getattr(handle.user_hook, "sweeps", 0) for handle in point.fwd_hooks) for point in points]
+        hooks: list[list[Any]] = [[handle.user_hook for handle in point.fwd_hooks] for point in points]
+        rounds = [sum(hook.rounds for hook in on_point) for on_point in hooks]
     wide = torch.promote_types(q.dtype, torch.float32)
     k = k.to(wide).transpose(-2, -1)
 
@@ -108,36 +100,35 @@ def attend(
 
     def weigh(scores: Tensor, seen: Tensor | None) -> Tensor:
         pattern = torch.softmax(scores, -1, out=scores) if in_place else scores.softmax(-1)
-        if mask is None or seen is None:
+        if seen is None or sight.mask is None:
             return pattern
         # A padding query of a causal model sees no key at all; its row is zero, not nan.
         return pattern.masked_fill(~seen.any(-1, keepdim=True), 0.0)
 
     def score(rows: slice) -> tuple[Tensor, Tensor | None]:
-        seen = visible(mask, rows, keys, q.device, causal=causal)
+        seen = None if sight.open else sight.rows(rows)[:, None]
         scores = _by_group(q[:, :, rows].to(wide), k).mul_(scale)
         return (scores if seen is None else scores.masked_fill_(~seen, float("-inf"))), seen
 
     mixed: Tensor | None = None
     pattern: Tensor | None = None
-    sums: list[Any] = [None for _ in received]
+    sums = [Received() for _ in received]
     try:
-        for _ in range(sum(sweeps)):
+        for _ in range(sum(rounds)):
             for rows in spans:
-                _at(points, rows)
+                _at(points, rows, sight)
                 scores, seen = score(rows)
-                scores = _look(scores_point, scores)
-                if sweeps[1]:
-                    _look(pattern_point, weigh(scores, seen))
+                scores = _preview(scores_point, scores)
+                if rounds[1]:
+                    _preview(pattern_point, weigh(scores, seen))
         for rows in spans:
-            _at(points, rows)
+            _at(points, rows, sight)
             scores, seen = score(rows)
             weights: Tensor = through(pattern_point, weigh(through(scores_point, scores), seen))
             del scores
             part = _by_group(weights.to(v.dtype), v)
-            for index, (_, which) in enumerate(received):
-                more = received_attention(weights, None if which is None else which[..., rows])
-                sums[index] = more if sums[index] is None else sums[index] + more
+            for total, (_, which) in zip(sums, received, strict=True):
+                total.add(weights, None if which is None else which[..., rows])
             if len(spans) == 1:
                 mixed, pattern = part, weights
                 continue
@@ -147,9 +138,10 @@ def attend(
             del weights, part
     finally:
         for point in points:
-            point.ctx.pop("rows", None)
+            point.ctx.pop("queries", None)
+            point.ctx.pop("sight", None)
     for (point, _), total in zip(received, sums, strict=True):
-        point(total)
+        point(total.total)
     if mixed is None:
         raise ValueError("attention over no query")
     return mixed, pattern
@@ -164,14 +156,14 @@ def _by_group(left: Tensor, right: Tensor) -> Tensor:
     return (left.reshape(batch, heads // groups, groups * rows, inner) @ right).view(batch, heads, rows, -1)
 
 
-def _at(points: Sequence[HookPoint], rows: slice) -> None:
+def _at(points: Sequence[HookPoint], queries: slice, sight: Sight) -> None:
     for point in points:
-        point.ctx["rows"] = rows
+        point.ctx |= {"queries": queries, "sight": sight}
 
 
-def _look(point: Any, tensor: Tensor) -> Tensor:
+def _preview(point: Any, tensor: Tensor) -> Tensor:
     """What the hooks of a point will make of a block, as far as they know by now; no hook is called."""
     for handle in point.fwd_hooks:
-        changed = handle.user_hook.look(tensor, hook=point)
+        changed = handle.user_hook.preview(tensor, hook=point)
         tensor = tensor if changed is None else changed
     return tensor

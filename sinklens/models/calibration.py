@@ -1,4 +1,4 @@
-"""Calibration of a loaded model: what its hooks show must be what it computes."""
+"""Calibration of a loaded model: what its hooks show must be what it computes, and what they are."""
 
 from __future__ import annotations
 
@@ -37,13 +37,15 @@ def calibrate(dlm: Any) -> dict[str, float]:
         patterns[hook.name] = tensor
 
     def paths(tokens: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
-        """Aligned logits by every path: unhooked, the bridge's fused attention, its pattern, and the plain model's."""
-        arguments = dlm._arguments(mask)
-        out = {"fused": dlm._aligned(dlm.bridge(tokens, return_type="logits", **arguments))}
-        with dlm.bridge.hooks(fwd_hooks=[(name, keep) for name in names]):
-            out["pattern"] = dlm._aligned(dlm.bridge(tokens, return_type="logits", **arguments))
-            out["plain, hooked"] = dlm(tokens, mask)
-        return {"plain": dlm(tokens, mask), **out} if dlm.reference is not None else out
+        """Logits by every path: unhooked, with all components in place, and with every pattern hooked in both."""
+        out = {"plain": dlm(tokens, attention_mask=mask)}
+        with dlm.wiring.ready(everything=True):
+            out["components"] = dlm(tokens, attention_mask=mask)
+        with dlm.hooks(fwd_hooks=[(name, keep) for name in names]):
+            out["pattern"] = dlm(tokens, attention_mask=mask)
+            with dlm.wiring.ready(everything=True):
+                out["components, pattern"] = dlm(tokens, attention_mask=mask)
+        return out
 
     def gap(a: Tensor, b: Tensor) -> float:
         return float((a - b).float().abs().max()) / scale
@@ -58,11 +60,10 @@ def calibrate(dlm: Any) -> dict[str, float]:
     for layer in {0, dlm.n_layers - 1}:
         # Every pattern is hooked here, too, so that a discarded edit changes nothing at all.
         edit = {names[layer]: lambda pattern, *, hook: pattern.roll(1, -1)}
-        with dlm.bridge.hooks(fwd_hooks=[(name, edit.get(name, keep)) for name in names]):
-            edited = dlm._aligned(dlm.bridge(tokens, return_type="logits", use_cache=False)), dlm(tokens)
-        found["edit"] = min(*(gap(each, hooked) for each in edited), found.get("edit", float("inf")))
+        with dlm.hooks(fwd_hooks=[(name, edit.get(name, keep)) for name in names]):
+            edited = dlm(tokens)
+        found["edit"] = min(gap(edited, hooked), found.get("edit", float("inf")))
         _demand(dlm, found["edit"] > 0, f"an edit of {names[layer]} did not change the logits")
-        found["reference"] = _worst([found["reference"], gap(*edited)])
     real = tokens[:, : size - pads]
     padded = torch.cat([torch.cat([tokens[:, :pads], real], 1), tokens])
     mask = torch.ones_like(padded, dtype=torch.bool)
@@ -79,6 +80,28 @@ def calibrate(dlm: Any) -> dict[str, float]:
     )
     _demand(dlm, found["padding"] < tolerance, f"left padding changes real positions by {found['padding']:.2g}")
     return found
+
+
+@torch.no_grad()
+def hook_table(dlm: Any) -> dict[str, tuple[int, ...]]:
+    """Every hook point of a `HookedDLM` that fires, with the shape it carries for one prompt of 5 tokens."""
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def note(tensor: Any, *, hook: Any) -> None:
+        if isinstance(tensor, Tensor):
+            shapes[hook.name] = tuple(tensor.shape)
+
+    # Point by point: by name, TransformerLens warns about those that are switched off.
+    points = list({id(point): point for point in dlm.points.values()}.values())
+    handles = [(point, point.add_hook(note)) for point in points]
+    tokens = torch.zeros((1, min(5, dlm.n_ctx)), dtype=torch.long, device=dlm.device)
+    try:
+        dlm(tokens)
+    finally:
+        for point, handle in handles:
+            handle.hook.remove()
+            point.fwd_hooks.remove(handle)
+    return shapes
 
 
 def _worst(values: list[float]) -> float:

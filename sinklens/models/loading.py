@@ -5,7 +5,6 @@ No remote code, no pickle: config.json is read as JSON, weights as safetensors, 
 
 from __future__ import annotations
 
-import copy
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -223,9 +222,3 @@ def special_ids(
     pad = read("pad")
     eot = next((vocabulary[token] for token in ("<|eot_id|>", "<|im_end|>") if token in vocabulary), None)
     return SpecialIds(mask=mask, eos=eos, bos=read("bos"), pad=eos if pad is None else pad, eot=eot)
-
-
-def plain_twin(model: PreTrainedModel) -> PreTrainedModel:
-    """The same modules over the same weight tensors: what the model computes with no bridge around it."""
-    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    return copy.deepcopy(model, shared)

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
+from einops import repeat
 
 from sinklens.analysis import norms
-from sinklens.plots.data import CELL, check_prompt, flags_of, need, null_of, null_words, place, received_of
+from sinklens.analysis.attention import flags, null
+from sinklens.plots.record_view import check_prompt, need, null_words, place, rule_of
 from sinklens.plots.theme import COLORS, describe, themed, titled, visible
 from sinklens.sinks import SinkRule
 
@@ -55,39 +57,37 @@ def key_norms(
     """
     from plotly.subplots import make_subplots
 
-    rule = rule or SinkRule()
     need(record, "received", "key_norm", "masked", "given", "text")
-    values = received_of(record)
-    correlation = norms.key_norm_correlation(record)
-    flags = flags_of(record, values, rule)
-    groups = values.sizes["head"] // record.sizes["kv_head"]
-    lengths = record["key_norm"].transpose(*(dim if dim != "head" else "kv_head" for dim in CELL)).to_numpy()
-    types = norms.key_types(record).transpose("prompt", "step", "key").to_numpy()
+    rule = rule_of(record, rule)
+    values, lengths = norms.beside(record, "key_norm", rule.queries)
+    correlation = norms.key_norm_correlation(record, queries=rule.queries)
+    sinks = flags(values, record, rule).to_numpy()
+    types = norms.key_types(record).sel(step=values["step"]).to_numpy()
     labels = values["layer"].to_numpy()
-    chosen = list(range(len(labels))) if layer is None else [place(values, "layer", layer)]
+    chosen = list(range(len(labels))) if layer is None else [place(labels, "layer", layer)]
     each = points // len(chosen)
     if each < 1:
         raise ValueError(f"points={points} is less than one for each of {len(chosen)} layers; name a layer")
     columns = min(len(chosen), 4)
     rows = -(-len(chosen) // columns)
-    names = [f"layer {labels[at]}: Spearman {float(correlation[at]):.2f}".replace("nan", "undefined") for at in chosen]
+    names = [f"layer {labels[i]}: Spearman {float(correlation[i]):.2f}".replace("nan", "undefined") for i in chosen]
     figure = make_subplots(
         rows, columns, shared_yaxes=True, subplot_titles=names,
         horizontal_spacing=0.03, vertical_spacing=0.28 / rows,
     )  # fmt: skip
-    null = null_of(record)["received"].to_numpy()
-    low, high = (float(fun(null)) for fun in (np.nanmin, np.nanmax)) if np.isfinite(null).any() else (None, None)
+    even = null(record, rule.queries)["received"].to_numpy()
+    low, high = float(np.nanmin(even)), float(np.nanmax(even))
     every = 0
-    for panel, at in enumerate(chosen):
-        x = np.repeat(lengths[:, :, at], groups, axis=2)
-        y, sinks = values.to_numpy()[:, :, at], flags[:, :, at]
-        kinds = np.broadcast_to(types[:, :, None], y.shape)
+    for panel, index in enumerate(chosen):
+        x, y = lengths.to_numpy()[:, :, index], values.to_numpy()[:, :, index]
+        kinds = repeat(types, "prompt step key -> prompt step head key", head=y.shape[2])
         there = np.flatnonzero(np.isfinite(x) & np.isfinite(y) & (kinds >= 0))
         every += len(there)
         if len(there) > each:
             there = np.sort(np.random.default_rng(0).choice(there, each, replace=False))
         where: dict[str, Any] = {"row": panel // columns + 1, "col": panel % columns + 1}
-        _points(figure, x.ravel()[there], y.ravel()[there], kinds.ravel()[there], sinks.ravel()[there], where)
+        marked = sinks[:, :, index].ravel()[there]
+        _points(figure, x.ravel()[there], y.ravel()[there], kinds.ravel()[there], marked, where)
         _null_band(figure, low, high, where)
     _legend(figure, [name for index, name in enumerate(norms.KEY_TYPES) if (types == index).any()])
     themed(figure).update_yaxes(rangemode="tozero")
@@ -103,7 +103,7 @@ def key_norms(
         title or "Key norm and received attention",
         "A point is a key of one prompt, step, layer and query head. Spearman: rank correlation of -norm and received "
         f"attention over all keys, mean over prompts, steps and heads. {sample}.",
-        f"Outlined: sink, {describe(rule)}. Dashed: {null_words(record).replace('Uniform', 'uniform', 1)}",
+        f"Outlined: sink, {describe(rule)}. Dashed: {null_words(record, rule).replace('Uniform', 'uniform', 1)}",
         panels=height,
     )
 
@@ -133,11 +133,9 @@ def _legend(figure: Figure, types: Sequence[str]) -> None:
         )  # fmt: skip
 
 
-def _null_band(figure: Figure, low: float | None, high: float | None, where: dict[str, Any]) -> None:
-    if low is None or high is None:
-        return
-    for at in sorted({low, high}):
-        figure.add_hline(y=at, line={"color": "black", "width": 1.5, "dash": "4px,3px"}, **where)
+def _null_band(figure: Figure, low: float, high: float, where: dict[str, Any]) -> None:
+    for level in sorted({low, high}):
+        figure.add_hline(y=level, line={"color": "black", "width": 1.5, "dash": "4px,3px"}, **where)
 
 
 def circuitsvis(
@@ -176,10 +174,10 @@ def circuitsvis(
         pattern = pattern[None] if pattern.ndim == 2 else pattern
         if pattern.ndim != 3 or pattern.shape[-1] != pattern.shape[-2]:
             raise ValueError(f"a pattern is [head, query, key] or [query, key], not {list(pattern.shape)}")
-        at = list(range(len(pattern))) if heads is None else list(heads)
-        if not set(at) <= set(range(len(pattern))):
-            raise ValueError(f"heads {at} do not exist; the pattern has head 0 to {len(pattern) - 1}")
-        pattern, names = pattern[at], [f"head {one}" for one in at]
+        chosen = list(range(len(pattern))) if heads is None else list(heads)
+        if not set(chosen) <= set(range(len(pattern))):
+            raise ValueError(f"heads {chosen} do not exist; the pattern has head 0 to {len(pattern) - 1}")
+        pattern, names = pattern[chosen], [f"head {one}" for one in chosen]
     if tokens is None or len(tokens) != pattern.shape[-1]:
         given = "none" if tokens is None else str(len(tokens))
         raise ValueError(f"give one token text per position: {pattern.shape[-1]} positions, {given} tokens")
@@ -210,15 +208,16 @@ def _of_record(
     if not measured.any():
         raise ValueError(f"no step of prompt {prompt} has a measured pattern")
     values = values.isel(step=measured)
-    at = 0 if step is None else place(values, "step", step)
-    on = 0 if layer is None else place(values, "layer", layer)
-    which = [place(values, "head", one) for one in (heads if heads is not None else values["head"].to_numpy())]
-    cut = values.isel(step=at, layer=on, head=which)
+    steps, layers, known = (values[dim].to_numpy() for dim in ("step", "layer", "head"))
+    step_index = 0 if step is None else place(steps, "step", step)
+    layer_index = 0 if layer is None else place(layers, "layer", layer)
+    chosen = [place(known, "head", one) for one in (heads if heads is not None else known)]
+    cut = values.isel(step=step_index, layer=layer_index, head=chosen)
     exists = cut.notnull().any(["head", "query"]).to_numpy()
-    names = [f"layer {int(values['layer'][on])}, head {int(one)}" for one in cut["head"]]
+    names = [f"layer {int(layers[layer_index])}, head {int(one)}" for one in cut["head"]]
     if tokens is None:
         need(record, "text", "masked")
         texts = record["text"].isel(prompt=prompt).to_numpy()[exists]
-        masked = record["masked"].isel(prompt=prompt, step=int(np.flatnonzero(measured)[at])).to_numpy()[exists]
+        masked = record["masked"].isel(prompt=prompt, step=int(np.flatnonzero(measured)[step_index])).to_numpy()[exists]
         tokens = ["[MASK]" if hidden == 1 else visible(str(text)) for text, hidden in zip(texts, masked, strict=True)]
     return cut.to_numpy()[:, exists][:, :, exists], tokens, names

@@ -9,7 +9,8 @@ import numpy as np
 import xarray as xr
 
 from sinklens.analysis import dynamics
-from sinklens.plots.data import flags_of, null_of, null_words, place, received_of
+from sinklens.analysis.attention import is_autoregressive, null
+from sinklens.plots.record_view import attention_of, null_words, place, rule_of
 from sinklens.plots.theme import COLORS, SYMBOLS, describe, filled, safe, themed, titled
 from sinklens.sinks import SinkRule
 
@@ -48,17 +49,17 @@ def histogram(
     """
     import plotly.graph_objects as go
 
-    rule = rule or SinkRule()
-    values = received_of(record)
-    flags = flags_of(record, values, rule)  # before a layer is chosen: exactly what metrics.sinks says
-    null = null_of(record)["received"]
+    rule = rule_of(record, rule)
+    values, flags = attention_of(record, rule)
+    expected = null(record, rule.queries)["received"].to_numpy()
     if layer is not None:
-        at = place(values, "layer", layer)
-        values, flags = values.isel(layer=[at]), flags[:, :, [at]]
+        index = place(values["layer"].to_numpy(), "layer", layer)
+        values, flags = values.isel(layer=[index]), flags.isel(layer=[index])
     there = values.notnull().to_numpy()
     keys = np.broadcast_to(there.sum(-1, keepdims=True, dtype=np.int32), there.shape)[there]
-    numbers, flagged = values.to_numpy()[there], flags[there]
-    low, high, name, words = _cut(rule, numbers, flagged, keys)
+    numbers, flagged = values.to_numpy()[there], flags.to_numpy()[there]
+    single = _has_cut(record, rule)
+    low, high, name, words = _cut(rule if single else None, numbers, flagged, keys)
     edges = _edges(max(float(numbers.max()), high or 0, 1.0), bins, low if low == high else None)
     centers, width = (edges[1:] + edges[:-1]) / 2, edges[1] - edges[0]
     figure = go.Figure()
@@ -74,7 +75,6 @@ def histogram(
             hovertemplate=f"%{{y}} keys ({what}) at %{{x:.2f}} ± {width / 2:.2f}<extra></extra>",
         )  # fmt: skip
     top = float(np.histogram(numbers, edges)[0].max()) * 2
-    expected = null.to_numpy()
     _draw_null(figure, expected[np.isfinite(expected)], edges, top, cells=there.shape[2] * there.shape[3])
     if low is not None and high is not None:
         _draw_cut(figure, low, high, top, name)
@@ -87,17 +87,24 @@ def histogram(
     return titled(
         figure,
         title or "How much attention keys receive",
-        f"Every measured key ({which}): prompts x steps x layers x heads x positions; log count. {null_words(record)}",
+        f"Every measured key ({which}): prompts x steps x layers x heads x positions; log count. "
+        f"{null_words(record, rule)}",
         f"Sink: {describe(rule)}, per step, layer and head. {words}",
     )
 
 
+def _has_cut(record: xr.Dataset, rule: SinkRule) -> bool:
+    """Whether `rule.cut` speaks of this record: of all queries, all keys, and who sees whom."""
+    whole = rule.queries == "all" and rule.keys == "all"
+    return whole and not (rule.units == "share" and is_autoregressive(record))
+
+
 def _cut(
-    rule: SinkRule, numbers: np.ndarray, flagged: np.ndarray, keys: np.ndarray
+    rule: SinkRule | None, numbers: np.ndarray, flagged: np.ndarray, keys: np.ndarray
 ) -> tuple[float | None, float | None, str, str]:
     """Range of the cut, what to call it, and how to say it; the rule's own number only if it agrees with the flags."""
     lengths = np.unique(keys)
-    cuts = [rule.cut(int(n)) for n in lengths]
+    cuts = [None if rule is None else rule.cut(int(n)) for n in lengths]
     known = [cut for cut in cuts if cut is not None]
     if len(known) == len(lengths):
         own = np.asarray(known)[np.searchsorted(lengths, keys)]
@@ -130,8 +137,8 @@ def _draw_null(figure: Figure, expected: np.ndarray, edges: np.ndarray, top: flo
     if not expected.size:
         return
     if np.ptp(expected) < 1e-3:  # every key the same: a line, because a bar of all keys would hide the rest
-        at = float(expected.mean())
-        figure.add_scatter(x=[at, at], y=[0.6, top], mode="lines", line=NULL, name=f"uniform attention: {at:.3g}")
+        mean = float(expected.mean())
+        figure.add_scatter(x=[mean, mean], y=[0.6, top], mode="lines", line=NULL, name=f"uniform attention: {mean:.3g}")
         return
     counts = np.histogram(expected, edges)[0] * cells
     last = int(np.flatnonzero(counts)[-1]) + 1
@@ -188,11 +195,9 @@ def filtered_curve(
     figure, nulls = go.Figure(), []
     least = 0.95
     for index, (name, record) in enumerate(named.items()):
-        received_of(record)  # says what is missing
+        attention_of(record, rule_of(record, rule))  # says what is missing
         y = dynamics.filtered_share(record, x.tolist(), rule).to_numpy()
-        expected = null_of(record)
-        if np.isfinite(expected["received"]).any():
-            nulls.append((name, dynamics.filtered_share(expected, x.tolist(), rule).to_numpy()))
+        nulls.append((name, dynamics.filtered_share(null(record, rule.queries), x.tolist(), rule).to_numpy()))
         color, symbol = COLORS[index % len(COLORS)], SYMBOLS[index % len(SYMBOLS)]
         marks = {"symbol": symbol, "size": 7, "color": color, "maxdisplayed": 12}
         figure.add_scatter(

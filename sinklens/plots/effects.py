@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from sinklens.experiments.outcomes import METRICS
 from sinklens.experiments.results import UNMASKED, AblationResult
 from sinklens.plots.theme import COLORS, safe, themed, titled
@@ -27,9 +29,9 @@ def _results(results: AblationResult | Sequence[AblationResult]) -> list[Ablatio
 
 
 def _metric(results: Sequence[AblationResult], metric: str | None) -> str:
-    known = list(dict.fromkeys(row["metric"] for result in results for row in result.rows))
+    known = list(dict.fromkeys(score["metric"] for result in results for score in result.scores))
     if not known:
-        raise ValueError("the results have no rows, so there is nothing to draw")
+        raise ValueError("the results have no scores, so there is nothing to draw")
     if metric is not None and metric not in known:
         raise ValueError(f"metric {metric!r} was not measured; there are {', '.join(known)}")
     return metric or known[0]
@@ -40,7 +42,7 @@ def conditions(
 ) -> Figure:
     """A metric under each condition and its controls with 95 % intervals, one panel per result; dotted: unmasked.
 
-    Unit: that of the metric (`measures.METRICS`), on the axis.
+    Unit: that of the metric (`outcomes.METRICS`), on the axis.
 
     Args:
         results: One ablation or several.
@@ -54,10 +56,11 @@ def conditions(
 
     every = _results(results)
     metric = _metric(every, metric)
-    names = [f"{safe(result.rows[0]['model'])}: {safe(result.rows[0]['task'])}" for result in every]
+    names = [f"{safe(result.scores[0]['model'])}: {safe(result.scores[0]['task'])}" for result in every]
     figure = make_subplots(1, len(every), shared_yaxes=True, subplot_titles=names, horizontal_spacing=0.04)
-    kinds = [kind for result in every for kind in dict.fromkeys(row["kind"] for row in result.rows)]
+    kinds = [kind for result in every for kind in dict.fromkeys(score["kind"] for score in result.scores)]
     kinds = [kind for kind in dict.fromkeys(kinds) if kind != UNMASKED]
+    in_legend: set[str] = set()
     for column, result in enumerate(every, start=1):
         table: Any = result.summary()
         table = table[table.metric == metric]
@@ -72,7 +75,8 @@ def conditions(
                 x=[labels.index(name) + shift for name in part.condition], y=value,
                 error_y={"type": "data", "symmetric": False, "array": part["high"] - value,
                          "arrayminus": value - part["low"], "thickness": 1.5, "width": 4},
-                mode="markers", name=_kind(kind), legendgroup=kind, showlegend=column == 1, cliponaxis=False,
+                mode="markers", name=_kind(kind), legendgroup=kind, showlegend=kind not in in_legend,
+                cliponaxis=False,
                 marker={"symbol": MARKERS[index % len(MARKERS)], "size": 10, "color": COLORS[index % len(COLORS)],
                         "line_width": 2 if index else 0},
                 customdata=list(zip(map(safe, part.condition), part.low, part.high, part.edited_keys, strict=True)),
@@ -80,6 +84,7 @@ def conditions(
                 "<br>%{customdata[3]:.1f} edited keys per prompt<extra></extra>",
                 row=1, col=column,
             )  # fmt: skip
+            in_legend.add(kind)
         bare = table[table.kind == UNMASKED]["value"]
         if len(bare):
             line = {"color": "#111", "width": 1, "dash": "dot"}
@@ -90,7 +95,7 @@ def conditions(
     axis, definition = _words(metric)
     themed(figure).update_xaxes(showgrid=False)
     figure.update_yaxes(title_text=axis, col=1)
-    if METRICS[metric].share:
+    if metric in METRICS and METRICS[metric].share:
         figure.update_yaxes(range=[0, 1.02])
     figure.update_layout(height=460)
     figure.update_annotations(font_size=13)
@@ -121,41 +126,26 @@ def effects(
 
     metric = _metric([result], metric)
     table: Any = result.effects(metric, margin=margin)
-    rows: list[tuple[str, str, float, float, float, float]] = []
-    for item in table.drop_duplicates("condition").itertuples():
-        rows.append(
-            (
-                item.condition,
-                "- unmasked",
-                item.to_unmasked,
-                item.to_unmasked_low,
-                item.to_unmasked_high,
-                item.to_unmasked_p_holm,
-            )
-        )
-        for each in table[table.condition == item.condition].itertuples():
-            if each.control:
-                rows.append(
-                    (
-                        item.condition,
-                        f"- {_kind(each.control)}",
-                        each.to_control,
-                        each.to_control_low,
-                        each.to_control_high,
-                        each.to_control_p_holm,
-                    )
-                )
-    kinds = list(dict.fromkeys(kind for _, kind, *_ in rows))
+    differences: list[tuple[str, str, float, float, float, float]] = []  # condition, kind, mean, interval, p
+    for condition, part in table.groupby("condition", sort=False):
+        first = part.iloc[0]
+        against = [first[f"to_unmasked{name}"] for name in ("", "_low", "_high", "_p_holm")]
+        differences.append((condition, "- unmasked", *against))
+        for _, beside in part[part.control.astype(bool)].iterrows():
+            beyond = [beside[f"to_control{name}"] for name in ("", "_low", "_high", "_p_holm")]
+            differences.append((condition, f"- {_kind(beside.control)}", *beyond))
+    kinds = list(dict.fromkeys(kind for _, kind, *_ in differences))
     figure = go.Figure()
     for index, kind in enumerate(kinds):
-        part = [(place, row) for place, row in enumerate(rows) if row[1] == kind]
+        lines = [line for line, difference in enumerate(differences) if difference[1] == kind]
+        names, _, mean, low, high, p = zip(*(differences[line] for line in lines), strict=True)
         figure.add_scatter(
-            x=[row[2] for _, row in part], y=[place for place, _ in part], mode="markers", name=safe(kind),
-            error_x={"type": "data", "symmetric": False, "array": [row[4] - row[2] for _, row in part],
-                     "arrayminus": [row[2] - row[3] for _, row in part], "thickness": 1.5, "width": 4},
+            x=mean, y=lines, mode="markers", name=safe(kind),
+            error_x={"type": "data", "symmetric": False, "array": np.subtract(high, mean),
+                     "arrayminus": np.subtract(mean, low), "thickness": 1.5, "width": 4},
             marker={"symbol": MARKERS[index % len(MARKERS)], "size": 10, "color": COLORS[index % len(COLORS)],
                     "line_width": 2 if index else 0},
-            customdata=[(safe(row[0]), row[3], row[4], row[5]) for _, row in part],
+            customdata=list(zip(map(safe, names), low, high, p, strict=True)),
             hovertemplate="%{customdata[0]}<br>%{x:.4f}, 95 % interval %{customdata[1]:.4f} to %{customdata[2]:.4f}"
             "<br>p after Holm %{customdata[3]:.4f}<extra></extra>",
         )  # fmt: skip
@@ -165,14 +155,15 @@ def effects(
         figure.add_vrect(x0=-margin, x1=margin, fillcolor="#bbb", opacity=0.35, line_width=0, layer="below")
     axis, definition = _words(metric)
     themed(figure).update_yaxes(
-        tickvals=list(range(len(rows))), ticktext=[f"{safe(row[0])} {safe(row[1])}" for row in rows],
-        range=[len(rows) - 0.5, -0.5], showgrid=False,
+        tickvals=list(range(len(differences))),
+        ticktext=[f"{safe(condition)} {safe(kind)}" for condition, kind, *_ in differences],
+        range=[len(differences) - 0.5, -0.5], showgrid=False,
     )  # fmt: skip
     figure.update_xaxes(title_text=f"difference in {axis}")
-    figure.update_layout(height=200 + 26 * len(rows), showlegend=True)
-    lines = [definition, "Paired by prompt, mean difference with its 95 % bootstrap interval."]
-    lines += [] if margin is None else [f"Band: differences below {margin:g}, which would not matter."]
-    return titled(figure, title or f"Effects on {safe(result.rows[0]['model'])}", *lines)
+    figure.update_layout(height=200 + 26 * len(differences), showlegend=True)
+    said = [definition, "Paired by prompt, mean difference with its 95 % bootstrap interval."]
+    said += [] if margin is None else [f"Band: differences below {margin:g}, which would not matter."]
+    return titled(figure, title or f"Effects on {safe(result.scores[0]['model'])}", *said)
 
 
 def dose_response(
@@ -208,7 +199,7 @@ def dose_response(
             raise ValueError(
                 f"no condition is named {name!r}=...; there are {', '.join(dict.fromkeys(table.condition))}"
             )
-        model = safe(result.rows[0]["model"])
+        model = safe(result.scores[0]["model"])
         for kind in dict.fromkeys(dosed.kind):
             part = dosed[dosed.kind == kind]
             x = [_value(text.partition("=")[2]) for text in part.condition]

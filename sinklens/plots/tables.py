@@ -1,4 +1,4 @@
-"""Figures of tables: sinks per layer, token classes, ablations."""
+"""Figures of tables: sinks per layer, token classes."""
 
 from __future__ import annotations
 
@@ -92,79 +92,6 @@ def token_classes(frame: pd.DataFrame) -> Figure:
         figure,
         "Which tokens are sinks",
         "Solid: share of the sinks that stand on the class. Hatched: share of all keys (steps x positions).",
-    )
-
-
-def ablation(frame: pd.DataFrame) -> Figure:
-    """Accuracy under each condition with its 95 % interval: one panel per model, one row of panels per outcome.
-
-    Unit: accuracy, range [0, 1]. At each k the sinks and the same number of random keys stand side by side; the
-    dotted line continues the unmasked accuracy.
-
-    Args:
-        frame: Columns model, outcome, condition, k, kind ("unmasked", "sinks" or "random"), accuracy, low, high.
-
-    Raises:
-        ValueError: a column is missing, a kind is unknown, or a condition has two rows of a kind.
-    """
-    from plotly.subplots import make_subplots
-
-    table = _check(
-        frame,
-        ("model", "outcome", "condition", "k", "kind", "accuracy", "low", "high"),
-        ("model", "outcome", "condition", "kind"),
-    )
-    looks = {
-        "unmasked": ("diamond", "#111", 0.0),
-        "sinks": ("circle", COLORS[0], -0.13),
-        "random": ("square-open", "#a63603", 0.13),
-    }
-    unknown = sorted(set(map(str, table["kind"])) - set(looks))
-    if unknown:
-        raise ValueError(f"kind {unknown[0]!r} is unknown; the kinds are {', '.join(looks)}")
-    models, outcomes = list(dict.fromkeys(table["model"])), list(dict.fromkeys(table["outcome"]))
-    places = {k: 1 + place for place, k in enumerate(sorted(set(table.loc[table["kind"] != "unmasked", "k"])))}
-    height = 140 + 280 * len(outcomes)
-    names = [f"{safe(model)}: {safe(outcome)}" for outcome in outcomes for model in models]
-    figure = make_subplots(
-        len(outcomes), len(models), shared_yaxes=True, subplot_titles=names,
-        horizontal_spacing=0.04, vertical_spacing=0.2 / len(outcomes),
-    )  # fmt: skip
-    named = set()
-    for (model, outcome, kind), part in table.groupby(["model", "outcome", "kind"], sort=False):
-        symbol, color, shift = looks[kind]
-        at: dict[str, Any] = {"row": outcomes.index(outcome) + 1, "col": models.index(model) + 1}
-        accuracy = part["accuracy"].to_numpy()
-        figure.add_scatter(
-            x=[0 if kind == "unmasked" else places[k] + shift for k in part["k"]],
-            y=accuracy,
-            error_y={"type": "data", "symmetric": False, "array": part["high"] - accuracy,
-                     "arrayminus": accuracy - part["low"], "thickness": 1.5, "width": 5},
-            mode="markers", name={"sinks": "sinks", "random": "random keys"}.get(kind, kind), legendgroup=kind,
-            showlegend=kind not in named, cliponaxis=False,
-            marker={"symbol": symbol, "size": 10, "color": color, "line_width": 2 if kind == "random" else 0},
-            customdata=list(zip(map(safe, part["condition"]), part["low"], part["high"], strict=True)),
-            hovertemplate="%{customdata[0]}<br>accuracy %{y:.3f}, 95 % interval %{customdata[1]:.3f} to "
-            "%{customdata[2]:.3f}<extra></extra>",
-            **at,
-        )  # fmt: skip
-        named.add(kind)
-        if kind == "unmasked":
-            figure.add_hline(y=float(accuracy[0]), line={"color": "#111", "width": 1, "dash": "dot"}, **at)
-    themed(figure).update_xaxes(
-        tickvals=[0, *places.values()], ticktext=["none", *(f"{k:g}" for k in places)], range=[-0.5, len(places) + 0.5],
-        showgrid=False,
-    )  # fmt: skip
-    figure.update_xaxes(title_text="keys edited in each head (k)", row=len(outcomes))
-    figure.update_yaxes(range=[0, 1], dtick=0.2)
-    figure.update_yaxes(title_text="accuracy (0 to 1)", col=1)
-    figure.update_annotations(font_size=13)
-    figure.update_layout(height=height)
-    return titled(
-        figure,
-        "What masking sinks costs",
-        "Accuracy with its 95 % interval. Sinks beside the same number of random keys; dotted: nothing masked.",
-        panels=height,
     )
 
 

@@ -1,4 +1,7 @@
-"""Probes: one file per measurement."""
+"""Measurements, one file each: descriptions that reduce inside their hooks, and how large a record they make.
+
+A probe changes nothing and remembers nothing; what several steps say together belongs to `analysis`.
+"""
 
 from sinklens.probes.confidence import Confidence
 from sinklens.probes.contribution import Contribution

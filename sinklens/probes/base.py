@@ -1,161 +1,230 @@
-"""What the probes share: one reduction per layer, from one or more hook points of its block."""
+"""What the probes share: a scope of which nothing is dropped, and one reduction per layer, by blocks of queries."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from functools import partial
+from typing import Any, ClassVar, TypeVar, cast
 
 import torch
-from jaxtyping import Bool, Float, Int
+from einops import rearrange, repeat
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sinklens.errors import BrokenPattern, HookNeverFired
-from sinklens.hooks import Canvas, Hook, Where, chosen, nothing, plain_canvas, rows_of, rowwise
+from sinklens.hooks import Canvas, Hook, Probe, block_of, canvas_of, chosen, sight_of, watching
+from sinklens.models.attention import FORWARD
+from sinklens.sinks import Positions, Received, Sight
+from sinklens.sinks.rule import known_positions
 
-Score = Literal["token", "probability", "entropy"]
-SCORES: dict[str, tuple[str, str]] = {
-    "token": ("id", "id of the likeliest token"),
-    "probability": ("probability", "probability of the likeliest token"),
-    "entropy": ("nats", "entropy of the predicted token"),
-}
+PATTERN = "attn.hook_pattern"
+T = TypeVar("T")
 
 
-class LayerProbe:
-    """A probe that reduces each layer by itself.
+def derived(function: Callable[[Any], T]) -> T:
+    """A property, where `Probe` has a plain attribute, for what follows from a probe's fields."""
+    return cast(T, property(function))
 
-    A subclass names its `points` (hook points inside a block) and writes `_measure`, which gets their tensors as
-    soon as the last of them has fired. Nothing else is kept. Positions that were not measured are nan.
 
-    One that looks at the pattern query by query also writes `_reduce`, which gets a block of rows; `_measure` then gets
-    what became of all blocks (added up, or side by side if `join` is True) in place of the pattern, and the whole
-    pattern need not be formed.
+@dataclass(frozen=True, repr=False)
+class Measurement(Probe):
+    """A probe of sinklens. It refuses those parts of a scope for which it has no dim.
 
-    Args:
-        where: The scope.
+    A field `queries` (whose attention counts) or `positions` (which are measured) names a set of positions and is
+    recorded as an attribute of the variable.
+
+    Attributes:
+        variable: Name of the record variable, for two probes of a kind in one run; the probe's own when empty.
     """
 
-    name: str
-    dims: tuple[str, ...]
-    unit: str
-    points: tuple[str, ...]
-    join = False
+    variable: str = field(default="", kw_only=True)
+    own = ""
 
-    def __init__(self, where: Where | None = None) -> None:
-        self.where = where or Where()
-        self._by_layer: dict[int, Tensor] = {}
-        self._broken: dict[int, Tensor] = {}
-        self._step = 0
+    def __post_init__(self) -> None:
+        for dim, part in (("layer", "layers"), ("head", "heads")):
+            if dim not in self.dims:
+                self.where.refuse(part, by=self)
+        for name, which in self._sets():
+            for one in (which,) if isinstance(which, str) else which:
+                known_positions(name, one)
 
-    def fwd_hooks(self, model: Any, canvas: Canvas | None = None) -> list[Hook]:
-        """Hooks on the layers in scope; what the last forward measured is forgotten."""
-        self._by_layer, self._broken = {}, {}
-        self._step = canvas.step if canvas is not None else 0
-        points = self._points(model)
-        layers = chosen(self.where.layers, int(model.cfg.n_layers), "layer")
-        return [hook for layer in layers for hook in self._layer_hooks(model, layer, points, canvas)]
+    def _sets(self) -> list[tuple[str, Any]]:
+        return [(f.name, getattr(self, f.name)) for f in fields(self) if f.name in ("queries", "positions")]
 
-    def _points(self, model: Any) -> tuple[str, ...]:
+    @derived
+    def name(self) -> str:
+        """The record variable."""
+        return self.variable or self.own
+
+    def attributes(self) -> dict[str, Any]:
+        """Whose attention counted, or which positions were measured."""
+        return {name: which for name, which in self._sets() if isinstance(which, str)}
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """One layer in one forward, as a measurement sees it.
+
+    Attributes:
+        model: The model.
+        index: Which layer.
+        canvas: What the forward sees; outside the denoising loop one where every real position is committed.
+        sight: Who sees whom.
+        seen: What the probe's hooks share in this forward.
+    """
+
+    model: Any
+    index: int
+    canvas: Canvas
+    sight: Sight
+    seen: dict[Any, Any]
+
+    def keys(self, which: Positions, like: Tensor) -> Bool[Tensor, "batch key"]:
+        """Keys of one kind, on the device of a tensor."""
+        return self.canvas.positions(which).to(like.device)
+
+    def queries(self, which: Positions, like: Tensor) -> Bool[Tensor, "batch query"]:
+        """Queries of one kind: the last positions of the canvas, or all of them."""
+        return self.keys(which, like)[:, -self.sight.count :]
+
+
+class LayerProbe(Measurement):
+    """A probe that reduces each layer by itself.
+
+    A subclass names its `points` (hook points inside a block) and writes `measure`, which gets their tensors as soon as
+    the last of them has fired. Nothing else is kept. Positions that were not measured are nan.
+
+    The pattern comes in blocks of queries. `gather` says what is kept of a block, and `gathered` what becomes of all
+    blocks, which `measure` then gets in place of the pattern: as they stand, the pattern itself.
+    """
+
+    points: ClassVar[tuple[str, ...]] = ()
+
+    @abstractmethod
+    def measure(self, layer: Layer, *tensors: Tensor) -> Float[Tensor, "batch ..."]:
+        """The dims after "layer", of all heads; those in scope are then taken out."""
+
+    def points_of(self, model: Any) -> tuple[str, ...]:
+        """The hook points, where they depend on the model."""
         return self.points
 
-    def _layer_hooks(self, model: Any, layer: int, points: Sequence[str], canvas: Canvas | None) -> list[Hook]:
+    def gather(self, kept: list[Any], pattern: Tensor, layer: Layer, block: slice) -> None:
+        """Add to `kept` what is wanted of a block of queries, [batch, head, query, key]."""
+        kept.append(pattern)
+
+    def gathered(self, kept: list[Any]) -> Tensor:
+        """What became of all blocks: the parts side by side, along their queries."""
+        return torch.cat(kept, 2) if len(kept) > 1 else kept[0]
+
+    def hooks(self, model: Any, canvas: Canvas | None, seen: dict[Any, Any]) -> list[Hook]:
+        """Hooks on the layers in scope."""
+        layers = chosen(self.where.layers, int(model.cfg.n_layers), "layer")
+        seen |= {"values": {}, "broken": {}, "step": 0 if canvas is None else canvas.step}
+        if "head" in self.dims:
+            seen["heads"] = chosen(self.where.heads, int(model.cfg.n_heads), "head")
+        points = self.points_of(model)
+        return [hook for index in layers for hook in self._of_layer(model, index, points, canvas, seen)]
+
+    def _of_layer(
+        self, model: Any, index: int, points: tuple[str, ...], canvas: Canvas | None, seen: dict[Any, Any]
+    ) -> list[Hook]:
         arrived: dict[str, Tensor] = {}
-        parts: list[Tensor] = []
+        kept: list[Any] = []
 
-        def at(point: str) -> Callable[..., None]:
-            def look(tensor: Tensor, *, hook: Any) -> None:
-                with torch.no_grad():
-                    if point == "attn.hook_pattern":
-                        whole = collect(tensor.detach(), rows_of(hook, tensor))
-                        if whole is None:
-                            return
-                        arrived[point] = whole
-                    else:
-                        arrived[point] = tensor.detach()
-                    if len(arrived) == len(points):
-                        self._by_layer[layer] = self._measure(model, layer, canvas, *map(arrived.pop, points))
+        def arrive(point: str, tensor: Tensor, layer: Layer) -> None:
+            arrived[point] = tensor
+            if len(arrived) == len(points):
+                values = self.measure(layer, *map(arrived.pop, points))
+                if self.where.heads is not None:
+                    heads = torch.tensor(seen["heads"], device=values.device)
+                    values = values.index_select(self.dims.index("head"), heads)
+                seen["values"][index] = values
 
-            return rowwise(look, type(self)._reduce is not LayerProbe._reduce, look=nothing)
+        def layer_of(tensor: Tensor, hook: Any) -> Layer:
+            known = known_canvas(canvas)
+            sight = sight_of(model, hook, tensor, known)
+            return Layer(model, index, canvas_of(known, sight, len(tensor)), sight, seen)
 
-        def collect(pattern: Tensor, rows: slice) -> Tensor | None:
-            """What became of all rows, once the last block is there."""
-            full = seen(canvas, len(pattern), pattern.shape[-1], pattern.device)
-            part = self._reduce(pattern, full, rows)
-            total = part.sum()
-            self._broken[layer] = total + self._broken[layer] if layer in self._broken else total
-            if self.join or not parts:
-                parts.append(part)
-            else:
-                parts[0] += part
-            if rows.stop < pattern.shape[-1]:
-                return None
-            done = torch.cat(parts, -1) if len(parts) > 1 else parts[0]
-            parts.clear()
-            return done
+        def on_pattern(pattern: Tensor, *, hook: Any) -> None:
+            with torch.no_grad():
+                layer, block = layer_of(pattern, hook), block_of(hook, pattern)
+                if block.start == 0:
+                    kept.clear()
+                self.gather(kept, pattern.detach(), layer, block)
+                if block.stop == layer.sight.count:
+                    whole = self.gathered(kept)
+                    kept.clear()
+                    seen["broken"][index] = whole.sum()
+                    arrive(PATTERN, whole, layer)
 
-        return [(f"blocks.{layer}.{point}", at(point)) for point in points]
+        def on(point: str, tensor: Tensor, *, hook: Any) -> None:
+            with torch.no_grad():
+                positions = tensor[(..., *[0] * (tensor.ndim - 2))]  # `sight_of` counts the last dim
+                arrive(point, tensor.detach(), layer_of(positions, hook))
 
-    def _reduce(self, pattern: Tensor, canvas: Canvas, rows: slice) -> Tensor:
-        """What to keep of some rows of the pattern [batch, head, row, key]."""
-        return pattern
+        return [
+            (f"blocks.{index}.{point}", watching(on_pattern) if point == PATTERN else partial(on, point))
+            for point in points
+        ]
 
-    def _measure(self, model: Any, layer: int, canvas: Canvas | None, *tensors: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def coords(self) -> dict[str, list[int]]:
-        """The layers that were measured, and the key heads where there are any."""
-        coords = {"layer": sorted(self._by_layer)}
-        if "kv_head" in self.dims and self._by_layer:
-            heads = next(iter(self._by_layer.values())).shape[self.dims.index("kv_head")]
+    def coords(self, seen: dict[Any, Any]) -> dict[str, list[Any]]:
+        """The layers and heads that were measured."""
+        values = seen.get("values", {})
+        coords: dict[str, list[Any]] = {"layer": sorted(values)}
+        if "heads" in seen:
+            coords["head"] = list(seen["heads"])
+        if "kv_head" in self.dims and values:
+            heads = next(iter(values.values())).shape[self.dims.index("kv_head")]
             coords["kv_head"] = list(range(heads))
         return coords
 
-    def values(self) -> Float[Tensor, "batch layer ..."]:
-        """What the last forward measured, batch first, then `dims`.
+    def values(self, seen: dict[Any, Any]) -> Float[Tensor, "batch layer ..."]:
+        """What a forward showed, batch first, then `dims`.
 
         Raises:
             BrokenPattern: the attention that was reduced held a nan; the message names layer and step.
+            HookNeverFired: no forward was run with the hooks that were given this `seen`.
         """
-        refuse_nan(self._broken, self._step)
-        if not self._by_layer:
-            raise HookNeverFired(f"{self!r} has measured nothing; run a forward with its fwd_hooks first")
-        device = next(iter(self._by_layer.values())).device
-        return torch.stack([self._by_layer[layer].to(device) for layer in sorted(self._by_layer)], 1)
-
-    def _arguments(self) -> list[str]:
-        """Arguments that are not the default, as text."""
-        return []
-
-    def __repr__(self) -> str:
-        return label(self, self._arguments())
-
-
-def refuse_nan(broken: Mapping[int, Tensor], step: int) -> None:
-    """Stop at a pattern with nan: a record's nan means "there is no such key", so no number may turn into one.
-
-    Args:
-        broken: Per layer, a sum that is nan if its pattern held one (on the device until here, where it is read once).
-        step: Step of the forward.
-
-    Raises:
-        BrokenPattern: naming the layer and the step.
-    """
-    for layer in sorted(broken):
-        if bool(broken[layer].isnan()):
-            raise BrokenPattern(
-                f"the pattern of layer {layer} at step {step} holds nan; an edit that leaves a row without a key, or a "
-                "dtype that overflows, makes one"
-            )
+        by_layer = seen.get("values", {})
+        if not by_layer:
+            raise HookNeverFired(f"{self!r} has measured nothing; run a forward with its hooks first")
+        for layer, total in sorted(seen["broken"].items()):
+            if bool(total.isnan()):  # a record's nan means "there is no such key", so no number may turn into one
+                raise BrokenPattern(
+                    f"the pattern of layer {layer} at step {seen['step']} holds nan; an edit that leaves a row without "
+                    "a key, or a dtype that overflows, makes one"
+                )
+        device = next(iter(by_layer.values())).device
+        return torch.stack([by_layer[layer].to(device) for layer in sorted(by_layer)], 1)
 
 
-def label(probe: Any, arguments: Sequence[str]) -> str:
-    """A short repr: the class and the arguments that are not the default."""
-    scope = [] if probe.where == Where() else [f"where={probe.where!r}"]
-    return f"{type(probe).__name__}({', '.join([*arguments, *scope])})"
+class ReceivedProbe(LayerProbe):
+    """A probe that is made from received attention: `measure` gets it as [set, batch, head, key]."""
+
+    points = (PATTERN,)
+
+    @abstractmethod
+    def whose(self, model: Any) -> tuple[Positions, ...]:
+        """The sets of queries whose attention counts."""
+
+    def gather(self, kept: list[Any], pattern: Tensor, layer: Layer, block: slice) -> None:
+        """Add up what the keys receive from each set."""
+        sets = self.whose(layer.model)
+        kept.extend(Received() for _ in range(len(sets) - len(kept)))
+        for received, which in zip(kept, sets, strict=True):
+            received.add(pattern, layer.queries(which, pattern)[:, None, block])
+
+    def gathered(self, kept: list[Any]) -> Tensor:
+        """The sums [set, batch, head, key]."""
+        return torch.stack([received.total for received in kept])
 
 
-def seen(canvas: Canvas | None, batch: int, positions: int, device: torch.device) -> Canvas:
-    """The canvas, or a plain one: every position real and committed."""
-    return canvas or plain_canvas((batch, positions), device)
+def known_canvas(canvas: Canvas | None) -> Canvas | None:
+    """The canvas; outside the denoising loop what a HookedDLM was told of padding, if anything."""
+    valid = FORWARD.get().valid if canvas is None else None
+    return canvas if valid is None else Canvas.plain(valid)
 
 
 def only(values: Float[Tensor, "batch *dims pos"], keep: Bool[Tensor, "batch pos"]) -> Float[Tensor, "batch *dims pos"]:
@@ -164,65 +233,13 @@ def only(values: Float[Tensor, "batch *dims pos"], keep: Bool[Tensor, "batch pos
     return values.masked_fill(~keep, float("nan"))
 
 
-def norms(vectors: Float[Tensor, "batch pos head d_head"], canvas: Canvas | None) -> Float[Tensor, "batch head pos"]:
-    """L2 norm of each head's vector at every real position, nan elsewhere."""
-    valid = seen(canvas, vectors.shape[0], vectors.shape[1], vectors.device).valid
-    return only(vectors.float().norm(dim=-1).transpose(1, 2), valid)
+def norms(
+    vectors: Float[Tensor, "batch pos head d_head"], keep: Bool[Tensor, "batch pos"]
+) -> Float[Tensor, "batch head pos"]:
+    """L2 norm of each head's vector at every position to keep, nan elsewhere."""
+    return only(rearrange(vectors.float().norm(dim=-1), "batch pos head -> batch head pos"), keep)
 
 
-def score(logits: Float[Tensor, "row vocab"], what: Score) -> Float[Tensor, " row"]:
-    """One number per row of logits: see SCORES. Token ids are floats, exact up to 2**24."""
-    logits = logits.float()
-    if what == "token":
-        return logits.argmax(-1).float()
-    if what == "probability":
-        return (logits.amax(-1) - logits.logsumexp(-1)).exp()
-    return torch.special.entr(logits.softmax(-1)).sum(-1)
-
-
-def score_positions(
-    states: Float[Tensor, "batch pos d"],
-    to_logits: Callable[[Tensor], Tensor],
-    what: Score,
-    canvas: Canvas,
-    where: Where,
-    shift: bool,
-    chunk: int,
-) -> Float[Tensor, "batch pos"]:
-    """Score the prediction for each position in scope, `chunk` positions at a time; nan elsewhere.
-
-    Args:
-        states: What the predictions are made from.
-        to_logits: Rows of `states` -> rows of logits.
-        what: Which score.
-        canvas: Which positions are real.
-        where: Its `queries` are the positions to score.
-        shift: The prediction for a position sits one to the left (Dream).
-        chunk: Positions whose logits are held at once.
-    """
-    wanted = canvas.where(where.queries)
-    rows, positions = wanted.nonzero(as_tuple=True)
-    sources = prediction_sources(canvas.valid, shift)[rows, positions]
-    rows, sources = rows.to(states.device), sources.to(states.device)
-    parts = [
-        score(to_logits(states[rows[start : start + chunk], sources[start : start + chunk]]), what).to(states.device)
-        for start in range(0, len(rows), chunk)
-    ]
-    out = torch.full(states.shape[:2], float("nan"), device=states.device)
-    if parts:
-        out[rows, positions.to(states.device)] = torch.cat(parts)
-    return out
-
-
-def prediction_sources(valid: Bool[Tensor, "batch pos"], shift: bool) -> Int[Tensor, "batch pos"]:
-    """Where the prediction for each position sits: there, or one to the left (the row's first: there)."""
-    position = torch.arange(valid.shape[1], device=valid.device).expand(valid.shape)
-    if not shift:
-        return position
-    has_left = torch.cat([torch.zeros_like(valid[:, :1]), valid[:, :-1]], 1)
-    return position - has_left.long()
-
-
-def shifted(model: Any) -> bool:
-    """Whether the model's family predicts position i at i - 1; a bare bridge has no family and counts as not."""
-    return bool(getattr(getattr(model, "family", None), "shift", False))
+def to_query_heads(shared: Float[Tensor, "batch pos head *d"], heads: int) -> Float[Tensor, "batch pos heads *d"]:
+    """What each of `heads` query heads uses of the keys or values that groups of them share."""
+    return repeat(shared, "batch pos head ... -> batch pos (head group) ...", group=heads // shared.shape[2])

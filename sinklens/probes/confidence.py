@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
@@ -9,13 +10,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sinklens.errors import HookNeverFired
-from sinklens.hooks import Canvas, Hook, Where
-from sinklens.probes.base import SCORES, label, score_positions, seen, shifted
+from sinklens.hooks import Canvas, Hook, Scope
+from sinklens.probes.base import Measurement, derived, known_canvas
+from sinklens.probes.scores import SCORES, score_positions
+from sinklens.sinks import Positions
 
 Certainty = Literal["probability", "entropy"]
 
 
-class Confidence:
+@dataclass(frozen=True, repr=False)
+class Confidence(Measurement):
     """The model's certainty about the token at every position, masked or not.
 
     "probability": of the likeliest token, in [1/vocabulary, 1]; 1: certain, and 0 is not reached. "entropy": of the
@@ -24,53 +28,56 @@ class Confidence:
     it may be in the loop. Source: LLaDA's low-confidence remasking (arXiv 2502.09992) and Dream's "entropy"
     algorithm, there only at masked positions.
 
-    Aligned with positions: the shift of the Dream family is undone as `HookedDLM` does it (a bare TransformerBridge
-    has no family, so pass the HookedDLM to `fwd_hooks`); a row's first real token, which has nothing to its left,
-    gets its own logits, padded or not. In an autoregressive baseline position i scores token i + 1.
+    Aligned with positions, as the logits of a HookedDLM are: for Dream a row's first real token, which has nothing to
+    its left, gets its own logits, padded or not. In an autoregressive baseline position i scores token i + 1.
 
-    Args:
+    Attributes:
         what: "probability" or "entropy"; the variable is "prediction_probability" or "prediction_entropy".
-        where: Steps to look at; `queries` are the positions, others are nan.
+        where: Steps to look at.
+        positions: Which positions to score; others are nan.
 
     Raises:
-        ValueError: another `what`.
+        ValueError: another `what`, or an unknown set of positions.
     """
 
+    what: Certainty = "probability"
+    where: Scope = Scope()
+    positions: Positions = "all"
     dims = ("key",)
 
-    def __init__(self, what: Certainty = "probability", *, where: Where | None = None) -> None:
-        if what not in get_args(Certainty):
-            raise ValueError(f"what={what!r} is unknown; choose from {', '.join(get_args(Certainty))}")
-        self.what: Certainty = what
-        self.where = where or Where()
-        self.name = f"prediction_{what}"
-        self.unit = SCORES[what][0]
-        self._values: Tensor | None = None
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.what not in get_args(Certainty):
+            raise ValueError(f"what={self.what!r} is unknown; choose from {', '.join(get_args(Certainty))}")
 
-    @property
+    @derived
+    def own(self) -> str:
+        """The variable of this score."""
+        return f"prediction_{self.what}"
+
+    @derived
+    def unit(self) -> str:
+        """The unit of this score."""
+        return SCORES[self.what][0]
+
+    @derived
     def definition(self) -> str:
         """What the recorded numbers mean."""
-        return f"{SCORES[self.what][1]} at this position ({self.where.queries} positions)"
+        return f"{SCORES[self.what][1]} at this position ({self.positions} positions)"
 
-    def fwd_hooks(self, model: Any, canvas: Canvas | None = None) -> list[Hook]:
+    def hooks(self, model: Any, canvas: Canvas | None, seen: dict[Any, Any]) -> list[Hook]:
         """One hook, on `unembed.hook_out`."""
-        self._values = None
-        shift = shifted(model)
 
-        def look(logits: Tensor, *, hook: Any) -> None:
-            full = seen(canvas, logits.shape[0], logits.shape[1], logits.device)
+        def keep(logits: Tensor, *, hook: Any) -> None:
             with torch.no_grad():
-                self._values = score_positions(
-                    logits.detach(), lambda rows: rows, self.what, full, self.where, shift, chunk=256
-                )
+                plain = Canvas.plain(torch.ones(logits.shape[:2], dtype=torch.bool, device=logits.device))
+                wanted = (known_canvas(canvas) or plain).positions(self.positions)
+                seen["values"] = score_positions(logits.detach(), lambda some: some, self.what, wanted)
 
-        return [("unembed.hook_out", look)]
+        return [("unembed.hook_out", keep)]
 
-    def values(self) -> Float[Tensor, "batch key"]:
-        """What the last forward measured."""
-        if self._values is None:
-            raise HookNeverFired(f"{self!r} has measured nothing; run a forward with its fwd_hooks first")
-        return self._values
-
-    def __repr__(self) -> str:
-        return label(self, [] if self.what == "probability" else [repr(self.what)])
+    def values(self, seen: dict[Any, Any]) -> Float[Tensor, "batch key"]:
+        """What a forward showed."""
+        if "values" not in seen:
+            raise HookNeverFired(f"{self!r} has measured nothing; run a forward with its hooks first")
+        return seen["values"]

@@ -50,8 +50,8 @@ def readable(size: int) -> str:
 def estimate(dlm: Any, plan: Plan, probes: Sequence[Probe], prompts: int = 1, prompt_tokens: int = 32) -> Estimate:
     """How many bytes the probes' measurements of a run take, as float32 and uncompressed.
 
-    Counts the layers and steps in each probe's scope. The record in memory also fills the steps outside a scope, and
-    layers that only another probe measured, with nan; in the file these compress to almost nothing.
+    Counts the layers, heads and steps in each probe's scope. The record in memory also fills the steps outside a scope,
+    and layers and heads that only another probe measured, with nan; in the file these compress to almost nothing.
 
     Args:
         dlm: The model.
@@ -88,10 +88,10 @@ def _size(dlm: Any, probe: Probe, dim: str, positions: int) -> int:
     if dim == "layer":
         return len(chosen(probe.where.layers, int(dlm.cfg.n_layers), "layer"))
     if dim == "head":
-        return int(dlm.cfg.n_heads)
+        return len(chosen(probe.where.heads, int(dlm.cfg.n_heads), "head"))
     if dim == "kv_head":
         return int(getattr(dlm.cfg, "n_key_value_heads", None) or dlm.cfg.n_heads)
-    coords = getattr(probe, "coords", dict)()
+    coords = probe.coords({})
     if dim not in coords:
-        raise ValueError(f"{probe!r} has the dim {dim!r}, whose size neither the model nor its coords() tell")
+        raise ValueError(f"{probe!r} has the dim {dim!r}, whose size neither the model nor its coords({{}}) tell")
     return len(coords[dim])

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from sinklens.hooks import Canvas, rotated
-from sinklens.probes.base import LayerProbe, norms
+from sinklens.hooks import Scope, rotated
+from sinklens.probes.base import Layer, LayerProbe, norms
 
 
+@dataclass(frozen=True, repr=False)
 class KeyNorm(LayerProbe):
     """L2 norm of each key vector, `||k_j||`, per key head (grouped-query models have fewer than query heads).
 
@@ -18,17 +20,20 @@ class KeyNorm(LayerProbe):
     itself: compare keys within a layer and head. Low norms go with high attention in many models; those that
     normalise keys (Qwen3) leave little to see. Source: arXiv 2406.11430.
 
-    Args:
-        where: Layers and steps to look at. Heads and keys are always all recorded.
+    Attributes:
+        where: Layers and steps to look at. Key heads and keys are always all recorded.
     """
 
-    name = "key_norm"
+    where: Scope = Scope()
+    own = "key_norm"
     dims = ("layer", "kv_head", "key")
     unit = "L2 norm"
     definition = "L2 norm of the key vector at this position, per key head"
 
-    def _points(self, model: Any) -> tuple[str, ...]:
+    def points_of(self, model: Any) -> tuple[str, ...]:
+        """Where the model has its keys."""
         return (rotated(model, "k"),)
 
-    def _measure(self, model: Any, layer: int, canvas: Canvas | None, *tensors: Tensor) -> Tensor:
-        return norms(tensors[0], canvas)
+    def measure(self, layer: Layer, *tensors: Tensor) -> Tensor:
+        """The norms."""
+        return norms(tensors[0], layer.keys("all", tensors[0]))

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from dataclasses import KW_ONLY, dataclass
+from typing import get_args
 
 from torch import Tensor
 
-from sinklens.hooks import Canvas, Where
-from sinklens.probes.base import SCORES, LayerProbe, Score, score_positions, seen, shifted
+from sinklens.hooks import Scope
+from sinklens.models.adapters import align
+from sinklens.probes.base import Layer, LayerProbe, derived
+from sinklens.probes.scores import CHUNK, SCORES, Score, score_positions
+from sinklens.sinks import Positions
 
 
+@dataclass(frozen=True, repr=False)
 class LogitLens(LayerProbe):
     """The logit lens: the model's final norm and unembedding applied to the residual stream after each layer.
 
@@ -19,47 +24,57 @@ class LogitLens(LayerProbe):
     that the bridge wraps, `ln_final.original_component` and `unembed.original_component`, so no hook point fires).
     Source: nostalgebraist's "interpreting GPT: the logit lens" (2020); asked for by arXiv 2510.15731, section 7.
 
-    Aligned with positions as `Confidence` is: for Dream the prediction for position i is read at i - 1 (pass the
-    HookedDLM, not its bare bridge, to `fwd_hooks`). At most `chunk` positions' logits exist at once.
+    Aligned with positions as the logits are: for Dream the prediction for position i is read at i - 1. At most `chunk`
+    positions' logits exist at once.
 
-    Args:
+    Attributes:
         what: "token", "probability" or "entropy"; the variable is "lens_token" and so on.
-        where: Layers and steps to look at; `queries` are the positions, others are nan and cost nothing.
+        where: Layers and steps to look at.
+        positions: Which positions to score; others are nan and cost nothing.
         chunk: Positions whose logits are held at once: chunk x vocabulary floats.
 
     Raises:
-        ValueError: another `what`, or a chunk below 1.
+        ValueError: another `what`, an unknown set of positions, or a chunk below 1.
     """
 
+    what: Score = "token"
+    where: Scope = Scope()
+    _: KW_ONLY
+    positions: Positions = "all"
+    chunk: int = CHUNK
     dims = ("layer", "key")
     points = ("hook_out",)
 
-    def __init__(self, what: Score = "token", *, where: Where | None = None, chunk: int = 256) -> None:
-        super().__init__(where)
-        if what not in get_args(Score):
-            raise ValueError(f"what={what!r} is unknown; choose from {', '.join(get_args(Score))}")
-        if chunk < 1:
-            raise ValueError(f"chunk={chunk} must be at least 1")
-        self.what: Score = what
-        self.chunk = chunk
-        self.name = f"lens_{what}"
-        self.unit = SCORES[what][0]
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.what not in get_args(Score):
+            raise ValueError(f"what={self.what!r} is unknown; choose from {', '.join(get_args(Score))}")
+        if self.chunk < 1:
+            raise ValueError(f"chunk={self.chunk} must be at least 1")
 
-    @property
+    @derived
+    def own(self) -> str:
+        """The variable of this score."""
+        return f"lens_{self.what}"
+
+    @derived
+    def unit(self) -> str:
+        """The unit of this score."""
+        return SCORES[self.what][0]
+
+    @derived
     def definition(self) -> str:
         """What the recorded numbers mean."""
-        return f"{SCORES[self.what][1]} read off the residual stream after the layer ({self.where.queries} positions)"
+        return f"{SCORES[self.what][1]} read off the residual stream after the layer ({self.positions} positions)"
 
-    def _measure(self, model: Any, layer: int, canvas: Canvas | None, *tensors: Tensor) -> Tensor:
+    def measure(self, layer: Layer, *tensors: Tensor) -> Tensor:
+        """The scores."""
         (stream,) = tensors
-        full = seen(canvas, stream.shape[0], stream.shape[1], stream.device)
-        norm, unembed = model.ln_final.original_component, model.unembed.original_component
+        norm, unembed = layer.model.ln_final.original_component, layer.model.unembed.original_component
 
-        def to_logits(rows: Tensor) -> Tensor:
-            return unembed(norm(rows.to(unembed.weight.device)))
+        def to_logits(some: Tensor) -> Tensor:
+            return unembed(norm(some.to(unembed.weight.device)))
 
-        return score_positions(stream, to_logits, self.what, full, self.where, shifted(model), self.chunk)
-
-    def _arguments(self) -> list[str]:
-        what = [] if self.what == "token" else [repr(self.what)]
-        return what + ([] if self.chunk == 256 else [f"chunk={self.chunk}"])
+        if getattr(getattr(layer.model, "family", None), "shift", False):
+            stream = align(stream, layer.canvas.valid.to(stream.device))
+        return score_positions(stream, to_logits, self.what, layer.canvas.positions(self.positions), self.chunk)

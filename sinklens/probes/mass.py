@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, cast, get_args
 
 import torch
@@ -10,108 +11,124 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from sinklens.errors import HookNeverFired, ScopeError
-from sinklens.hooks import Canvas, Hook, Where
-from sinklens.probes.base import LayerProbe, seen
-from sinklens.sinks import Positions, received_attention
+from sinklens.hooks import Canvas, Hook, Scope
+from sinklens.probes.base import Layer, ReceivedProbe, derived
+from sinklens.sinks import Positions
 from sinklens.sinks.tokens import CLASSES, ids_of_class
 
 
-class MassOn(LayerProbe):
+@dataclass(frozen=True, repr=False)
+class MassOn(ReceivedProbe):
     """Attention mass that each head puts on a set of keys: `mean_i sum_{j in set} A[i, j]` over valid queries.
 
     Unit: share of attention, in [0, 1]. 0: no query looks at the set (or the row has none of its keys); 1: every
     query looks nowhere else. Sets that divide the keys between them add up to 1. nan where a row has no query in
     scope. Source: the absorption rate of arXiv 2601.07894 (there averaged over heads, in percent). With
-    `where=Where(queries="masked")` it counts the queries that arXiv 2510.09309 counts.
+    `queries="masked"` it counts the queries that arXiv 2510.09309 counts.
 
     The variable is named after the set, "mass_on_masked", "mass_on_position_0", "mass_on_token_13", followed by
     "_from_masked" and so on where the queries are not all.
 
-    Args:
+    Attributes:
         what: Which keys: "all", "masked", "committed", "prompt", "response" or "last"; or a token class (`CLASSES`:
             "bos", "eos", "mask", "white space", "punctuation", "digit", "word"), by the tokens that stand there at
             the step; or one or several positions, counted from each row's first real token, so [0] is the BOS token.
         tokens: Instead of `what`: the keys that hold one of these token ids.
-        where: Layers, steps and queries to look at. Heads are always all recorded.
-        name: Name of the record variable, if the one above is unwieldy.
+        queries: Whose attention counts.
+        where: Layers, heads and steps to look at.
 
     Raises:
         ScopeError: a ValueError: an unknown set, a negative position, or not exactly one of `what` and `tokens`.
     """
 
+    what: str | int | Sequence[int] | None = None
+    _: KW_ONLY
+    tokens: int | Sequence[int] | None = None
+    queries: Positions = "all"
+    where: Scope = Scope()
     dims = ("layer", "head")
     unit = "share of attention"
-    points = ("attn.hook_pattern",)
 
-    def __init__(
-        self,
-        what: str | int | Sequence[int] | None = None,
-        *,
-        tokens: Sequence[int] | None = None,
-        where: Where | None = None,
-        name: str | None = None,
-    ) -> None:
-        super().__init__(where)
+    def __post_init__(self) -> None:
+        super().__post_init__()
         known = ", ".join((*get_args(Positions), *CLASSES))
-        if (what is None) == (tokens is None):
+        if (self.what is None) == (self.tokens is None):
             raise ScopeError(f"give MassOn either a set of keys ({known}, or positions) or tokens=[ids], not both")
-        if isinstance(what, str) and what not in (*get_args(Positions), *CLASSES):
-            raise ScopeError(f"the set of keys {what!r} is unknown; choose from {known}, or give positions or tokens=")
-        self.kind = what if isinstance(what, str) else None
-        numbers = tokens if what is None else () if isinstance(what, str) else what
-        self.numbers = (numbers,) if isinstance(numbers, int) else tuple(int(number) for number in numbers or ())
-        if self.kind is None and (not self.numbers or min(self.numbers) < 0):
-            given = f"tokens={list(self.numbers)}" if what is None else f"positions {list(self.numbers)}"
-            raise ScopeError(f"{given}: give at least one, counted from 0 (from each row's first real token)")
-        self.of_tokens = tokens is not None or what in CLASSES
-        self._ids: tuple[Any, list[int]] = (None, list(self.numbers))
-        self._tokens: Tensor | None = None
-        joined = "_".join(map(str, self.numbers))
-        suffix = "" if self.where.queries == "all" else f"_from_{self.where.queries}"
-        kind = (self.kind or "").replace(" ", "_") or (f"token_{joined}" if self.of_tokens else f"position_{joined}")
-        self.name = name or f"mass_on_{kind}{suffix}"
-        self._named = name
+        if isinstance(self.what, str):
+            if self.what not in (*get_args(Positions), *CLASSES):
+                raise ScopeError(
+                    f"the set of keys {self.what!r} is unknown; choose from {known}, or give positions or tokens="
+                )
+            return
+        field = "what" if self.tokens is None else "tokens"
+        given: Any = getattr(self, field)
+        numbers = tuple(int(number) for number in (given if hasattr(given, "__iter__") else (given,)))
+        if not numbers or min(numbers) < 0:
+            said = f"positions {list(numbers)}" if field == "what" else f"tokens={list(numbers)}"
+            raise ScopeError(f"{said}: give at least one, counted from 0 (from each row's first real token)")
+        object.__setattr__(self, field, numbers)
 
     @property
+    def by_token(self) -> bool:
+        """Whether the keys are told by the tokens that they hold."""
+        return self.tokens is not None or self.what in CLASSES
+
+    @derived
+    def own(self) -> str:
+        """The variable of this set."""
+        if isinstance(self.what, str):
+            name = self.what.replace(" ", "_")
+        else:
+            name = "_".join(map(str, ("position" if self.tokens is None else "token", *self._numbers)))
+        return f"mass_on_{name}" + ("" if self.queries == "all" else f"_from_{self.queries}")
+
+    @derived
     def definition(self) -> str:
         """What the recorded numbers mean."""
-        held = f"token ids {list(self.numbers)}" if self.of_tokens else f"positions {list(self.numbers)} of the row"
-        keys = f"{self.kind} {'tokens' if self.of_tokens else 'keys'}" if self.kind else f"keys at {held}"
-        return f"share of their attention that {self.where.queries} valid queries put on {keys}, on average"
+        if isinstance(self.what, str):
+            keys = f"{self.what} {'tokens' if self.by_token else 'keys'}"
+        else:
+            numbers = list(self._numbers)
+            keys = f"keys at positions {numbers} of the row" if self.tokens is None else f"keys of token ids {numbers}"
+        return f"share of their attention that {self.queries} valid queries put on {keys}, on average"
 
-    def fwd_hooks(self, model: Any, canvas: Canvas | None = None) -> list[Hook]:
+    @property
+    def _numbers(self) -> tuple[int, ...]:
+        return cast(tuple[int, ...], self.what if self.tokens is None else self.tokens)
+
+    def whose(self, model: Any) -> tuple[Positions, ...]:
+        """The queries whose attention counts."""
+        return (self.queries,)
+
+    def hooks(self, model: Any, canvas: Canvas | None, seen: dict[Any, Any]) -> list[Hook]:
         """Hooks on `hook_pattern`; and on `embed.hook_in`, which carries the ids, for tokens without a canvas."""
-        if self.kind in CLASSES and self._ids[0] is not model:
-            self._ids = (model, ids_of_class(model, str(self.kind)))
-        hooks = super().fwd_hooks(model, canvas)
-        self._tokens = canvas.tokens if canvas else None
-        return [("embed.hook_in", self._note), *hooks] if self.of_tokens and canvas is None else hooks
 
-    def _note(self, tokens: Tensor, *, hook: Any) -> None:
-        self._tokens = tokens.detach()
+        def note(tokens: Tensor, *, hook: Any) -> None:
+            seen["tokens"] = tokens.detach()
 
-    def _keys(self, canvas: Canvas) -> Bool[Tensor, "batch key"]:
-        if self.kind is not None and not self.of_tokens:
-            return canvas.where(cast(Positions, self.kind))
-        numbers = torch.tensor(self._ids[1], device=canvas.valid.device)
-        if self.of_tokens:
-            if self._tokens is None:
-                raise HookNeverFired(f"{self!r} saw no token ids: give the model ids, not embeddings")
-            return canvas.valid & torch.isin(self._tokens.to(numbers.device), numbers)
-        first = canvas.valid.int().argmax(-1, keepdim=True)
-        place = torch.arange(canvas.valid.shape[1], device=numbers.device) - first
-        return canvas.valid & torch.isin(place, numbers)
+        hooks = super().hooks(model, canvas, seen)
+        if not self.by_token:
+            return hooks
+        seen["ids"] = ids_of_class(model, self.what) if isinstance(self.what, str) else list(self._numbers)
+        if canvas is None:
+            return [("embed.hook_in", note), *hooks]
+        seen["tokens"] = canvas.tokens
+        return hooks
 
-    def _reduce(self, pattern: Tensor, canvas: Canvas, rows: slice) -> Tensor:
-        return received_attention(pattern, canvas.where(self.where.queries)[:, None, rows].to(pattern.device))
+    def measure(self, layer: Layer, *tensors: Tensor) -> Tensor:
+        """The shares."""
+        received = tensors[0][0]
+        queries = layer.queries(self.queries, received)[:, None]
+        return (received * self._keys(layer, received)[:, None]).sum(-1) / queries.sum(-1)
 
-    def _measure(self, model: Any, layer: int, canvas: Canvas | None, *tensors: Tensor) -> Tensor:
-        (received,) = tensors
-        full = seen(canvas, len(received), received.shape[-1], received.device)
-        queries = full.where(self.where.queries)[:, None].to(received.device)
-        return (received * self._keys(full)[:, None].to(received.device)).sum(-1) / queries.sum(-1)
-
-    def _arguments(self) -> list[str]:
-        numbers = list(self.numbers)
-        what = repr(self.kind) if self.kind else f"tokens={numbers}" if self.of_tokens else repr(numbers)
-        return [what, *([f"name={self._named!r}"] if self._named else [])]
+    def _keys(self, layer: Layer, like: Tensor) -> Bool[Tensor, "batch key"]:
+        if isinstance(self.what, str) and not self.by_token:
+            return layer.keys(cast(Positions, self.what), like)
+        valid = layer.keys("all", like)
+        if not self.by_token:
+            place = torch.arange(valid.shape[1], device=valid.device) - valid.int().argmax(-1, keepdim=True)
+            return valid & torch.isin(place, torch.tensor(self._numbers, device=valid.device))
+        if "tokens" not in layer.seen:
+            raise HookNeverFired(f"{self!r} saw no token ids: give the model ids, not embeddings")
+        ids = torch.tensor(layer.seen["ids"], device=valid.device)
+        return valid & torch.isin(layer.seen["tokens"].to(valid.device), ids)

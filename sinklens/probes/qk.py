@@ -2,114 +2,137 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
-from sinklens.hooks import Canvas, is_causal, rotated
-from sinklens.probes.base import LayerProbe, norms, only, seen
+from sinklens.hooks import Scope, rotated
+from sinklens.probes.base import Layer, LayerProbe, derived, norms, only, to_query_heads
+from sinklens.sinks import Positions
 
 
+@dataclass(frozen=True, repr=False)
 class QKCosine(LayerProbe):
     """Mean cosine between each key and the queries that see it: `mean_i cos(q_i, k_j)`, after RoPE.
 
     Unit: cosine, in [-1, 1]. 0: the queries are orthogonal to the key on average; 1: all point its way; below 0 they
-    point away from it. In a causal layer only queries at or after the key count. nan where no query in scope sees
-    the key. Grouped-query models: each query head against the key head it uses. Source: the decomposition
-    `q.k = ||q|| ||k|| cos` of arXiv 2601.07894; with QueryNorm and KeyNorm it is complete.
+    point away from it. Only queries that may look at the key count: in a causal layer those at or after it. nan where
+    no query in scope does. Grouped-query models: each query head against the key head it uses. Source: the
+    decomposition `q.k = ||q|| ||k|| cos` of arXiv 2601.07894; with QueryNorm and KeyNorm it is complete.
 
-    Args:
-        where: Layers, steps and queries to look at. Heads and keys are always all recorded.
+    Attributes:
+        where: Layers, heads and steps to look at. Keys are always all recorded.
+        queries: Which queries count.
     """
 
-    name = "qk_cosine"
+    where: Scope = Scope()
+    queries: Positions = "all"
+    own = "qk_cosine"
     dims = ("layer", "head", "key")
     unit = "cosine"
 
-    @property
+    @derived
     def definition(self) -> str:
         """What the recorded numbers mean."""
-        return f"mean cosine between the key and the {self.where.queries} valid queries that may see it"
+        return f"mean cosine between the key and the {self.queries} valid queries that may see it"
 
-    def _points(self, model: Any) -> tuple[str, ...]:
+    def points_of(self, model: Any) -> tuple[str, ...]:
+        """Where the model has its queries and keys."""
         return rotated(model, "q"), rotated(model, "k")
 
-    def _measure(self, model: Any, layer: int, canvas: Canvas | None, *tensors: Tensor) -> Tensor:
-        query, key = (F.normalize(tensor.float(), dim=-1) for tensor in tensors)  # [batch, pos, head, d_head]
-        full = seen(canvas, query.shape[0], query.shape[1], query.device)
-        counts = full.where(self.where.queries).to(query.device)[:, :, None, None].float()
-        # The mean of cosines is the cosine with the mean unit query: no pattern is formed.
-        if is_causal(model):
-            total, number = ((x.flip(1).cumsum(1).flip(1)) for x in (query * counts, counts))
-        else:
-            total, number = ((x.sum(1, keepdim=True)) for x in (query * counts, counts))
-        key = key.repeat_interleave(query.shape[2] // key.shape[2], 2)
-        cosine = (total * key).sum(-1) / number[..., 0]
-        return only(cosine.transpose(1, 2), full.valid)
+    def measure(self, layer: Layer, *tensors: Tensor) -> Tensor:
+        """The means."""
+        query, key = tensors
+        return mean_cosine(layer, query, key, self.queries)
 
 
+@dataclass(frozen=True, repr=False)
 class QueryNorm(LayerProbe):
-    """L2 norm of each query vector, `||q_i||`, after RoPE, which keeps norms; the position is the query's.
+    """L2 norm of each query vector, `||q_i||`, after RoPE, which keeps norms, by the query's position.
 
     Unit: the model's own activations, in [0, inf). 0: the query scores every key 0 and attends evenly; 1: unit
     length, which means nothing by itself: compare positions within a layer and head. Source: the decomposition
     `q.k = ||q|| ||k|| cos` of arXiv 2601.07894.
 
-    Args:
-        where: Layers, steps and queries to look at; other queries are nan. Heads are always all recorded.
+    Attributes:
+        where: Layers, heads and steps to look at.
+        queries: Which queries to measure; others are nan.
     """
 
-    name = "query_norm"
-    dims = ("layer", "head", "key")
+    where: Scope = Scope()
+    queries: Positions = "all"
+    own = "query_norm"
+    dims = ("layer", "head", "query")
     unit = "L2 norm"
 
-    @property
+    @derived
     def definition(self) -> str:
         """What the recorded numbers mean."""
-        return f"L2 norm of the query vector at this position ({self.where.queries} queries)"
+        return f"L2 norm of the query vector at this position ({self.queries} queries)"
 
-    def _points(self, model: Any) -> tuple[str, ...]:
+    def points_of(self, model: Any) -> tuple[str, ...]:
+        """Where the model has its queries."""
         return (rotated(model, "q"),)
 
-    def _measure(self, model: Any, layer: int, canvas: Canvas | None, *tensors: Tensor) -> Tensor:
-        (query,) = tensors
-        queries = seen(canvas, query.shape[0], query.shape[1], query.device).where(self.where.queries)
-        return only(norms(query, canvas), queries)
+    def measure(self, layer: Layer, *tensors: Tensor) -> Tensor:
+        """The norms."""
+        return norms(tensors[0], layer.queries(self.queries, tensors[0]))
 
 
+@dataclass(frozen=True, repr=False)
 class QKDecomposition(LayerProbe):
-    """What makes a key's scores: `q.k = ||q|| ||k|| cos(q, k)`, its three factors side by side, after RoPE.
+    """What of a key makes its scores: two factors of `q.k = ||q|| ||k|| cos(q, k)`, side by side, after RoPE.
 
-    The dim `part` holds "cosine" (mean over the queries that see the key, in [-1, 1]), "key_norm" (of the key head that
-    the query head uses) and "query_norm" (of the query at this position), both in the model's own activations, in
-    [0, inf). 0 and 1 as in QKCosine, KeyNorm and QueryNorm, which measure them one by one. `norms.qk_at_sinks` compares
+    The dim `part` holds "cosine" (mean over the queries that see the key, in [-1, 1]) and "key_norm" (of the key head
+    that the query head uses, in the model's own activations, in [0, inf)). 0 and 1 as in QKCosine and KeyNorm, which
+    measure them one by one. The third factor belongs to the query: `QueryNorm` has it. `norms.qk_at_sinks` compares
     sinks with other keys. Source: arXiv 2601.07894 (released code; there on head averages).
 
-    Args:
-        where: Layers, steps and queries to look at. Heads and keys are always all recorded.
+    Attributes:
+        where: Layers, heads and steps to look at. Keys are always all recorded.
+        queries: Which queries count for the cosine.
     """
 
-    name = "qk"
+    where: Scope = Scope()
+    queries: Positions = "all"
+    own = "qk"
     dims = ("layer", "head", "part", "key")
-    unit = "cosine; L2 norms"
-    parts = ("cosine", "key_norm", "query_norm")
+    unit = "cosine; L2 norm"
+    parts = ("cosine", "key_norm")
 
-    @property
+    @derived
     def definition(self) -> str:
         """What the recorded numbers mean."""
-        return f"{QKCosine(self.where).definition}; L2 norm of the key; L2 norm of the query at this position"
+        return f"mean cosine between the key and the {self.queries} valid queries that may see it; L2 norm of the key"
 
-    def _points(self, model: Any) -> tuple[str, ...]:
+    def points_of(self, model: Any) -> tuple[str, ...]:
+        """Where the model has its queries and keys."""
         return rotated(model, "q"), rotated(model, "k")
 
-    def _measure(self, model: Any, layer: int, canvas: Canvas | None, *tensors: Tensor) -> Tensor:
+    def measure(self, layer: Layer, *tensors: Tensor) -> Tensor:
+        """Both parts."""
         query, key = tensors
-        cosine = QKCosine(self.where)._measure(model, layer, canvas, query, key)
-        lengths = norms(key, canvas).repeat_interleave(query.shape[2] // key.shape[2], 1)
-        return torch.stack([cosine, lengths, QueryNorm(self.where)._measure(model, layer, canvas, query)], 2)
+        lengths = norms(to_query_heads(key, query.shape[2]), layer.keys("all", key))
+        return torch.stack([mean_cosine(layer, query, key, self.queries), lengths], 2)
 
-    def coords(self) -> dict[str, list[Any]]:
-        """The layers that were measured, and the parts."""
-        return {**super().coords(), "part": list(self.parts)}
+    def coords(self, seen: dict[Any, Any]) -> dict[str, list[Any]]:
+        """What was measured, and the parts."""
+        return {**super().coords(seen), "part": list(self.parts)}
+
+
+def mean_cosine(layer: Layer, query: Tensor, key: Tensor, which: Positions) -> Tensor:
+    """Mean cosine of each key with the queries that see it [batch, head, key].
+
+    The mean of cosines is the cosine with the mean unit query, so no pattern is formed.
+    """
+    query, key = (F.normalize(tensor.float(), dim=-1) for tensor in (query, key))
+    counts = layer.queries(which, query)
+    heads = query.shape[2]
+    summed = layer.sight.sums(rearrange(query * counts[..., None, None], "batch query h d -> batch (h d) query"))
+    summed = rearrange(summed, "batch (h d) key -> batch key h d", h=heads)
+    cosine = (summed * to_query_heads(key, heads)).sum(-1) / layer.sight.seen_by(counts)[..., None]
+    return only(rearrange(cosine, "batch key h -> batch h key"), layer.keys("all", key))

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sinklens.hooks import Canvas, Where
-from sinklens.probes.base import LayerProbe, seen
-from sinklens.sinks import SinkRule, received_attention
+from sinklens.errors import ScopeError
+from sinklens.hooks import Scope
+from sinklens.probes.base import Layer, ReceivedProbe, derived
+from sinklens.sinks import Positions, SinkRule
 
 
-class MaskedVsCommitted(LayerProbe):
+@dataclass(frozen=True, repr=False)
+class MaskedVsCommitted(ReceivedProbe):
     """Jaccard overlap between the sinks of masked queries and the sinks of committed queries, per head.
 
     A step has few queries of one kind and many of the other, so the received attention of each set is scaled to
@@ -21,43 +24,53 @@ class MaskedVsCommitted(LayerProbe):
     Source: the separate sinks of masked and unmasked queries in arXiv 2510.15731, section 4.2 (figure 6a), which
     gives no number; the overlap and the scaling are sinklens's.
 
-    Args:
-        rule: When a key is a sink (its own `queries` are not used).
-        where: Layers and steps to look at. Heads are always all recorded.
+    Attributes:
+        rule: When a key is a sink.
+        where: Layers, heads and steps to look at.
+
+    Raises:
+        ScopeError: a rule that names queries of its own.
     """
 
-    name = "masked_vs_committed"
+    rule: SinkRule = SinkRule()
+    where: Scope = Scope()
+    own = "masked_vs_committed"
     dims = ("layer", "head")
     unit = "Jaccard"
-    points = ("attn.hook_pattern",)
 
-    def __init__(self, rule: SinkRule | None = None, where: Where | None = None) -> None:
-        super().__init__(where)
-        self.rule = rule or SinkRule()
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rule.queries != "all":
+            raise ScopeError(
+                f"queries={self.rule.queries!r} of the rule has no meaning for MaskedVsCommitted, which compares "
+                "masked with committed queries; leave it out"
+            )
 
-    @property
+    @derived
     def definition(self) -> str:
         """What the recorded numbers mean."""
         return f"overlap of the sinks of masked and of committed queries, scaled alike: {self.rule.words()}"
 
-    def _reduce(self, pattern: Tensor, canvas: Canvas, rows: slice) -> Tensor:
-        queries = (canvas.where(which)[:, None, rows].to(pattern.device) for which in ("masked", "committed"))
-        return torch.stack([received_attention(pattern, each) for each in queries])
+    def whose(self, model: Any) -> tuple[Positions, ...]:
+        """Both kinds of queries."""
+        return "masked", "committed"
 
-    def _measure(self, model: Any, layer: int, canvas: Canvas | None, *tensors: Tensor) -> Tensor:
+    def measure(self, layer: Layer, *tensors: Tensor) -> Tensor:
+        """The overlaps."""
         (both_sets,) = tensors
-        full = seen(canvas, both_sets.shape[1], both_sets.shape[-1], both_sets.device)
-        keys = full.where(self.rule.keys)[:, None].to(both_sets.device)
-        size = full.valid.sum(-1)[:, None, None].to(both_sets.device)
-        sets, there = [], []
-        for which, raw in zip(("masked", "committed"), both_sets, strict=True):
-            number = full.where(which)[:, None].to(raw.device).sum(-1, keepdim=True)
-            received = raw * size / number.clamp(min=1)
-            sets.append(self.rule(received, keys, queries=size[..., 0]))
-            there.append(number[..., 0] > 0)
+        keys = layer.keys(self.rule.keys, both_sets)[:, None]
+        size = layer.keys("all", both_sets).sum(-1, keepdim=True)
+        sets, defined = [], torch.ones_like(size, dtype=torch.bool)
+        for which, raw in zip(self.whose(layer.model), both_sets, strict=True):
+            queries = layer.queries(which, raw)
+            number = queries.sum(-1, keepdim=True)
+            scale = size / number.clamp(min=1)
+            visible = layer.sight.seen_by(queries) * scale
+            sets.append(self.rule(raw * scale[:, None], keys, queries=size.float(), visible=visible[:, None]))
+            defined = defined & (number > 0)
         both, either = (sets[0] & sets[1]).sum(-1), (sets[0] | sets[1]).sum(-1)
-        defined = (either > 0) & there[0] & there[1]
-        return torch.where(defined, both / either.clamp(min=1), torch.nan)
+        return torch.where(defined & (either > 0), both / either.clamp(min=1), torch.nan)
 
-    def _arguments(self) -> list[str]:
-        return [] if self.rule == SinkRule() else [repr(self.rule)]
+    def attributes(self) -> dict[str, Any]:
+        """Whose attention counted, each kind by itself, and which keys could be sinks."""
+        return {"queries": "masked, committed", "eligible_keys": self.rule.keys}

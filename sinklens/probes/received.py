@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import torch
+from einops import rearrange
 from torch import Tensor
 
-from sinklens.hooks import Canvas, Where
-from sinklens.probes.base import LayerProbe
-from sinklens.sinks import Positions, received_attention
+from sinklens.hooks import Scope
+from sinklens.probes.base import Layer, ReceivedProbe, derived
+from sinklens.sinks import Positions
 
 
-class ReceivedAttention(LayerProbe):
+@dataclass(frozen=True, repr=False)
+class ReceivedAttention(ReceivedProbe):
     """Received attention of every key: the column sum `C_j = sum_i A[i, j]` over valid queries.
 
     Reduces inside the hook; the pattern is not kept. Unit: attention, in [0, number of queries]; 0: nobody attends
@@ -21,41 +23,53 @@ class ReceivedAttention(LayerProbe):
     bidirectional model, H_S - H_j in a causal one: `sinks.uniform_null`). Source: arXiv 2510.15731, section 4.1
     (printed as a column mean; see `SinkRule`).
 
-    Args:
-        where: Layers, steps and queries to look at. Heads are always all recorded; keys as well.
-        query_sets: Measure several query sets side by side ("all", "masked", "committed", "prompt", "response",
-            "last"); the record then has the dim query_set, and `where.queries` is not used.
+    Attributes:
+        where: Layers, heads and steps to look at. Keys are always all recorded.
+        queries: Whose attention counts: "all", "masked", "committed", "prompt", "response" or "last", recorded as the
+            attribute "queries". Or several of them, measured side by side: the record then has the dim "queries".
+
+    Raises:
+        ValueError: an unknown set, or one that is named twice.
     """
 
-    name = "received"
+    where: Scope = Scope()
+    queries: Positions | Sequence[Positions] = "all"
+    own = "received"
     unit = "attention (column sum)"
-    points = ("attn.hook_pattern",)
 
-    def __init__(self, where: Where | None = None, *, query_sets: Sequence[Positions] | None = None) -> None:
-        super().__init__(where)
-        for which in query_sets or ():
-            Where(queries=which)  # an unknown name raises, and lists the known ones
-        self.query_sets = tuple(query_sets) if query_sets else None
-        self.dims = ("layer", "head", "query_set", "key") if self.query_sets else ("layer", "head", "key")
+    def __post_init__(self) -> None:
+        if not isinstance(self.queries, str):
+            object.__setattr__(self, "queries", tuple(self.queries))
+        super().__post_init__()
+        if not self.sets or len(set(self.sets)) < len(self.sets):
+            raise ValueError(f"queries={self.queries!r} must name at least one set, and each set once")
 
     @property
+    def sets(self) -> tuple[Positions, ...]:
+        """The sets of queries."""
+        return (self.queries,) if isinstance(self.queries, str) else tuple(self.queries)
+
+    @derived
+    def dims(self) -> tuple[str, ...]:
+        """With a dim for the sets, if there are several."""
+        return ("layer", "head", "key") if isinstance(self.queries, str) else ("layer", "head", "queries", "key")
+
+    @derived
     def definition(self) -> str:
         """What the recorded numbers mean."""
-        which = "the valid queries of each query set" if self.query_sets else f"{self.where.queries} valid queries"
+        which = f"{self.queries} valid queries" if isinstance(self.queries, str) else "the valid queries of each set"
         return f"sum over {which} of the attention that the key receives"
 
-    def _reduce(self, pattern: Tensor, canvas: Canvas, rows: slice) -> Tensor:
-        sets = self.query_sets or (self.where.queries,)
-        sums = [received_attention(pattern, canvas.where(which)[:, None, rows].to(pattern.device)) for which in sets]
-        return torch.stack(sums, 2) if self.query_sets else sums[0]
+    def whose(self, model: Any) -> tuple[Positions, ...]:
+        """The sets of queries whose attention counts."""
+        return self.sets
 
-    def _measure(self, model: Any, layer: int, canvas: Canvas | None, *tensors: Tensor) -> Tensor:
-        return tensors[0]
+    def measure(self, layer: Layer, *tensors: Tensor) -> Tensor:
+        """The sums, the sets before the keys."""
+        (received,) = tensors
+        return received[0] if isinstance(self.queries, str) else rearrange(received, "s batch h key -> batch h s key")
 
-    def coords(self) -> dict[str, list[Any]]:
-        """The layers that were measured, and the query sets."""
-        layers: dict[str, list[Any]] = {**super().coords()}
-        return layers | ({"query_set": list(self.query_sets)} if self.query_sets else {})
-
-    def _arguments(self) -> list[str]:
-        return [f"query_sets={list(self.query_sets)}"] if self.query_sets else []
+    def coords(self, seen: dict[Any, Any]) -> dict[str, list[Any]]:
+        """What was measured, and the sets of queries."""
+        coords = super().coords(seen)
+        return coords if isinstance(self.queries, str) else coords | {"queries": list(self.queries)}

@@ -2,53 +2,52 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from sinklens.hooks import Canvas, Where, is_causal
-from sinklens.probes.base import LayerProbe, only, seen
-from sinklens.sinks import SinkRule, received_attention, seeing
+from sinklens.hooks import Scope, autoregressive
+from sinklens.probes.base import Layer, ReceivedProbe, derived, only
+from sinklens.sinks import Positions, SinkRule
 
 
-class SinkMask(LayerProbe):
+@dataclass(frozen=True, repr=False)
+class SinkMask(ReceivedProbe):
     """1 where a key is a sink by a rule, 0 where it is none; the rule runs inside the hook.
 
     The same as `metrics.sinks` on a record of `ReceivedAttention`, without keeping the attention. Unit: yes/no (1/0);
     the mean over keys is the share of sinks. Source: arXiv 2510.15731, equation 3; see `SinkRule`.
 
-    Args:
+    Attributes:
         rule: When a key is a sink; its `queries` and `keys` say whose attention counts and who can be one.
-        where: Layers and steps to look at.
+        where: Layers, heads and steps to look at. A rule with per="mean" averages all heads of a layer.
     """
 
-    name = "sink"
+    rule: SinkRule = SinkRule()
+    where: Scope = Scope()
+    own = "sink"
     dims = ("layer", "head", "key")
     unit = "1/0"
-    points = ("attn.hook_pattern",)
 
-    def __init__(self, rule: SinkRule | None = None, where: Where | None = None) -> None:
-        super().__init__(where)
-        self.rule = rule or SinkRule()
-
-    @property
+    @derived
     def definition(self) -> str:
         """What the recorded numbers mean."""
         return f"1 where the key is a sink: {self.rule.words()}"
 
-    def _reduce(self, pattern: Tensor, canvas: Canvas, rows: slice) -> Tensor:
-        return received_attention(pattern, canvas.where(self.rule.queries)[:, None, rows].to(pattern.device))
+    def whose(self, model: Any) -> tuple[Positions, ...]:
+        """The rule's queries."""
+        return (self.rule.counting(autoregressive=autoregressive(model)),)
 
-    def _measure(self, model: Any, layer: int, canvas: Canvas | None, *tensors: Tensor) -> Tensor:
-        (received,) = tensors
-        full = seen(canvas, len(received), received.shape[-1], received.device)
-        queries, keys = (
-            full.where(which)[:, None].to(received.device) for which in (self.rule.queries, self.rule.keys)
-        )
-        visible = None
-        if is_causal(model):
-            visible = seeing(queries).expand(received.shape)
-        return only(self.rule(received, keys, visible=visible).float(), full.valid)
+    def measure(self, layer: Layer, *tensors: Tensor) -> Tensor:
+        """The flags."""
+        received = tensors[0][0]
+        (which,) = self.whose(layer.model)
+        queries, keys = layer.queries(which, received), layer.keys(self.rule.keys, received)
+        visible = layer.sight.seen_by(queries)[:, None]
+        flags = self.rule(received, keys[:, None], queries.sum(-1, keepdim=True).float(), visible)
+        return only(flags.float(), layer.keys("all", received))
 
-    def _arguments(self) -> list[str]:
-        return [] if self.rule == SinkRule() else [repr(self.rule)]
+    def attributes(self) -> dict[str, Any]:
+        """Whose attention counted, and which keys could be sinks."""
+        return {"queries": self.rule.queries, "eligible_keys": self.rule.keys}

@@ -1,8 +1,24 @@
-"""One xarray Dataset per run: what is in it, how a run fills it, how it is written and read.
+"""One xarray Dataset per run: what is in it, how a run fills it, how it is written, read and searched.
 
 What a record says about sinks belongs to `analysis`.
 """
 
-from sinklens.records.recorder import SCHEMA, Recorder, Rows, concat, open, provenance, save, seeds_for, to_numpy
+from sinklens.records.io import concat, open, save
+from sinklens.records.prompts import PromptIndex
+from sinklens.records.provenance import provenance
+from sinklens.records.recorder import Recorder
+from sinklens.records.schema import DIMS, SCHEMA, VARIABLES, Measured, dataset
 
-__all__ = ["SCHEMA", "Recorder", "Rows", "concat", "open", "provenance", "save", "seeds_for", "to_numpy"]
+__all__ = [
+    "DIMS",
+    "SCHEMA",
+    "VARIABLES",
+    "Measured",
+    "PromptIndex",
+    "Recorder",
+    "concat",
+    "dataset",
+    "open",
+    "provenance",
+    "save",
+]

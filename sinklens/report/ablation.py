@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,19 @@ from sinklens import plots
 from sinklens.experiments.outcomes import METRICS
 from sinklens.experiments.results import AblationResult
 from sinklens.report.page import Section, write
+
+
+def table_of(fields: Mapping[str, Any]) -> pd.DataFrame:
+    """Fields as a table; what a mapping holds has lines of its own, anything deeper is JSON."""
+    lines: list[tuple[str, str]] = []
+    for name, value in fields.items():
+        inner = value.items() if isinstance(value, Mapping) else [(None, value)]
+        lines += [(name if key is None else f"{name}.{key}", _text(one)) for key, one in inner]
+    return pd.DataFrame(lines, columns=["what", "value"])
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def report_of(result: AblationResult, out: Path) -> list[Path]:
@@ -23,7 +38,7 @@ def report_of(result: AblationResult, out: Path) -> list[Path]:
     saved = result.save(out / "result.json")
     summary: Any = result.summary()
     summary.to_csv(out / "summary.csv", index=False)
-    names = list(dict.fromkeys(row["metric"] for row in result.rows))
+    names = list(dict.fromkeys(score["metric"] for score in result.scores))
     sections = [
         Section(
             METRICS[name].meaning[:1].upper() + METRICS[name].meaning[1:],
@@ -37,11 +52,10 @@ def report_of(result: AblationResult, out: Path) -> list[Path]:
         )
         for name in names
     ]
-    made = [(name, str(value)) for name, value in result.provenance.items()]
-    sections.append(Section("Provenance", "", [("", pd.DataFrame(made, columns=["what", "value"]))]))
+    sections.append(Section("Provenance", "", [("What made the numbers", table_of(result.provenance))]))
     page = write(
         out / "report.html",
-        title=f"What editing sinks does to {result.rows[0]['model']}",
+        title=f"What editing sinks does to {result.scores[0]['model']}",
         intro="The same prompts and seeds unedited, under each edit, and under the same edit at control keys.",
         sections=sections,
         footer="" if result.finished else "The ablation was interrupted: this is what was finished.",

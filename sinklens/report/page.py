@@ -6,7 +6,6 @@ import html
 import json
 import math
 import numbers
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,8 @@ import pandas as pd
 import xarray as xr
 
 from sinklens import plots
+from sinklens.files import write_text
+from sinklens.plots.record_view import rule_of
 from sinklens.sinks import SinkRule
 
 if TYPE_CHECKING:
@@ -77,16 +78,7 @@ def write(path: str | Path, *, title: str, intro: str, sections: Sequence[Sectio
     """
     if not sections:
         raise ValueError("sections is empty; give at least one Section")
-    path = Path(path)
-    page = _page(title, intro, sections, footer)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(page, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path
+    return write_text(path, _page(title, intro, sections, footer))
 
 
 def from_record(path: str | Path, record: xr.Dataset, *, rule: SinkRule | None = None) -> Path:
@@ -98,16 +90,13 @@ def from_record(path: str | Path, record: xr.Dataset, *, rule: SinkRule | None =
         rule: What a sink is; `SinkRule()` when None.
 
     Raises:
-        ValueError: the record lacks a variable.
+        ValueError: the record lacks a variable, or was measured on other queries than the rule's; nothing is written.
     """
-    rule = rule or SinkRule()
+    rule = rule_of(record, rule)
     made = json.loads(record.attrs.get("provenance", "{}"))
     rows = [(name, _plain(value)) for name, value in _flat(made)]
-    provenance = Section(
-        "Provenance",
-        "" if rows else "This record does not say where its numbers come from.",
-        tables=[("What made the numbers", pd.DataFrame(rows, columns=["what", "value"]))] if rows else [],
-    )
+    table = pd.DataFrame(rows, columns=["what", "value"])
+    provenance = Section("Provenance", tables=[("What made the numbers", table)])
     prompts = record.sizes.get("prompt", 1)
     run = {
         "The first figure counts the sinks of a head in every layer at every step.": plots.layer_steps(record, rule),
@@ -126,13 +115,13 @@ def from_record(path: str | Path, record: xr.Dataset, *, rule: SinkRule | None =
             plots.sink_positions(record, prompt=prompt, rule=rule),
             *([plots.heads(record, prompt, rule)] if prompt == 0 else []),
         ]
-        row = record.isel(prompt=prompt)
-        given = [plots.visible(str(t)) for t, g in zip(row["text"].values, row["given"].values, strict=True) if g == 1]
+        one = record.isel(prompt=prompt)
+        given = [plots.visible(str(t)) for t, g in zip(one["text"].values, one["given"].values, strict=True) if g == 1]
         text = "\n\nThe last figure shows every head in small, beside even attention." if prompt == 0 else ""
         sections.append(Section(f"Prompt {prompt}", f"Given: {' '.join(given)}{text}", figures=figures))
     intro = (
-        "Received attention is the column sum of an attention pattern: how much attention the queries together pay "
-        "to a position. It averages 1 over the positions if all queries count. A sink is a position with "
+        f"Received attention is the column sum of an attention pattern: how much attention {rule.queries} queries "
+        "together pay to a position. It averages 1 over the positions if all queries count. A sink is a position with "
         f"{plots.describe(rule)}, decided "
         "at each step, in each layer and head.\n\n"
         "Read it against its null: queries that spread their attention evenly give every position of a bidirectional "

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from sinklens import plots
 from sinklens.experiments.published import layout, published, wide
 from sinklens.experiments.results import AblationResult
 from sinklens.report import page
+from sinklens.report.ablation import table_of
 from sinklens.report.page import Section
 
 
@@ -28,7 +27,7 @@ def write_table1(results: Sequence[AblationResult], out: Path) -> Path:
     for result in results:
         result.save(out / f"result-{Path(result.provenance['model']).name}.json")
     beyond = [column for column in table.columns if column not in ("low", "high")]
-    made = [(f"{result.provenance['model']}", result.provenance["spec"]) for result in results]
+    protocols = [(result.provenance["model"], table_of(result.provenance["experiment"])) for result in results]
     sections = [
         Section(
             "Table 1",
@@ -50,7 +49,7 @@ def write_table1(results: Sequence[AblationResult], out: Path) -> Path:
             [("Sinks and random keys", table[beyond])],
             [],
         ),
-        Section("Protocol", "Everything that made the numbers.", [(name, _flat(found)) for name, found in made], []),
+        Section("Protocol", "Everything that made the numbers.", protocols, []),
     ]
     return page.write(
         out / "report.html",
@@ -59,7 +58,3 @@ def write_table1(results: Sequence[AblationResult], out: Path) -> Path:
         sections=sections,
         footer="written by sinklens reproduce table1",
     )
-
-
-def _flat(found: dict[str, Any]) -> pd.DataFrame:
-    return pd.DataFrame([(name, str(value)) for name, value in found.items()], columns=["field", "value"])

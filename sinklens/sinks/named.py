@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from sinklens.sinks import SinkRule
@@ -67,7 +66,7 @@ RULES: dict[str, SinkRule] = {
     "rulli": SinkRule(epsilon=3.0, units="sum"),  # arXiv 2510.15731, equation 3, with column sums
     "gu": SinkRule(epsilon=0.3, units="share"),  # arXiv 2410.10781, Sink_k; give `visible` for a causal model
     "floating": SinkRule(epsilon=3.0, units="zscore", per="mean"),  # arXiv 2601.07894, released code
-    "sink_aware": SinkRule(epsilon=2.0, units="zscore", per="mean"),  # arXiv 2602.17664; `soft_sinks` is its mask
+    "sink_aware": SinkRule(epsilon=2.0, units="zscore", per="mean"),  # arXiv 2602.17664, its soft mask passes 1/2 there
     "act": ActRule(),
     "streaming": StreamingRule(),
 }
@@ -82,15 +81,3 @@ def rule(name: str) -> SinkRule:
     if name not in RULES:
         raise ValueError(f"sink rule {name!r} is unknown; the named rules are {', '.join(RULES)}")
     return RULES[name]
-
-
-def soft_sinks(
-    mass: Float[Tensor, "*batch key"], *, std: float = 2.0, slope: float = 5.0
-) -> Float[Tensor, "*batch key"]:
-    """Sink-Aware Pruning's soft mask: sigmoid(slope (m_j - tau)), tau = mean + std population deviations, in [0, 1].
-
-    m_j is attention summed over layers, heads and queries, so with many heads the step is nearly hard.
-    Source: arXiv 2602.17664, released code (`--sink_std 2.0`, `--sink_alpha 5.0`).
-    """
-    tau = mass.mean(-1, keepdim=True) + std * mass.std(-1, keepdim=True, unbiased=False)
-    return torch.sigmoid(slope * (mass - tau))

@@ -1,4 +1,4 @@
-"""What a sink is: received attention and the one rule that calls a key a sink. Pure torch."""
+"""The one rule that calls a key a sink. Pure torch."""
 
 from __future__ import annotations
 
@@ -10,55 +10,26 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from sinklens.sinks.received import largest
+from sinklens.values.content import Value
+
 Units = Literal["sum", "mean", "percent", "zscore", "share"]
 Positions = Literal["all", "masked", "committed", "prompt", "response", "last"]
+Queries = Literal["all", "masked", "committed", "prompt", "response", "last", "auto"]
 
 
-def received_attention(
-    pattern: Float[Tensor, "*batch query key"], queries: Bool[Tensor, "*#batch query"] | None = None
-) -> Float[Tensor, "*batch key"]:
-    """Attention that each key receives: the column sum `C_j = sum_i A[i, j]` over valid queries.
+def known_positions(name: str, value: object, allowed: tuple[str, ...] = get_args(Positions)) -> None:
+    """Raise for a set of positions that there is not.
 
-    Range [0, number of queries]; over the keys it averages (queries / keys), which is 1 when both are all
-    real positions. 0: nobody attends to the key. arXiv 2510.15731, section 4.1 (there as a column mean).
-
-    Args:
-        pattern: Attention weights, rows (fixed query) sum to 1.
-        queries: Which queries count; all when None. Padding must never count.
+    Raises:
+        ValueError: quoting the value and listing the sets.
     """
-    if queries is None:
-        return pattern.float().sum(-2)
-    return (queries.float().unsqueeze(-2) @ pattern.float()).squeeze(-2)
-
-
-def uniform_null(keys: int, *, causal: bool) -> Float[Tensor, " key"]:
-    """Received attention if every query spread its attention evenly over the keys that it may see.
-
-    1 for every key of a bidirectional model. For a causal one key j receives `sum_{i>=j} 1/(i+1)`: the first
-    key gets the harmonic number H_S (4.74 at S = 64), which passes epsilon = 3 without being a sink.
-    """
-    if not causal:
-        return torch.ones(keys)
-    weights = 1 / torch.arange(1, keys + 1, dtype=torch.float64)
-    return weights.flip(0).cumsum(0).flip(0).float()
-
-
-def largest(
-    score: Float[Tensor, "*batch key"], keys: Bool[Tensor, "*batch key"], count: Tensor | int
-) -> Bool[Tensor, "*batch key"]:
-    """The `count` keys (a number, or one per row [*batch, 1]) with the largest score among `keys`; ties: leftmost."""
-    order = score.masked_fill(~keys, float("-inf")).argsort(dim=-1, descending=True, stable=True)
-    place = torch.arange(order.shape[-1], device=order.device).expand_as(order)
-    return keys & (torch.empty_like(order).scatter(-1, order, place) < count)
-
-
-def seeing(queries: Bool[Tensor, "*batch key"]) -> Float[Tensor, "*batch key"]:
-    """How many of the queries of a causal model can see each key: those at or after it."""
-    return queries.float().flip(-1).cumsum(-1).flip(-1)
+    if value not in allowed:
+        raise ValueError(f"{name}={value!r} is unknown; the sets are {', '.join(allowed)}")
 
 
 @dataclass(frozen=True, repr=False)
-class SinkRule:
+class SinkRule(Value):
     """When a key is a sink. The only definition in sinklens: edits use it online, metrics offline.
 
     Key j is a sink iff its received attention exceeds the mean of the OTHER valid keys by `epsilon`
@@ -77,7 +48,8 @@ class SinkRule:
     averages the heads first, so that all heads of a layer share their sinks. `queries` names whose attention counts
     and `keys` which positions can be sinks, and are compared with each other: "all", "masked", "committed", "prompt",
     "response" or "last" (arXiv 2510.15731, section 4.2, tells masked from committed queries; for autoregressive models
-    section 4.3 reads the last query). Padding never counts. Named rules with their papers: `rules.py`.
+    section 4.3 reads the last query). "auto" is the paper's protocol for both: all queries of a diffusion model, the
+    last one of an autoregressive model. Padding never counts. Named rules with their papers: `sinks.named`.
 
     Raises:
         ValueError: an unknown unit or set; an epsilon that can never fire ("mean" and "share" from 1, "percent" from
@@ -88,7 +60,7 @@ class SinkRule:
     units: Units = "sum"
     top_k: int | None = None
     per: Literal["head", "mean"] = "head"
-    queries: Positions = "all"
+    queries: Queries = "all"
     keys: Positions = "all"
 
     def __post_init__(self) -> None:
@@ -96,10 +68,8 @@ class SinkRule:
             raise ValueError(f"units={self.units!r} is unknown; the units are {', '.join(get_args(Units))}")
         if self.per not in ("head", "mean"):
             raise ValueError(f"per={self.per!r} must be 'head' or 'mean' (heads averaged)")
-        for name in ("queries", "keys"):
-            if getattr(self, name) not in get_args(Positions):
-                known = ", ".join(get_args(Positions))
-                raise ValueError(f"{name}={getattr(self, name)!r} is unknown; the sets are {known}")
+        known_positions("queries", self.queries, get_args(Queries))
+        known_positions("keys", self.keys)
         if self.epsilon is None and self.top_k is None:
             raise ValueError("SinkRule(epsilon=None) ranks keys and so needs top_k, for example top_k=1")
         if self.top_k is not None and self.top_k < 1:
@@ -115,6 +85,12 @@ class SinkRule:
                 f"units='sum' (arXiv 2510.15731 read so that its figures hold) or an epsilon below {limit}"
             )
 
+    def counting(self, *, autoregressive: bool) -> Positions:
+        """Whose attention counts in a model of this kind: `queries`, with "auto" resolved."""
+        if self.queries == "auto":
+            return "last" if autoregressive else "all"
+        return self.queries
+
     def __call__(
         self,
         received: Float[Tensor, "*batch key"],
@@ -129,7 +105,7 @@ class SinkRule:
             keys: Which keys are real and eligible; all when None.
             queries: How many queries were summed, for "mean" and "percent"; the total of `received` when None
                 (equal, because rows sum to 1).
-            visible: For "share": how many of them can see each key (`seeing`); `queries` when None, which
+            visible: For "share": how many of them can see each key (`Sight.seen_by`); `queries` when None, which
                 is right for bidirectional models.
         """
         if self.per == "mean":
@@ -188,7 +164,7 @@ class SinkRule:
 
     def _sets(self) -> str:
         text = ", heads averaged" if self.per == "mean" else ""
-        text += "" if self.queries == "all" else f"; by {self.queries} queries"
+        text += "" if self.queries in ("all", "auto") else f"; by {self.queries} queries"
         return text + ("" if self.keys == "all" else f"; among {self.keys} keys")
 
     def cut(self, keys: int) -> float | None:

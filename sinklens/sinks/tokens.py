@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
 CLASSES = ("bos", "eos", "mask", "white space", "punctuation", "digit", "word")
 _MARKS = {
@@ -41,8 +43,21 @@ def ids_of_class(model: Any, name: str) -> list[int]:
     tokenizer = getattr(model, "tokenizer", None)
     if tokenizer is None:
         raise ValueError(f"token class {name!r} needs a tokenizer, and {model!r} has none; give token ids instead")
-    texts = tokenizer.batch_decode([[index] for index in range(len(tokenizer))])
-    found = [index for index, text in enumerate(texts) if token_class(text) == name]
-    if not found:
+    ids = _vocabulary(tokenizer).get(name)
+    if not ids:
         raise ValueError(f"no token of {model!r} is of class {name!r}, so it could never be found; use another class")
-    return found
+    return list(ids)
+
+
+_KNOWN: WeakKeyDictionary[Any, tuple[int, Mapping[str, list[int]]]] = WeakKeyDictionary()
+
+
+def _vocabulary(tokenizer: Any) -> Mapping[str, list[int]]:
+    """Token ids by class; a vocabulary is decoded once, and again if it has grown."""
+    size, classes = _KNOWN.get(tokenizer, (-1, {}))
+    if size != len(tokenizer):
+        classes = {}
+        for index, text in enumerate(tokenizer.batch_decode([[index] for index in range(len(tokenizer))])):
+            classes.setdefault(token_class(text), []).append(index)
+        _KNOWN[tokenizer] = len(tokenizer), classes
+    return classes

@@ -1,4 +1,4 @@
-"""Prompts plus a checker: the twins' own language, JSONL files, bare prompts.
+"""Prompts plus a checker, as values: the twins' own language, JSONL files, bare prompts.
 
 How a model is run on them belongs to `decoding` and `experiments`.
 """

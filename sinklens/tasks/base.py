@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
+from sinklens.decoding.prompts import as_list
+from sinklens.values.content import Value, plain
 
 
-@dataclass(frozen=True)
-class Example:
-    """One item of a task: `prompt` (text or token ids), the `answer` held out behind it, and a stable `name`."""
+@dataclass(frozen=True, repr=False)
+class Example(Value):
+    """One item of a task.
+
+    Attributes:
+        prompt: Text or token ids.
+        answer: What is held out behind it, or in its gaps.
+        name: A stable name.
+    """
 
     prompt: Any
     answer: str
@@ -31,45 +39,72 @@ class Score:
         return self.correct / self.total if self.total else float("nan")
 
 
-class Task(Protocol):
-    """Prompts plus a checker."""
+class Task(Value, ABC):
+    """Prompts plus a checker.
+
+    A task of your own is a frozen dataclass below this class with a `name` and the four methods, or sets `identity` to
+    a text that says what it asks and how it checks: stored scores are found again by that.
+
+    Attributes:
+        name: What results and figures call it.
+    """
 
     name: str
 
+    @abstractmethod
     def __len__(self) -> int: ...
 
+    @abstractmethod
     def __getitem__(self, index: int) -> Example: ...
 
+    @abstractmethod
     def score(self, example: Example, completion: str) -> Score:
         """Check a completion."""
-        ...
 
+    @abstractmethod
     def checkable(self, example: Example, answer: Sequence[int]) -> list[bool]:
         """Which tokens of the tokenised answer count under teacher forcing."""
-        ...
+
+    def checker(self) -> Any:
+        """Plain data on which a score depends beside the prompt, the answer and the completion: how it is checked.
+
+        All of the task's content, unless a task knows better: with less, more examples of the same kind do not make
+        the stored scores of the first ones worthless.
+
+        Raises:
+            ContentError: the task has no content that could be compared.
+        """
+        return plain(self)
 
 
-class Prompts:
+@dataclass(frozen=True, repr=False)
+class Prompts(Task):
     """Prompts without answers: what an edit changes can be measured, not whether the change is right.
 
-    Args:
+    Attributes:
         prompts: Texts, or lists of token ids; also a single one.
+        name: What results call it; says how many there are if empty.
+
+    Raises:
+        ValueError: no prompts.
     """
 
-    def __init__(self, prompts: Sequence[Any]) -> None:
-        one = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int | np.integer))
-        self.prompts: list[Any] = [prompts] if one else list(prompts)
-        self.name = f"prompts(n={len(self.prompts)})"
-        if not self.prompts:
+    prompts: Any
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        listed = [each if isinstance(each, str) else tuple(map(int, each)) for each in as_list(self.prompts)]
+        if not listed:
             raise ValueError("there are no prompts; give at least one")
+        object.__setattr__(self, "prompts", tuple(listed))
+        object.__setattr__(self, "name", self.name or f"prompts(n={len(listed)})")
 
     def __len__(self) -> int:
         return len(self.prompts)
 
     def __getitem__(self, index: int) -> Example:
         """One prompt, with an empty answer."""
-        prompt = self.prompts[index]
-        return Example(prompt if isinstance(prompt, str) else [int(token) for token in prompt], "", f"prompt {index}")
+        return Example(self.prompts[index], "", f"prompt {index}")
 
     def score(self, example: Example, completion: str) -> Score:
         """There is nothing to check."""
@@ -78,3 +113,7 @@ class Prompts:
     def checkable(self, example: Example, answer: Sequence[int]) -> list[bool]:
         """Nothing is."""
         return [False] * len(answer)
+
+    def checker(self) -> Any:
+        """Nothing but that nothing is checked."""
+        return {"type": "Prompts"}

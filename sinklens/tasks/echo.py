@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sinklens.tasks.base import Example, Score
+from sinklens.tasks.base import Example, Score, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -110,56 +112,64 @@ class EchoGrammar:
         return np.array([self.id[piece] for piece in pieces], dtype=np.int64)
 
 
-class Echo:
+@dataclass(frozen=True, repr=False)
+class Echo(Task):
     """Held-out texts of the twins' toy language (`EchoGrammar`): seeded, endless, checkable by rule.
 
     Each example is the beginning of a text and its continuation. What counts is every word behind a trigger: a
     rule decides it, so a free continuation can be checked without a reference.
 
-    Args:
+    Attributes:
         n: Number of examples.
         seed: Which examples; never the training texts.
         prompt_tokens: Length of the prompt, with BOS.
         answer_tokens: Length of the continuation.
         gaps: With a share in (0, 1] the task is filling in: the prompt is the whole text with this share of the
             rule-decided words masked, the answer those words.
+        name: What results call it; says n, seed and gaps if empty.
+
+    Raises:
+        ValueError: no example, an empty prompt or answer, or a share that is none.
     """
 
-    def __init__(
-        self, n: int = 200, seed: int = 0, *, prompt_tokens: int = 16, answer_tokens: int = 32, gaps: float = 0.0
-    ) -> None:
-        for name, value, least in (
-            ("n", n, 1),
-            ("prompt_tokens", prompt_tokens, 2),
-            ("answer_tokens", answer_tokens, 1),
-        ):
-            if value < least:
-                raise ValueError(f"{name}={value} must be at least {least}")
-        if not 0 <= gaps <= 1:
-            raise ValueError(f"gaps={gaps} must be in [0, 1]")
-        self.grammar = EchoGrammar()
-        self.name = f"echo(n={n}, seed={seed}" + (f", gaps={gaps:g})" if gaps else ")")
-        self.prompt_tokens, self.gaps = prompt_tokens, gaps
-        # A stream of its own: training draws from [seed, step], two entries.
-        rng = np.random.default_rng([0xEC40, seed, 1])
-        length, texts = prompt_tokens + answer_tokens, np.zeros((0, prompt_tokens + answer_tokens), int)
-        while len(texts) < n:  # only texts that fill the window, so that every example has the same length
-            batch = self.grammar.sample(2 * n, length, rng)
-            whole = (batch[:, -1] != self.grammar.eos) & self.grammar.decided(batch)[0].any(-1)
-            texts = np.concatenate([texts, batch[whole]])
-        self.texts = texts[:n]
-        decided, draw = self.grammar.decided(self.texts)[0], rng.random(self.texts.shape)
-        lowest = np.where(decided, draw, 2.0).argmin(-1)  # every text gets one gap at least
-        self.masked = decided & ((draw < gaps) | (np.arange(length) == lowest[:, None]))
+    n: int = 200
+    seed: int = 0
+    prompt_tokens: int = field(default=16, kw_only=True)
+    answer_tokens: int = field(default=32, kw_only=True)
+    gaps: float = field(default=0.0, kw_only=True)
+    name: str = field(default="", kw_only=True)
+
+    def __post_init__(self) -> None:
+        for name, least in (("n", 1), ("prompt_tokens", 2), ("answer_tokens", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
+        if not 0 <= self.gaps <= 1:
+            raise ValueError(f"gaps={self.gaps} must be in [0, 1]")
+        said = f"echo(n={self.n}, seed={self.seed}" + (f", gaps={self.gaps:g})" if self.gaps else ")")
+        object.__setattr__(self, "name", self.name or said)
+
+    @property
+    def grammar(self) -> EchoGrammar:
+        """The language."""
+        return _grammar()
+
+    @property
+    def texts(self) -> np.ndarray:
+        """Token ids of the whole texts [n, prompt_tokens + answer_tokens]."""
+        return self._drawn[0].copy()
+
+    @property
+    def _drawn(self) -> tuple[np.ndarray, np.ndarray]:
+        return _draw(self.n, self.seed, self.prompt_tokens + self.answer_tokens, self.gaps)
 
     def __len__(self) -> int:
-        return len(self.texts)
+        return self.n
 
     def __getitem__(self, index: int) -> Example:
         """One example."""
-        ids, g = self.texts[index], self.grammar
+        texts, gaps = self._drawn
+        ids, gap, g = texts[index], gaps[index], self.grammar
         if self.gaps:
-            gap = self.masked[index]
             return Example(g.text(np.where(gap, g.mask, ids)), g.text(ids[gap]), f"{self.name}[{index}]")
         cut = self.prompt_tokens
         return Example(g.text(ids[:cut]), g.text(ids[cut:]), f"{self.name}[{index}]")
@@ -182,6 +192,34 @@ class Echo:
         prompt = self.grammar.encode(example.prompt)
         decided, _ = self.grammar.decided(np.concatenate([[self.grammar.bos], prompt, np.asarray(answer)]))
         return decided[len(prompt) + 1 :].tolist()
+
+    def checker(self) -> Any:
+        """Whether gaps are filled or texts continued; the grammar is fixed."""
+        return {"type": "Echo", "gaps": self.gaps > 0}
+
+
+@lru_cache(maxsize=1)
+def _grammar() -> EchoGrammar:
+    return EchoGrammar()
+
+
+@lru_cache(maxsize=16)
+def _draw(n: int, seed: int, length: int, gaps: float) -> tuple[np.ndarray, np.ndarray]:
+    """Texts and, for filling in, which of their words are masked, both [n, length] and not to be written to."""
+    grammar = _grammar()
+    # A stream of its own: training draws from [seed, step], two entries.
+    rng, texts = np.random.default_rng([0xEC40, seed, 1]), np.zeros((0, length), int)
+    while len(texts) < n:  # only texts that fill the window, so that every example has the same length
+        batch = grammar.sample(2 * n, length, rng)
+        whole = (batch[:, -1] != grammar.eos) & grammar.decided(batch)[0].any(-1)
+        texts = np.concatenate([texts, batch[whole]])
+    texts = texts[:n]
+    decided, draw = grammar.decided(texts)[0], rng.random(texts.shape)
+    lowest = np.where(decided, draw, 2.0).argmin(-1)  # every text gets one gap at least
+    masked = decided & ((draw < gaps) | (np.arange(length) == lowest[:, None]))
+    for drawn in (texts, masked):
+        drawn.setflags(write=False)
+    return texts, masked
 
 
 def echo_tokenizer(grammar: EchoGrammar) -> PreTrainedTokenizerFast:

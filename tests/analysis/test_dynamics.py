@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import pairwise, product
 from typing import Any
 
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from sinklens.analysis import dynamics
 from sinklens.analysis import overlap as sharing
 from sinklens.errors import RecordError
-from sinklens.planted.records import planted
+from sinklens.ground_truth.records import planted
 from sinklens.sinks import SinkRule
 
 DIMS = ("prompt", "step", "layer", "head", "key")
@@ -40,12 +41,29 @@ def ragged(draw: st.DrawFn, sets: tuple[str, ...] = ()) -> xr.Dataset:
             values[row, step, ..., length if rng.random() < 0.7 else rng.integers(1, length + 1) :] = np.nan
     if steps > 2 and draw(st.booleans()):
         values[:, rng.integers(1, steps)] = np.nan
-    dims = ("prompt", "step", "layer", "head", "query_set", "key") if sets else DIMS
+    dims = ("prompt", "step", "layer", "head", "queries", "key") if sets else DIMS
     coords: dict[str, Any] = {dim: np.arange(size) for dim, size in zip(dims, values.shape, strict=True)}
     coords["layer"] = np.arange(layers) * 3 + 1  # a probe that skipped layers
     if sets:
-        coords["query_set"] = list(sets)
-    return xr.Dataset({"received": (dims, values.astype(np.float32))}, coords)
+        coords["queries"] = list(sets)
+    missing = np.isnan(values).all(axis=tuple(range(2, values.ndim - 1)))
+    data = {
+        "received": (dims, values.astype(np.float32), {} if sets else {"queries": "all"}),
+        "masked": (("prompt", "step", "key"), np.where(missing, -1, 0).astype(np.int8)),
+        "given": (("prompt", "key"), np.ones((prompts, keys), np.int8)),
+    }
+    return xr.Dataset(data, coords, attrs={"provenance": json.dumps({"causal": False})})
+
+
+def by(name: str, rule: SinkRule = SinkRule()) -> SinkRule:
+    """The rule for the attention of other queries."""
+    return replace(rule, queries=name)  # type: ignore[arg-type]
+
+
+def alone_with(record: xr.Dataset, name: str) -> xr.Dataset:
+    """A record in which only these queries were measured."""
+    received = record["received"].sel(queries=name, drop=True).assign_attrs(queries=name)
+    return record.drop_vars("queries").assign(received=received)
 
 
 def entries(array: xr.DataArray, *dims: str) -> dict[tuple, Any]:
@@ -183,14 +201,14 @@ def test_planted_types() -> None:
     assert len(dynamics.classify(planted("jumping").record, share=0.5).query("type == 'static'")) == 4 * 2
 
 
-def test_planted_split_is_seen_by_query_set() -> None:
+def test_planted_split_is_seen_by_the_queries() -> None:
     case = planted("split", seed=2)
     for name in ("masked", "committed"):
-        at = dynamics.main_sink(case.record, query_set=name)
+        at = dynamics.main_sink(case.record, by(name))
         assert (at == case.truth[f"{name}_sink"]).all()
-        assert (dynamics.sink_rate(case.record, query_set=name) == 1).all()
-    sets = sharing.overlap(case.record, "query_set")
-    assert sets["query_set"].to_numpy().tolist() == ["all", "masked", "committed"]
+        assert (dynamics.sink_rate(case.record, by(name)) == 1).all()
+    sets = sharing.overlap(case.record, "queries")
+    assert sets["queries"].to_numpy().tolist() == ["all", "masked", "committed"]
     np.testing.assert_array_equal(sets, np.stack([[[1, 0.5, 0.5], [0.5, 1, 0], [0.5, 0, 1]]] * 2))
     distance = case.truth["committed_sink"] - case.truth["masked_sink"]
     np.testing.assert_allclose(dynamics.centroid_variance(case.record)["spatial"], (distance / 2 / 32) ** 2, rtol=1e-6)
@@ -334,20 +352,18 @@ def test_invariants(record: xr.Dataset) -> None:
 
 @settings(max_examples=8)
 @given(record=ragged(sets=("all", "masked")))
-def test_a_query_set_gives_what_a_record_of_it_alone_gives(record: xr.Dataset) -> None:
+def test_queries_give_what_a_record_of_them_alone_gives(record: xr.Dataset) -> None:
     for name in ("all", "masked"):
-        alone = record.sel(query_set=name, drop=True)
+        alone, rule = alone_with(record, name), by(name, RULE)
         for metric in (dynamics.sink_rate, dynamics.main_sink, dynamics.drift, sharing.jaccard, dynamics.onset):
-            xr.testing.assert_identical(metric(record, RULE, query_set=name), metric(alone, RULE))
-        assert rows(dynamics.dwell(record, RULE, query_set=name)) == rows(dynamics.dwell(alone, RULE))
-        xr.testing.assert_identical(
-            dynamics.centroid_variance(record, RULE, query_set=name), dynamics.centroid_variance(alone, RULE)
-        )
-    sets = sharing.overlap(record, "query_set", RULE)
-    one, other = (naive_sinks(record.sel(query_set=name, drop=True)) for name in ("all", "masked"))
+            xr.testing.assert_identical(metric(record, rule), metric(alone, rule))
+        assert rows(dynamics.dwell(record, rule)) == rows(dynamics.dwell(alone, rule))
+        xr.testing.assert_identical(dynamics.centroid_variance(record, rule), dynamics.centroid_variance(alone, rule))
+    sets = sharing.overlap(record, "queries", RULE)
+    one, other = (naive_sinks(alone_with(record, name)) for name in ("all", "masked"))
     for layer in record["layer"].to_numpy():
         expected = mean(naive_jaccard(one[cell], other[cell]) for cell in one if cell[2] == layer)
-        close(sets.sel(layer=layer, query_set="all", other_query_set="masked"), expected)
+        close(sets.sel(layer=layer, queries="all", other_queries="masked"), expected)
 
 
 @given(record=ragged())
@@ -382,12 +398,12 @@ def test_what_is_missing_is_named() -> None:
     with pytest.raises(RecordError, match="ReceivedAttention"):
         dynamics.drift(record.drop_vars("received"))
     with pytest.raises(RecordError, match="ReceivedAttention"):
-        sharing.overlap(record.drop_vars("received"), "query_set")
-    with pytest.raises(RecordError, match="query_sets="):
-        dynamics.drift(record, query_set="masked")
-    with pytest.raises(RecordError, match="query_sets="):
-        sharing.overlap(record, "query_set")
-    with pytest.raises(RecordError, match="prompt"):
-        dynamics.drift(planted("split").record, query_set="prompt")
-    with pytest.raises(ValueError, match="choose layer, head or query_set"):
+        sharing.overlap(record.drop_vars("received"), "queries")
+    with pytest.raises(RecordError, match="queries='masked'"):
+        dynamics.drift(record, by("masked"))
+    with pytest.raises(RecordError, match=r'queries=\("all", "masked", "committed"\)'):
+        sharing.overlap(record, "queries")
+    with pytest.raises(RecordError, match="only from all, masked, committed"):
+        dynamics.drift(planted("split").record, by("prompt"))
+    with pytest.raises(ValueError, match="choose layer, head, queries"):
         sharing.overlap(record, "prompt")  # pyright: ignore[reportArgumentType]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 from itertools import product
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from sinklens.analysis import norms
 from sinklens.errors import RecordError
-from sinklens.planted.records import planted
+from sinklens.ground_truth.records import planted
 from sinklens.sinks import SinkRule
 
 DIMS = ("prompt", "step", "layer", "head", "key")
@@ -42,7 +43,7 @@ def ragged(draw: st.DrawFn) -> xr.Dataset:
     coords = {dim: np.arange(size) for dim, size in zip(DIMS, received.shape, strict=True)}
     return xr.Dataset(
         {
-            "received": (DIMS, received),
+            "received": (DIMS, received, {"queries": "all"}),
             "key_norm": (SHARED, shared["k"]),
             "value_norm": (SHARED, shared["v"]),
             "masked": (("prompt", "step", "key"), masked),
@@ -50,6 +51,7 @@ def ragged(draw: st.DrawFn) -> xr.Dataset:
             "text": (("prompt", "key"), text),
         },
         coords,
+        {"provenance": json.dumps({"causal": False, "heads": kv_heads * groups, "key_heads": kv_heads})},
     )
 
 
@@ -152,11 +154,25 @@ def test_the_value_norm_decides_the_kind_and_the_bounds_can_be_chosen() -> None:
 
 def test_masked_queries_have_their_own_correlation() -> None:
     case = planted("split", seed=3)
-    masked = case.record["received"].sel(query_set="masked", drop=True)
-    alone = case.record.assign(received=masked)
-    one = norms.key_norm_correlation(case.record, query_set="masked")
-    xr.testing.assert_identical(one, norms.key_norm_correlation(alone))
-    assert norms.kind(case.record, query_set="masked")["drained"].tolist() == [case.truth["drained"] // 2] * 2
+    masked = case.record["received"].sel(queries="masked", drop=True).assign_attrs(queries="masked")
+    alone = case.record.drop_vars("queries").assign(received=masked)
+    one = norms.key_norm_correlation(case.record, queries="masked")
+    xr.testing.assert_identical(one, norms.key_norm_correlation(alone, queries="masked"))
+    assert norms.kind(case.record, SinkRule(queries="masked"))["drained"].tolist() == [case.truth["drained"] // 2] * 2
+
+
+def test_some_heads_keep_the_keys_that_they_use() -> None:
+    """Heads 2 and 3 use the second key head, whatever heads stand beside them in the record."""
+    record = planted("none", heads=4, causal=True).record
+    record["key_norm"][:, :, :, 1] = 10 - record["key_norm"][:, :, :, 1]  # the second key head: large keys attract
+    for heads, expected in (([0, 1], 1.0), ([2, 3], -1.0), ([3], -1.0), ([1, 2], 0.0)):
+        found = norms.key_norm_correlation(record.isel(head=heads))
+        np.testing.assert_allclose(found, [expected] * 2, atol=1e-12)
+    with pytest.raises(RecordError, match="use key head 1, whose key_norm it does not have"):
+        norms.key_norm_correlation(record.isel(kv_head=[0]))
+    record.attrs["provenance"] = json.dumps({"causal": True})
+    with pytest.raises(RecordError, match="which query heads share a key head"):
+        norms.key_norm_correlation(record)
 
 
 def test_key_types_follow_the_canvas() -> None:
@@ -176,9 +192,7 @@ def test_what_is_missing_is_named() -> None:
         norms.kind(record.drop_vars("value_norm"))
     with pytest.raises(RecordError, match="ReceivedAttention"):
         norms.kind(record.drop_vars("received"))
-    with pytest.raises(RecordError, match="query_sets="):
-        norms.kind(record, query_set="masked")
-    with pytest.raises(RecordError, match="share 2 key heads"):
-        norms.kind(planted("static", heads=4).record.isel(head=[0, 1, 2]))
+    with pytest.raises(RecordError, match="queries='masked'"):
+        norms.kind(record, SinkRule(queries="masked"))
     with pytest.raises(ValueError, match="key_type"):
         norms.key_norm_correlation(record, by="token")  # pyright: ignore[reportArgumentType]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
 import pytest
 import xarray as xr
 
-from sinklens import HookedDLM, Plan, SinkRule, Where, denoise
+from sinklens import HookedDLM, Plan, Scope, SinkRule, denoise
+from sinklens.analysis import attention
 from sinklens.analysis import rates as metrics
 from sinklens.errors import RecordError
 from sinklens.probes import KeyNorm, ReceivedAttention
@@ -17,7 +19,7 @@ NAN = float("nan")
 DIMS = ("prompt", "step", "layer", "head", "key")
 
 
-def planted(sinks: Any, lengths: Any, *, layers: Any = None, received: float = 5.0) -> xr.Dataset:
+def planted(sinks: Any, lengths: Any, *, layers: Any = None, received: float = 5.0, causal: bool = False) -> xr.Dataset:
     """A record of received attention: `sinks[prompt][step][layer][head]` lists the planted keys.
 
     `lengths[prompt][step]` keys exist (0: the step did not happen for this prompt); each planted key receives
@@ -40,11 +42,13 @@ def planted(sinks: Any, lengths: Any, *, layers: Any = None, received: float = 5
     masked = np.where(np.isnan(values[:, :, 0, 0]), -1, 0).astype(np.int8)
     data = xr.Dataset(
         {
-            "received": (DIMS, values),
+            "received": (DIMS, values, {"queries": "all"}),
             "masked": (("prompt", "step", "key"), masked),
+            "given": (("prompt", "key"), np.ones((prompts, keys), np.int8)),
             "text": (("prompt", "key"), np.array([["word"] * keys] * prompts, dtype=object)),
         },
         coords={"layer": list(layers or range(depth))},
+        attrs={"provenance": json.dumps({"causal": causal})},
     )
     return data
 
@@ -89,7 +93,7 @@ def test_what_is_not_there_is_no_sink_and_no_yardstick() -> None:
 def test_rules_and_coordinates_pass_through() -> None:
     record = planted([[[[[2]], [[2]]]]], [[20]], layers=[1, 7])
     assert metrics.sinks(record)["layer"].values.tolist() == [1, 7]
-    assert metrics.per_layer(record, causal=False)["layer"].tolist() == [1, 7]
+    assert metrics.per_layer(record)["layer"].tolist() == [1, 7]
     assert metrics.movement(planted([[[[[2]], [[2]]]] * 2], [[20] * 2], layers=[1, 7]))["layer"].tolist() == [1, 7]
     assert not metrics.sinks(record, SinkRule(epsilon=4.5)).any()
     assert metrics.sinks(record, SinkRule(epsilon=4.0)).any()
@@ -98,13 +102,14 @@ def test_rules_and_coordinates_pass_through() -> None:
 @pytest.mark.parametrize(
     "metric",
     [
-        metrics.received,
+        attention.received,
+        attention.existing,
+        attention.null,
         metrics.sinks,
-        metrics.real,
         metrics.token_classes,
         metrics.classes,
         metrics.movement,
-        lambda record: metrics.per_layer(record, causal=False),
+        metrics.per_layer,
     ],
 )
 def test_a_record_without_received_attention_is_refused(metric: Any) -> None:
@@ -120,7 +125,7 @@ def test_a_record_without_received_attention_is_refused(metric: Any) -> None:
 def test_sinks_per_layer_are_means_over_heads_and_steps_that_happened() -> None:
     two = [[[0], []], [[0], [5]], [[], []], [[0, 5], [0]]]  # 1, 2, 0, 3 sinks in the two heads of each step
     record = planted([[[heads] for heads in two], [[[[1], [1]]], *[[[[], []]]] * 3]], [[20] * 4, [10, 0, 0, 0]])
-    table = metrics.per_layer(record, causal=False).iloc[0]
+    table = metrics.per_layer(record).iloc[0]
     assert table["sinks"] == pytest.approx((1 + 2 + 0 + 3 + 2) / (5 * 2))
     shares = [1 - 1 / 40, 1 - 2 / 40, 1, 1 - 3 / 40, 1 - 2 / 20]
     assert table["not_sinks"] == pytest.approx(sum(shares) / 5)
@@ -128,7 +133,7 @@ def test_sinks_per_layer_are_means_over_heads_and_steps_that_happened() -> None:
 
 
 def test_layers_are_kept_apart() -> None:
-    table = metrics.per_layer(movie(STATIC, JUMP, NONE), causal=False)
+    table = metrics.per_layer(movie(STATIC, JUMP, NONE))
     assert table["sinks"].tolist() == [1, 1, 0]
     assert table["not_sinks"].tolist() == pytest.approx([0.95, 0.95, 1])
 
@@ -141,12 +146,12 @@ def test_the_causal_null_counts_the_first_key_where_it_would_pass() -> None:
         return first - (size - first) / (size - 1) > 3 if size > 1 else False
 
     sizes = [10, 64, 0, 30]
-    record = planted([[[[[]]] for _ in sizes]], [sizes])
+    record, even = (planted([[[[[]]] for _ in sizes]], [sizes], causal=causal) for causal in (True, False))
     expected = sum(passes(size) for size in sizes if size) / 3
     assert 0 < expected < 1
-    assert metrics.per_layer(record, causal=True)["null"].tolist() == pytest.approx([expected])
-    assert metrics.per_layer(record, causal=False)["null"].tolist() == [0]
-    assert metrics.per_layer(record, SinkRule(epsilon=None, top_k=2), causal=True)["null"].tolist() == [2]
+    assert metrics.per_layer(record)["null"].tolist() == pytest.approx([expected])
+    assert metrics.per_layer(even)["null"].tolist() == [0]
+    assert metrics.per_layer(record, SinkRule(epsilon=None, top_k=2))["null"].tolist() == [2]
 
 
 # Token classes.
@@ -312,7 +317,7 @@ def test_a_real_record_agrees_with_naive_counting(name: str) -> None:
                 counts[layer].append(total / 4)
                 shares[layer].append(1 - total / (4 * len(there)))
     assert sum(kinds.values()) > 10
-    table = metrics.per_layer(record, rule, causal=dlm.is_causal)
+    table = metrics.per_layer(record, rule)
     assert table["sinks"].tolist() == pytest.approx([np.mean(layer) for layer in counts])
     assert table["not_sinks"].tolist() == pytest.approx([np.mean(layer) for layer in shares])
     classes = metrics.token_classes(record, rule).set_index("token_class")
@@ -329,8 +334,8 @@ def sets_record() -> xr.Dataset:
     record = planted([[[[[]]]]], [[8]])
     rows = {"all": [5, 0, 0, 0, 0, 0, 3, 0], "masked": [0, 0, 0, 0, 0, 0, 2, 0], "committed": [4, 0, 0, 2, 0, 0, 0, 0]}
     values = np.array(list(rows.values()), np.float32).reshape(1, 1, 1, 1, 3, 8)
-    record["received"] = (("prompt", "step", "layer", "head", "query_set", "key"), values)
-    record = record.assign_coords(query_set=list(rows))
+    record["received"] = (("prompt", "step", "layer", "head", "queries", "key"), values)
+    record = record.assign_coords(queries=list(rows))
     record["masked"].values[0, 0, 6:] = 1
     record["given"] = (("prompt", "key"), np.array([[1] * 4 + [0] * 4], np.int8))
     return record
@@ -362,19 +367,14 @@ def keys_of(flags: xr.DataArray) -> list[int]:
     ],
     ids=repr,
 )
-def test_a_rule_reads_its_own_query_set_and_keys(rule: SinkRule, expected: list[int]) -> None:
+def test_a_rule_reads_its_own_queries_and_keys(rule: SinkRule, expected: list[int]) -> None:
     assert keys_of(metrics.sinks(sets_record(), rule)) == expected
 
 
-def test_a_named_query_set_goes_before_the_rules_own() -> None:
-    rule = SinkRule(1.5, queries="committed")
-    assert keys_of(metrics.sinks(sets_record(), rule, query_set="masked")) == [6]
-
-
-def test_a_query_set_that_was_not_measured_is_refused() -> None:
-    with pytest.raises(RecordError, match="'last' was not measured"):
+def test_queries_that_were_not_measured_are_refused() -> None:
+    with pytest.raises(RecordError, match=r"from last queries was not measured, only from all, masked, committed"):
         metrics.sinks(sets_record(), SinkRule(queries="last"))
-    with pytest.raises(RecordError, match=r"'masked' was not measured.*query_sets="):
+    with pytest.raises(RecordError, match=r"from masked queries.*only from all.*ReceivedAttention\(queries='masked'\)"):
         metrics.sinks(movie(STATIC), SinkRule(queries="masked"))
 
 
@@ -390,24 +390,25 @@ def test_a_query_set_that_was_not_measured_is_refused() -> None:
     ],
 )
 def test_key_sets(which: Any, expected: Any) -> None:
-    assert keys_of(metrics.key_set(sets_record(), which)) == list(expected)
+    assert keys_of(attention.positions(sets_record(), which)) == list(expected)
 
 
 @pytest.mark.parametrize(
     "metric",
-    [metrics.sink_tokens, metrics.token_classes, metrics.movement, lambda *a: metrics.per_layer(*a, causal=False)],
+    [metrics.sink_tokens, metrics.token_classes, metrics.movement, metrics.per_layer],
 )
-def test_metrics_of_a_record_that_has_only_the_rules_query_set(metric: Any) -> None:
+def test_metrics_of_a_record_that_has_only_the_rules_queries(metric: Any) -> None:
     record = sets_record()
-    metric(record.sel(query_set=["masked"]), SinkRule(1.5, queries="masked"))
+    metric(record.sel(queries=["masked"]), SinkRule(1.5, queries="masked"))
+    metric(record.sel(queries="masked"), SinkRule(1.5, queries="masked"))
 
 
 def test_what_exists_does_not_hang_on_the_first_layer() -> None:
     """Received attention of layer 1 beside a probe of both layers."""
     dlm = HookedDLM.from_pretrained("tiny-dlm")
-    probes = [ReceivedAttention(Where(layers=[1])), KeyNorm()]
+    probes = [ReceivedAttention(Scope(layers=[1])), KeyNorm()]
     record = denoise(dlm, "boma wa boma", Plan(new_tokens=3), probes=probes, progress=False).record
-    assert metrics.real(record).any()
+    assert attention.existing(record).any()
 
 
 # Which tokens.
@@ -418,9 +419,9 @@ def test_what_exists_does_not_hang_on_the_first_layer() -> None:
 def test_sink_tokens_equal_naive_counting(name: str, rule: SinkRule) -> None:
     dlm = HookedDLM.from_pretrained(name)
     prompts = ["dolko xe, dolko xo. dolko talma wi", "gake xe"]
-    probes = [ReceivedAttention(query_sets=["all", "prompt"])]
+    probes = [ReceivedAttention(queries=("all", "prompt"))]
     record = denoise(dlm, prompts, Plan(new_tokens=6), probes=probes, progress=False).record
-    received = record["received"].sel(query_set=rule.queries).to_numpy()
+    received = record["received"].sel(queries=rule.queries).to_numpy()
     sinks_of, keys_of_token = {}, {}
     for p, t in np.ndindex(*received.shape[:2]):
         there = [j for j in range(received.shape[-1]) if record["masked"].values[p, t, j] >= 0]

@@ -10,11 +10,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+import typer
 from huggingface_hub.errors import LocalEntryNotFoundError
 from typer.testing import CliRunner
 
 import sinklens
 from sinklens.cli import app as cli
+from sinklens.experiments import runner
 from sinklens.models import loading
 
 RUNNER = CliRunner()
@@ -124,11 +126,11 @@ def test_the_demo_from_end_to_end(tmp_path: Path) -> None:
     assert len(page) > 10_000
     assert "<html" in page
     assert page.rstrip().endswith("</html>")
-    for name, causal in (("record.nc", False), ("record-arm.nc", True)):
+    for name in ("record.nc", "record-arm.nc"):
         record = sinklens.open(out / name)
         assert record.sizes["prompt"] == 4
         assert record.sizes["step"] == 32
-        per_layer = sinklens.analysis.rates.per_layer(record, causal=causal)
+        per_layer = sinklens.analysis.rates.per_layer(record)
         assert len(per_layer) == 2
     table = pd.read_csv(out / "ablation.csv")
     for model in ("tiny-dlm", "tiny-arm"):
@@ -221,6 +223,43 @@ def test_what_cannot_be_ablated_is_one_error(
     assert message in err
     assert "Traceback" not in err
     assert not (tmp_path / "out").exists()
+
+
+def test_an_ablation_that_is_interrupted_at_once_ends_quietly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "steps_from", interrupt)
+    monkeypatch.setattr(sys, "argv", ["sinklens", "ablate", "--edit", "mask:top1", "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 130
+    assert "Traceback" not in capfd.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_of_others_is_not_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    mine = tmp_path / "out" / "scores.jsonl"
+    mine.parent.mkdir()
+    mine.write_text('{"prompt": "a", "answer": "b"}\n{"prompt"')
+    monkeypatch.setattr(sys, "argv", ["sinklens", "ablate", "--edit", "mask:top1", "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert "holds no scores that sinklens wrote" in capfd.readouterr().err
+    assert mine.read_text() == '{"prompt": "a", "answer": "b"}\n{"prompt"'
+
+
+def test_every_command_says_what_it_does() -> None:
+    """Every option has words of its own, wherever it is shared."""
+    for command in ("demo", "trace", "ablate", "reproduce", "models", "hooks"):
+        parameters = typer.main.get_command(cli.app).commands[command].params
+        assert typer.main.get_command(cli.app).commands[command].help
+        for parameter in parameters:
+            assert parameter.help, (command, parameter.name)
 
 
 def test_reproduce_table_1(tmp_path: Path) -> None:

@@ -5,18 +5,20 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from parts import Acts
 from torch import Tensor
 
-from sinklens import HookedDLM, MaskSinks, PreviousStep, SameStep, Where, ZeroSinks
+from sinklens import HookedDLM, MaskSinks, PreviousStep, SameStep, Scope, ZeroSinks
 from sinklens.decoding.likelihood import _masks, log_likelihood
 from sinklens.errors import PlanError, ScopeError
-from sinklens.hooks import Canvas
-from sinklens.interventions import Fixed, InOrder, SinkEdit, control
+from sinklens.hooks import Canvas, Edit, Hook, Memory
+from sinklens.interventions import Fixed, InOrder, control
 
 PROMPT, ANSWER = [0, 20, 31, 22, 25], [21, 40, 33]
 
@@ -216,11 +218,11 @@ ANSWERS = [[21, 40, 33], [50, 51, 52, 53, 54, 55, 56], [33], [20, 20]]
     [
         list,
         lambda: [MaskSinks(SameStep(top_k=2))],
-        lambda: [ZeroSinks(PreviousStep(top_k=2), Where(layers=-1))],
+        lambda: [ZeroSinks(PreviousStep(top_k=2), where=Scope(layers=-1))],
         lambda: [control(MaskSinks(PreviousStep(top_k=2)))],
         lambda: [
-            MaskSinks(SameStep(top_k=1, loop="open"), Where(layers=0)),
-            ZeroSinks(SameStep(top_k=1), Where(layers=1)),
+            MaskSinks(SameStep(top_k=1, loop="open"), where=Scope(layers=0)),
+            ZeroSinks(SameStep(top_k=1), where=Scope(layers=1)),
         ],
     ],
     ids=["none", "same step", "previous step", "random", "two"],
@@ -247,37 +249,102 @@ def test_text_and_ids_are_the_same(dlm: HookedDLM) -> None:
 # Edits.
 
 
-class Looking(SinkEdit):
-    """Keeps the canvases that its hooks are made for, and what it would edit."""
+@dataclass(frozen=True, repr=False)
+class Looking(Edit):
+    """Edits nothing, and keeps what each of its three kinds of hooks is shown: (kind, canvas, memory, pattern)."""
 
-    def __init__(self, detector: Any) -> None:
-        super().__init__(detector)
-        self.seen: list[Canvas] = []
+    back: bool = False
+    beside: bool = False
+    where: Scope = Scope()
+    shown: list[Any] = field(default_factory=list, compare=False)
+    identity = "looking"
 
-    def fwd_hooks(self, model: Any, canvas: Canvas | None = None) -> Any:
-        """As ever."""
-        assert canvas is not None
-        self.seen.append(canvas)
-        return super().fwd_hooks(model, canvas)
+    @property
+    def looks_back(self) -> bool:
+        return self.back
 
-    def apply(self, tensor: Tensor, at: Any) -> None:
-        """Nothing."""
+    def _note(self, kind: str, canvas: Canvas | None, memory: Memory) -> list[Hook]:
+        def hook_function(pattern: Tensor, *, hook: Any) -> None:
+            self.shown.append((kind, canvas, memory, pattern.clone()))
+            memory.count(kind, torch.ones(len(pattern)))
+
+        return [("blocks.1.attn.hook_pattern", hook_function)]
+
+    def hooks(self, model: Any, canvas: Canvas | None, memory: Memory) -> list[Hook]:
+        return self._note("edited", canvas, memory)
+
+    def watch(self, model: Any, canvas: Canvas | None, memory: Memory) -> list[Hook]:
+        return self._note("watched", canvas, memory)
+
+    def clean(self, model: Any, canvas: Canvas | None, memory: Memory) -> list[Hook]:
+        return self._note("clean", canvas, memory) if self.beside else []
+
+
+@dataclass(frozen=True, repr=False)
+class Blind(Edit):
+    """Takes the first key away from layer 0, so that layer 1 sees whether a forward was edited."""
+
+    where: Scope = Scope(layers=0)
+
+    def hooks(self, model: Any, canvas: Canvas | None, memory: Memory) -> list[Hook]:
+        def hook_function(pattern: Tensor, *, hook: Any) -> Tensor:
+            return torch.cat([torch.zeros_like(pattern[..., :1]), pattern[..., 1:]], -1)
+
+        return [("blocks.0.attn.hook_pattern", hook_function)]
+
+
+@pytest.mark.parametrize("name", ["tiny-dlm", "tiny-arm"])
+def test_an_edit_that_looks_back_sees_the_same_canvas_unedited_first(dlm: HookedDLM, arm: HookedDLM, name: str) -> None:
+    """And a clean forward beside each edited one, with a memory that no other canvas has touched."""
+    model = dlm if name == "tiny-dlm" else arm
+    looking, samples = Looking(back=True, beside=True, where=Scope(layers=1)), 1 if name == "tiny-arm" else 4
+    log_likelihood(model, PROMPTS, ANSWERS, interventions=[Blind(), looking], seed=[1, 2, 3, 4], samples=4)
+    kinds = [kind for kind, *_ in looking.shown]
+    assert kinds == ["watched", "clean", "edited"] * samples
+    memories = []
+    for first in range(0, len(kinds), 3):
+        (_, before, one, watched), (_, canvas, two, clean), (_, now, three, edited) = looking.shown[first : first + 3]
+        assert one is two is three
+        memories.append(one)
+        assert one.start is not None
+        assert torch.equal(one.start.tokens.where(~now.masked, 0), now.tokens.where(~now.masked, 0))
+        assert one.start.seeds == (1, 2, 3, 4)
+        assert torch.equal(before.tokens, now.tokens)
+        assert torch.equal(before.masked, now.masked)
+        assert before.seeds == now.seeds
+        assert (before.step, canvas.step, now.step) == (-1, 0, 0)
+        with torch.no_grad():
+            _, cache = model.run_with_cache(now.tokens, attention_mask=now.valid)
+        real = now.valid[:, None, :, None] & now.valid[:, None, None, :]
+        bare = cache["blocks.1.attn.hook_pattern"]
+        for pattern in (watched, clean):
+            torch.testing.assert_close(pattern.where(real, 0), bare.where(real, 0), atol=1e-5, rtol=0)
+        assert (edited - bare).where(real, 0).abs().max() > 1e-3
+    assert len(set(map(id, memories))) == samples
+
+
+def test_an_edit_that_does_not_look_back_costs_no_forward(dlm: HookedDLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    forward = HookedDLM.__call__
+    monkeypatch.setattr(
+        HookedDLM, "__call__", lambda self, *args, **kwargs: calls.append(1) or forward(self, *args, **kwargs)
+    )
+    for edits, forwards in (([], 4), ([Looking()], 4), ([Looking(back=True)], 8), ([Looking(beside=True)], 8)):
+        calls.clear()
+        log_likelihood(dlm, PROMPT, [ANSWER], interventions=edits, samples=4)
+        assert len(calls) == forwards
 
 
 def test_the_masks_are_the_same_under_every_edit(dlm: HookedDLM) -> None:
     found = []
-    for detector in (SameStep(top_k=1), PreviousStep(top_k=1), SameStep(top_k=5, loop="open")):
-        edit = Looking(detector)
-        value = log_likelihood(dlm, PROMPTS, ANSWERS, interventions=[edit], seed=[1, 2, 3, 4], samples=4)
-        torch.testing.assert_close(value, log_likelihood(dlm, PROMPTS, ANSWERS, seed=[1, 2, 3, 4], samples=4))
-        shown = edit.seen[:: 2 if detector.needs_previous else 1]
-        found.append(torch.stack([canvas.tokens for canvas in shown]))
-        if detector.needs_previous:  # the same canvas before, one step earlier, and no other draw's in between
-            for before, now in zip(edit.seen[::2], edit.seen[1::2], strict=True):
-                assert torch.equal(before.tokens, now.tokens)
-                assert before.step == now.step - 1
-            assert all(after.step > now.step + 1 for now, after in zip(edit.seen[1::2], edit.seen[2::2], strict=False))
-        for canvas in shown:
+    options = {"seed": [1, 2, 3, 4], "samples": 4}
+    plain_value = log_likelihood(dlm, PROMPTS, ANSWERS, **options)
+    for edit in (Looking(), Looking(back=True), Looking(beside=True)):
+        value = log_likelihood(dlm, PROMPTS, ANSWERS, interventions=[edit], **options)
+        torch.testing.assert_close(value, plain_value)
+        canvases = [canvas for kind, canvas, *_ in edit.shown if kind == "edited"]
+        found.append(torch.stack([canvas.tokens for canvas in canvases]))
+        for canvas in canvases:
             assert torch.equal(canvas.masked, (canvas.tokens == dlm.ids.mask) & canvas.valid)
             assert canvas.masked.any(-1).all()
             assert not (canvas.masked & canvas.prompt).any()
@@ -288,16 +355,66 @@ def test_the_masks_are_the_same_under_every_edit(dlm: HookedDLM) -> None:
     assert len(found[0]) == 4
 
 
+def test_random_numbers_of_an_edit_differ_from_draw_to_draw_and_depend_on_the_row_alone(dlm: HookedDLM) -> None:
+    """Through the rows' seeds: an edit draws from `canvas.seeds`, and all draws are at the same step."""
+
+    def seeds(prompts: Any, answers: Any, seed: Any) -> list[tuple[int, ...]]:
+        edit = Looking()
+        log_likelihood(dlm, prompts, answers, interventions=[edit], samples=6, seed=seed)
+        return [canvas.seeds for _, canvas, *_ in edit.shown]
+
+    together = seeds(PROMPTS, ANSWERS, [3, 1, 4, 1])
+    assert len({row for draw in together for row in draw}) == 18  # two rows have the same seed
+    assert all(draw[1] == draw[3] for draw in together)
+    assert seeds(PROMPTS[0], [ANSWERS[0]], 3) == [draw[:1] for draw in together]
+    assert all(0 <= seed < 2**63 for draw in together for seed in draw)
+
+
+@pytest.mark.parametrize("samples", [1, 5])
+def test_memories_count_over_all_draws(dlm: HookedDLM, arm: HookedDLM, samples: int) -> None:
+    edits = [Looking(back=True, where=Scope(layers=0)), Looking(where=Scope(layers=1))]
+    memories = [edit.memory() for edit in edits]
+    options: dict[str, Any] = {"interventions": edits, "samples": samples}
+    log_likelihood(dlm, PROMPTS, ANSWERS, memories=memories, **options)
+    assert memories[0].counts() == {"watched": 4 * samples, "edited": 4 * samples}
+    assert memories[1].per_row("edited") == [samples] * 4
+    log_likelihood(arm, PROMPTS, ANSWERS, memories=memories, **options)  # a baseline has one canvas
+    assert memories[1].per_row("edited") == [samples + 1] * 4
+    assert all(not memory.notes for memory in memories)
+
+
+@pytest.mark.usefixtures("no_forward")
+def test_edits_that_overlap_are_refused_as_in_a_run(dlm: HookedDLM) -> None:
+    with pytest.raises(ScopeError, match=r"same heads at the same steps.*InOrder"):
+        log_likelihood(dlm, PROMPT, [ANSWER], interventions=[Looking(), Looking(back=True)])
+
+
+def test_logits_that_are_minus_infinity_elsewhere_do_not_spoil_the_sum(dlm: HookedDLM, arm: HookedDLM) -> None:
+    """Only answers are scored; what an edit does to the prompt's own predictions is nobody's business."""
+    for model in (dlm, arm):
+        spoiled = Acts(_spoil, "unembed.hook_out")
+        value = log_likelihood(model, PROMPTS, ANSWERS, interventions=[spoiled], samples=3)
+        torch.testing.assert_close(value, log_likelihood(model, PROMPTS, ANSWERS, samples=3))
+
+
+def _spoil(logits: Tensor, canvas: Canvas) -> Tensor:
+    """-inf for every token but 0 where no answer is predicted, whichever row predicts it."""
+    answers = canvas.valid & ~canvas.prompt
+    answers[:, :-1] |= answers[:, 1:].clone()
+    keep = answers[..., None] | (torch.arange(logits.shape[-1]) == 0)
+    return logits.masked_fill(~keep, -torch.inf)
+
+
 @pytest.mark.parametrize("name", ["tiny-dlm", "tiny-arm"])
 def test_a_previous_step_is_the_same_canvas_before(dlm: HookedDLM, arm: HookedDLM, name: str) -> None:
     """So a closed-loop detector finds in layer 0 what it finds at this step, and an open one finds it everywhere."""
     model = dlm if name == "tiny-dlm" else arm
     options = {"seed": [1, 2, 3, 4], "samples": 4}
     plain_value = log_likelihood(model, PROMPTS, ANSWERS, **options)
-    for loop, where in (("closed", Where(layers=0)), ("open", Where())):
+    for loop, where in (("closed", Scope(layers=0)), ("open", Scope())):
         now, before = (
             log_likelihood(
-                model, PROMPTS, ANSWERS, interventions=[MaskSinks(each(top_k=3, loop=loop), where)], **options
+                model, PROMPTS, ANSWERS, interventions=[MaskSinks(each(top_k=3, loop=loop), where=where)], **options
             )
             for each in (SameStep, PreviousStep)
         )
@@ -325,14 +442,15 @@ def test_an_edit_equals_plain_hooked_forwards(dlm: HookedDLM, arm: HookedDLM, na
         return sum(float(logits[len(prompt) + i - shift, answer[i]]) for i in places) / len(places)
 
     edit = ZeroSinks(Fixed([4]))
-    found = float(log_likelihood(model, PROMPT, [ANSWER], interventions=[edit], seed=4))
+    memory = edit.memory()
+    found = float(log_likelihood(model, PROMPT, [ANSWER], interventions=[edit], memories=[memory], seed=4))
     if model.is_causal:
         by_hand = score(model, PROMPT, ANSWER, [False] * 3)
     else:
         by_hand = sum(score(model, PROMPT, ANSWER, mask) for mask in _masks(16, 3, 4)) / 16
     assert found == pytest.approx(by_hand, abs=1e-5)
     assert abs(found - float(log_likelihood(model, PROMPT, [ANSWER], seed=4))) > 1e-3
-    assert edit.counts()["keys"] == model.n_layers * model.n_heads * (1 if model.is_causal else 16)
+    assert memory.counts()["keys"] == model.n_layers * model.n_heads * (1 if model.is_causal else 16)
 
 
 def test_an_edited_estimate_is_right_on_average(dlm: HookedDLM) -> None:
@@ -358,10 +476,13 @@ def test_nothing_stays_hooked_and_gradients_are_off(dlm: HookedDLM) -> None:
 # every SameStep edit, and it is counted.
 @pytest.mark.parametrize("beside", [None, PreviousStep(top_k=1)], ids=["first", "beside"])
 def test_every_canvas_counts_once(dlm: HookedDLM, beside: Any) -> None:
-    edit = MaskSinks(PreviousStep(top_k=1, first="same") if beside is None else SameStep(top_k=1), Where(layers=0))
-    others = [] if beside is None else [MaskSinks(beside, Where(layers=1))]
-    log_likelihood(dlm, PROMPT, [ANSWER], interventions=[edit, *others], samples=4)
-    assert edit.counts()["keys"] == dlm.n_heads * 4
+    edit = MaskSinks(
+        PreviousStep(top_k=1, first="same") if beside is None else SameStep(top_k=1), where=Scope(layers=0)
+    )
+    others = [] if beside is None else [MaskSinks(beside, where=Scope(layers=1))]
+    memories = [each.memory() for each in (edit, *others)]
+    log_likelihood(dlm, PROMPT, [ANSWER], interventions=[edit, *others], memories=memories, samples=4)
+    assert memories[0].counts()["keys"] == dlm.n_heads * 4
 
 
 # What cannot be run.
@@ -371,7 +492,7 @@ def test_every_canvas_counts_once(dlm: HookedDLM, beside: Any) -> None:
 @pytest.mark.parametrize("steps", [0, [1], slice(0, 2)])
 @pytest.mark.parametrize("wrap", [False, True])
 def test_a_scope_of_steps_is_refused(dlm: HookedDLM, steps: Any, wrap: bool) -> None:
-    edit: Any = MaskSinks(SameStep(top_k=1), Where(steps=steps))
+    edit: Any = MaskSinks(SameStep(top_k=1), where=Scope(steps=steps))
     edit = InOrder(ZeroSinks(SameStep(top_k=1)), edit) if wrap else edit
     with pytest.raises(ScopeError, match="names steps, and a likelihood has none"):
         log_likelihood(dlm, PROMPT, [ANSWER], interventions=[edit])
@@ -398,7 +519,7 @@ def test_what_cannot_be_scored_is_refused(
 @pytest.mark.usefixtures("no_forward")
 def test_scopes_seeds_and_detectors_are_checked_first(dlm: HookedDLM) -> None:
     for edit, message in (
-        (MaskSinks(where=Where(layers=9)), "layer 9"),
+        (MaskSinks(where=Scope(layers=9)), "layer 9"),
         (MaskSinks(SameStep(top_k=30)), "asks for 30 keys"),
     ):
         with pytest.raises(ScopeError, match=message):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,9 +12,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from parts import Acts, Sees
 from torch import Tensor
 
-from sinklens import Canvas, HookedDLM, MaskSinks, Plan, SameStep, Where, denoise, denoising_steps
+from sinklens import Canvas, HookedDLM, MaskSinks, Plan, SameStep, Scope, denoise, denoising_steps
 from sinklens.errors import HookNeverFired, PlanError, ScopeError
 from sinklens.probes import ReceivedAttention
 
@@ -45,36 +45,9 @@ def rows_of(result: Any) -> list[list[int]]:
     return [row[length - size :].tolist() for row, size in zip(result.tokens, sizes, strict=True)]
 
 
-class Part:
-    """A probe and an edit in one, for tests: `act(tensor, canvas)` on one hook point."""
-
-    name, dims, unit, definition = "part", (), "", ""
-
-    def __init__(self, point: str, act: Callable[[Tensor, Canvas], Tensor | None], where: Where | None = None) -> None:
-        self.point, self.act, self.where = point, act, where or Where()
-        self.resets: list[int | None] = []
-        self.batch = 0
-
-    def fwd_hooks(self, model: Any, canvas: Canvas | None = None) -> list[Any]:
-        return [(self.point, partial(self._hook, canvas))]
-
-    def _hook(self, canvas: Canvas, tensor: Tensor, *, hook: Any) -> Tensor | None:
-        self.batch = len(tensor)
-        return self.act(tensor, canvas)
-
-    def values(self) -> Tensor:
-        return torch.zeros(self.batch)
-
-    def reset(self, steps: int | None = None) -> None:
-        self.resets.append(steps)
-
-    def counts(self) -> dict[str, int]:
-        return {"resets": len(self.resets)}
-
-
 def hooks_left(dlm: HookedDLM) -> list[str]:
     """Hook points on which something is attached."""
-    return [name for name, point in dlm.hook_dict.items() if point.fwd_hooks or point._forward_hooks]
+    return [name for name, point in dlm.hook_dict.items() if point.has_hooks()]
 
 
 # What a step commits.
@@ -177,7 +150,7 @@ def test_the_mask_token_is_never_chosen(model: Model, family: str) -> None:
     """The likeliest token everywhere is the mask token (for a baseline: EOS), and it must not be committed."""
     dlm = model(family)
     favoured = dlm.ids.eos if dlm.is_causal else MASK
-    push = Part("unembed.hook_out", lambda logits, canvas: logits + 1e3 * (torch.arange(64) == favoured))
+    push = Acts(lambda logits, canvas: logits + 1e3 * (torch.arange(64) == favoured), "unembed.hook_out")
     plan = Plan(new_tokens=6, suppress_eos="logits" if dlm.is_causal else None)
     result = run(dlm, PROMPT, plan, interventions=[push])
     assert favoured not in result.tokens[0, len(PROMPT) :].tolist()
@@ -188,20 +161,20 @@ def test_the_mask_token_is_never_chosen(model: Model, family: str) -> None:
 def test_suppress_eos_confidence_commits_eos_last(model: Model, family: str) -> None:
     """EOS is the likeliest token at two positions and must wait for all others (appendix B.4)."""
     dlm = model(family)
-    early = [7, 8]  # aligned positions; Dream's raw logits are one to the left
+    early = [7, 8]
 
     def favour(logits: Tensor, canvas: Canvas) -> Tensor:
         out = logits.clone()
         for position in early:
-            out[:, position - dlm.family.shift, dlm.ids.eos] += 1e3
+            out[:, position, dlm.ids.eos] += 1e3
         return out
 
     plan = Plan(new_tokens=8, sampler="llada", remasking="low_confidence", block_length=8, suppress_eos="confidence")
-    result = run(dlm, PROMPT, plan, interventions=[Part("unembed.hook_out", favour)])
+    result = run(dlm, PROMPT, plan, interventions=[Acts(favour, "unembed.hook_out")])
     assert set(result.commit_step[0, early].tolist()) == {6, 7}
     assert result.tokens[0, early].tolist() == [dlm.ids.eos] * 2
     plain = run(
-        dlm, PROMPT, dataclasses.replace(plan, suppress_eos=None), interventions=[Part("unembed.hook_out", favour)]
+        dlm, PROMPT, dataclasses.replace(plan, suppress_eos=None), interventions=[Acts(favour, "unembed.hook_out")]
     )
     assert set(plain.commit_step[0, early].tolist()) == {0, 1}
 
@@ -265,7 +238,7 @@ def test_a_baseline_generates_what_transformers_does(model: Model, family: str) 
     dlm = model(family)
     for prompt in PROMPTS:
         given_ = torch.tensor([prompt])
-        theirs = dlm.reference.generate(
+        theirs = dlm.original_model.generate(
             given_, attention_mask=torch.ones_like(given_), do_sample=False, max_new_tokens=12, eos_token_id=None
         )
         ours = run(dlm, prompt, Plan(new_tokens=12), force=None)
@@ -304,6 +277,30 @@ def test_a_baseline_never_sees_what_it_has_not_written(model: Model) -> None:
         assert MASK not in step.canvas.tokens[step.canvas.valid].tolist()
     for step in denoising_steps(model("Llama"), GAPPED, Plan(new_tokens=0)):  # rows whose next gaps differ
         assert MASK not in step.canvas.tokens[step.canvas.valid & step.active[:, None]].tolist()
+
+
+# Rows of logits.
+
+
+@pytest.mark.parametrize("family", [*DIFFUSION, *BASELINES])
+def test_row_i_of_the_logits_scores_position_i(model: Model, family: str) -> None:
+    """For every model, padded or not: each row of a step against a forward of that prompt alone."""
+    dlm, scored = model(family), 0
+    for step in denoising_steps(dlm, PROMPTS, Plan(new_tokens=3, suppress_eos="logits" if dlm.is_causal else None)):
+        width = step.canvas.tokens.shape[1]
+        assert step.logits.shape[1] == width + dlm.is_causal
+        for row in range(len(PROMPTS)):
+            start = int(step.canvas.valid[row].int().argmax())
+            alone = dlm(step.canvas.tokens[row : row + 1, start:]).detach()[0]
+            for place in range(start + dlm.is_causal, step.logits.shape[1]):
+                expected = alone[place - start - dlm.is_causal]  # a baseline's row i - 1 predicts token i
+                torch.testing.assert_close(step.logits[row, place], expected, atol=2e-4, rtol=0)
+                scored += 1
+        if dlm.is_causal:
+            best = step.logits.index_fill(-1, torch.tensor([dlm.ids.eos]), -torch.inf).argmax(-1)
+            committed = step.committed[:, : best.shape[1]]
+            assert torch.equal(step.predicted[:, : best.shape[1]][committed], best[committed])
+    assert scored >= 39
 
 
 # Gaps and forcing.
@@ -353,11 +350,8 @@ def test_forced_tokens_are_committed_and_predicted_keeps_the_models_choice(model
     for step in denoising_steps(dlm, prompts, Plan(new_tokens=6), force=force):
         at = step.committed
         assert torch.equal(step.predicted[at], result.predicted[at])
-        if dlm.is_causal:
-            rows, where = at.nonzero(as_tuple=True)
-            choice = step.logits[rows, where - 1].argmax(-1)
-        else:
-            choice = step.logits.index_fill(-1, torch.tensor([MASK]), float("-inf")).argmax(-1)[at]
+        scored = step.logits if dlm.is_causal else step.logits.index_fill(-1, torch.tensor([MASK]), float("-inf"))
+        choice = scored.argmax(-1)[at[:, : scored.shape[1]]]
         assert torch.equal(step.predicted[at], choice)
     assert not torch.equal(result.predicted[:, -6:], result.tokens[:, -6:])
 
@@ -381,7 +375,7 @@ def test_guidance_is_u_plus_w_plus_one_times_c_minus_u(model: Model, family: str
     for step in denoising_steps(dlm, [PROMPTS[0], PROMPTS[1]], plan):
         canvas = step.canvas
         blind = torch.where(canvas.prompt, MASK, canvas.tokens)
-        with_prompt, without = dlm(canvas.tokens, canvas.valid), dlm(blind, canvas.valid)
+        with_prompt, without = (dlm(each, attention_mask=canvas.valid) for each in (canvas.tokens, blind))
         assert torch.equal(step.logits, with_prompt)
         guided = without + (scale + 1) * (with_prompt - without)
         best = guided.index_fill(-1, torch.tensor([MASK]), float("-inf")).softmax(-1).max(-1)
@@ -393,9 +387,8 @@ def test_guidance_is_u_plus_w_plus_one_times_c_minus_u(model: Model, family: str
 
 @pytest.mark.usefixtures("no_forward")
 def test_edits_under_guidance_are_refused(model: Model) -> None:
-    edit = Part("blocks.0.attn.hook_pattern", lambda pattern, canvas: None)
     with pytest.raises(PlanError, match=r"cfg_scale=1"):
-        run(model("LLaDA"), PROMPT, Plan(new_tokens=4, cfg_scale=1.0), interventions=[edit])
+        run(model("LLaDA"), PROMPT, Plan(new_tokens=4, cfg_scale=1.0), interventions=[Acts()])
 
 
 # Probes and edits.
@@ -407,7 +400,7 @@ def test_an_interrupt_returns_what_was_finished(model: Model) -> None:
             raise KeyboardInterrupt
 
     dlm, plan = model("LLaDA"), Plan(new_tokens=8)
-    probes = [ReceivedAttention(), Part("blocks.1.attn.hook_pattern", interrupt)]
+    probes = [ReceivedAttention(), Sees(interrupt, "blocks.1.attn.hook_pattern")]
     part = run(dlm, PROMPT, plan, probes=probes)
     whole = run(dlm, PROMPT, plan, probes=[ReceivedAttention()])
     assert not part.finished
@@ -424,7 +417,7 @@ def test_an_interrupt_at_the_first_step_returns_an_empty_run(model: Model) -> No
     def interrupt(tensor: Tensor, canvas: Canvas) -> None:
         raise KeyboardInterrupt
 
-    result = run(model("LLaDA"), PROMPT, Plan(new_tokens=4), probes=[Part("embed.hook_out", interrupt)])
+    result = run(model("LLaDA"), PROMPT, Plan(new_tokens=4), probes=[Sees(interrupt, "embed.hook_out")])
     assert not result.finished
     assert result.tokens[0].tolist() == PROMPT + [MASK] * 4
     assert result.record.sizes.get("step", 0) == 0
@@ -434,7 +427,7 @@ def test_an_interrupt_at_the_first_step_returns_an_empty_run(model: Model) -> No
 def test_a_hook_that_never_fires_raises(model: Model, point: str) -> None:
     """One point is there and off, one is not there."""
     dlm = model("LLaDA")
-    parts = [ReceivedAttention(), Part(point, lambda tensor, canvas: None)]
+    parts = [ReceivedAttention(), Sees(point=point)]
     with pytest.raises(HookNeverFired, match=point):
         run(dlm, PROMPT, Plan(new_tokens=4), probes=parts)
     assert not hooks_left(dlm)
@@ -447,7 +440,7 @@ def test_no_hooks_are_left_after_an_error_or_a_loop_that_is_left_early(model: Mo
             raise ZeroDivisionError
 
     dlm = model("LLaDA")
-    parts = [ReceivedAttention(), Part("blocks.1.attn.hook_pattern", fail)]
+    parts = [ReceivedAttention(), Sees(fail, "blocks.1.attn.hook_pattern")]
     with pytest.raises(ZeroDivisionError):
         run(dlm, PROMPT, Plan(new_tokens=4), probes=parts)
     assert not hooks_left(dlm)
@@ -496,8 +489,8 @@ def test_received_attention_averages_one(model: Model, family: str) -> None:
 
 
 def test_received_attention_of_some_queries_and_steps(model: Model) -> None:
-    where = Where(layers=[1], queries="masked", steps=slice(1, 3))
-    received = run(model("LLaDA"), PROMPT, Plan(new_tokens=4), probes=[ReceivedAttention(where)]).record["received"]
+    probe = ReceivedAttention(Scope(layers=[1], steps=slice(1, 3)), queries="masked")
+    received = run(model("LLaDA"), PROMPT, Plan(new_tokens=4), probes=[probe]).record["received"]
     assert received.sizes["layer"] == 1
     total = received.sum("key", skipna=False).values[0, :, 0, 0]
     assert np.isnan(total[[0, 3]]).all()
@@ -505,19 +498,20 @@ def test_received_attention_of_some_queries_and_steps(model: Model) -> None:
 
 
 def test_probes_see_what_the_edits_made(model: Model) -> None:
-    edit = Part("blocks.0.attn.hook_pattern", lambda pattern, canvas: torch.eye(pattern.shape[-1]).expand_as(pattern))
+    edit = Acts(lambda pattern, canvas: torch.eye(pattern.shape[-1]).expand_as(pattern))
     result = run(model("LLaDA"), PROMPT, Plan(new_tokens=3), probes=[ReceivedAttention()], interventions=[edit])
     np.testing.assert_array_equal(result.record["received"].isel(layer=0), 1)
     assert not np.allclose(result.record["received"].isel(layer=1), 1)
-    assert edit.resets == [3]
+    assert result.memories[0].steps == 3
+    assert result.memories[0].counts() == {"acts": 3}
     assert result.fired[repr(edit)] == 3
     assert result.fired["ReceivedAttention()"] == 3 * 2
 
 
 def test_edits_act_only_at_their_steps(model: Model) -> None:
     touched = []
-    where = Where(steps=slice(2, None))
-    edit = Part("blocks.0.attn.hook_pattern", lambda pattern, canvas: touched.append(canvas.step), where)
+    where = Scope(steps=slice(2, None))
+    edit = Acts(lambda pattern, canvas: touched.append(canvas.step), where=where)
     run(model("LLaDA"), PROMPT, Plan(new_tokens=5), interventions=[edit])
     assert touched == [2, 3, 4]
 
@@ -526,18 +520,18 @@ def test_edits_act_only_at_their_steps(model: Model) -> None:
 @pytest.mark.parametrize(
     ("where", "message"),
     [
-        (Where(layers=[9]), "layer 9 does not exist; there are 2"),
-        (Where(layers=-3), "layer -3 does not exist"),
-        (Where(heads=[0, 4]), "head 4 does not exist; there are 4"),
-        (Where(layers=[]), "selects none"),
-        (Where(steps=slice(100, 200)), r"steps=slice\(100, 200, None\) holds at none of the 4 steps"),
-        (Where(steps=4), "steps=4 holds at none of the 4 steps"),
+        (Scope(layers=[9]), "layer 9 does not exist; there are 2"),
+        (Scope(layers=-3), "layer -3 does not exist"),
+        (Scope(heads=[0, 4]), "head 4 does not exist; there are 4"),
+        (Scope(layers=[]), "selects none"),
+        (Scope(steps=slice(100, 200)), r"steps=slice\(100, 200, None\) holds at none of the 4 steps"),
+        (Scope(steps=4), "steps=4 holds at none of the 4 steps"),
     ],
 )
-def test_a_scope_that_is_not_there_is_refused(model: Model, where: Where, message: str) -> None:
+def test_a_scope_that_is_not_there_is_refused(model: Model, where: Scope, message: str) -> None:
     for options in (
         {"probes": [ReceivedAttention(where)]},
-        {"interventions": [Part("blocks.0.attn.hook_pattern", lambda tensor, canvas: None, where)]},
+        {"interventions": [Acts(where=where)]},
     ):
         with pytest.raises(ScopeError, match=message):
             run(model("LLaDA"), PROMPT, Plan(new_tokens=4), **options)
@@ -592,7 +586,7 @@ def test_several_prompts_as_a_tensor(model: Model) -> None:
 @pytest.mark.parametrize("steps", [-1, slice(-2, None), [0, -1]])
 def test_steps_from_the_end_need_rows_that_take_as_many(model: Model, steps: Any) -> None:
     """Else they would mean another step in another batch."""
-    dlm, edit = model("LLaDA"), MaskSinks(SameStep(top_k=1), Where(steps=steps))
+    dlm, edit = model("LLaDA"), MaskSinks(SameStep(top_k=1), where=Scope(steps=steps))
     gaps = [[5, MASK, 9, MASK, MASK], [12, 40, MASK]]
     with pytest.raises(ScopeError, match="the prompts of this run take 1 to 3 steps"):
         next(denoising_steps(dlm, gaps, Plan(new_tokens=0), interventions=[edit]))

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from sinklens import HookedDLM, Plan, denoise, denoising_steps
+from sinklens import HookedDLM, Plan, ablate, denoise, denoising_steps
+from sinklens.decoding.prompts import prepare
 from sinklens.errors import PlanError
 
 MASK = 62
@@ -51,6 +56,11 @@ def refused(dlm: HookedDLM, prompts: Any, plan: Plan, message: str, **options: A
         ("eps", 1.0),
         ("alg_temp", -0.1),
         ("suppress_eos", "always"),
+        ("new_tokens", 8.0),
+        ("new_tokens", True),
+        ("steps", "8"),
+        ("block_length", 4.5),
+        ("top_k", False),
     ],
 )
 def test_refuses_a_value_that_has_no_meaning(field: str, value: object) -> None:
@@ -69,6 +79,8 @@ DIFFUSION = [
     (Plan(new_tokens=8, top_p=0.9), r"top_p=0\.9 needs sampler='dream'"),
     (Plan(new_tokens=8, top_k=3), r"top_k=3 needs sampler='dream'"),
     (Plan(new_tokens=8, alg_temp=0.5), r"alg_temp=0\.5 needs sampler='dream'"),
+    (Plan(new_tokens=8, eps=0.1), r"eps=0\.1 needs sampler='dream'"),
+    (Plan(new_tokens=8, sampler="dream", suppress_eos="both"), r"suppress_eos='both' needs sampler='llada'"),
     (Plan(new_tokens=8, remasking="origin"), r"remasking='origin' needs sampler='dream'"),
     (Plan(new_tokens=8, sampler="dream", remasking="random"), r"remasking='random' belongs to sampler='llada'"),
     (Plan(new_tokens=8, sampler="dream", block_length=4), r"block_length=4: the sampler 'dream' has no blocks"),
@@ -83,21 +95,49 @@ def test_refuses_what_the_sampler_cannot_do(model: Any, plan: Plan, message: str
     refused(model("LLaDA"), PROMPT, plan, message)
 
 
+NOT_CAUSAL = [
+    ("steps", 4),
+    ("steps", 9),
+    ("block_length", 4),
+    ("block_length", 8),
+    ("remasking", "entropy"),
+    ("sampler", "llada"),
+    ("threshold", 0.5),
+    ("cfg_scale", 1.0),
+    ("alg_temp", 0.5),
+    ("alg_temp", 0.0),
+    ("eps", 0.1),
+    ("suppress_eos", "confidence"),
+    ("suppress_eos", "both"),
+]
+
+
 @pytest.mark.usefixtures("no_forward")
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("steps", 4),
-        ("block_length", 4),
-        ("remasking", "entropy"),
-        ("sampler", "llada"),
-        ("threshold", 0.5),
-        ("cfg_scale", 1.0),
-        ("alg_temp", 0.5),
-    ],
-)
+@pytest.mark.parametrize(("field", "value"), NOT_CAUSAL)
 def test_refuses_what_a_baseline_does_not_have(model: Any, field: str, value: Any) -> None:
     refused(model("Llama"), PROMPT, Plan(new_tokens=8, **{field: value}), rf"{field}={value!r} has no meaning")
+
+
+@pytest.mark.usefixtures("no_forward")
+@pytest.mark.parametrize(("field", "value"), NOT_CAUSAL)
+def test_an_ablation_refuses_what_a_run_refuses(model: Any, field: str, value: Any) -> None:
+    """No field of a plan is dropped on the way: the ablation of a baseline would be of another plan than it says."""
+    plan = Plan(new_tokens=8, **{field: value})
+    messages = []
+    for refuse in (
+        lambda: denoise(model("Llama"), PROMPT, plan, progress=False),
+        lambda: ablate(model("Llama"), [PROMPT], {}, plan, metrics=["agreement"], progress=False),
+        lambda: prepare(model("Llama"), PROMPT, plan),
+    ):
+        with pytest.raises(PlanError) as caught:
+            refuse()
+        messages.append(str(caught.value))
+    assert len(set(messages)) == 1
+
+
+def test_an_ablation_of_a_baseline_takes_the_plan_made_for_it(model: Any) -> None:
+    plan = Plan(new_tokens=4, steps=2, block_length=2, remasking="margin").for_causal()
+    assert ablate(model("Llama"), [PROMPT], {}, plan, metrics=["agreement"], progress=False).finished
 
 
 # Prompts.
@@ -173,20 +213,98 @@ def test_defaults_are_the_familys(model: Any) -> None:
     assert short.block_length == 10
 
 
-@pytest.mark.parametrize("family", ["LLaDA", "MMaDA", "Dream", "A2D-Qwen3"])
-def test_resolving_twice_changes_nothing(model: Any, family: str) -> None:
-    once = Plan(new_tokens=16).resolved(model(family))
-    assert once.resolved(model(family)) == once
+def test_a_sampler_without_blocks_is_given_none(model: Any) -> None:
+    """Also in a family whose own sampler has blocks: nobody asked for them."""
+    plan = Plan(new_tokens=64, sampler="dream").resolved(model("LLaDA"))
+    assert (plan.sampler, plan.block_length) == ("dream", 64)
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> Plan:
+    """Any plan that holds by itself."""
+    fields = {
+        "new_tokens": st.sampled_from([0, 1, 8, 10, 64]),
+        "steps": st.sampled_from([None, 1, 4, 8, 64]),
+        "block_length": st.sampled_from([None, 2, 8]),
+        "remasking": st.sampled_from([None, "low_confidence", "random", "margin", "origin"]),
+        "sampler": st.sampled_from([None, None, "llada", "dream"]),
+        "threshold": st.sampled_from([None, None, 0.5]),
+        "temperature": st.sampled_from([0.0, 1.0]),
+        "top_k": st.sampled_from([None, 3]),
+        "cfg_scale": st.sampled_from([0.0, 0.0, 1.0]),
+        "suppress_eos": st.sampled_from([None, "logits", "both"]),
+    }
+    said = draw(st.sets(st.sampled_from(sorted(fields)), max_size=4))
+    return Plan(**{name: draw(fields[name]) for name in said})
+
+
+@given(plans(), st.sampled_from(["LLaDA", "MMaDA", "Dream", "A2D-Qwen3", "Llama"]))
+def test_resolving_twice_changes_nothing(model: Any, plan: Plan, family: str) -> None:
+    for given_ in (plan, plan.for_causal()) if family == "Llama" else (plan,):
+        try:
+            once = given_.resolved(model(family))
+        except PlanError:
+            assert given_ is plan
+            continue
+        assert once.resolved(model(family)) == once
+        assert once.resolved(model(family)).digest == once.digest
+
+
+@pytest.mark.parametrize("family", ["LLaDA", "Dream", "Llama"])
+def test_the_plan_of_a_run_runs_again(model: Any, family: str) -> None:
+    first = denoise(model(family), PROMPT, Plan(new_tokens=6), progress=False)
+    again = denoise(model(family), PROMPT, first.plan, progress=False)
+    assert again.plan == first.plan
+    assert again.tokens.tolist() == first.tokens.tolist()
 
 
 def test_a_baseline_takes_one_step_per_token(model: Any) -> None:
     assert Plan(new_tokens=7).resolved(model("Llama")).steps == 7
+    assert Plan(new_tokens=7, steps=7).resolved(model("Llama")).steps == 7  # which is what it does anyway
 
 
-def test_for_causal_drops_what_a_baseline_does_not_use(model: Any) -> None:
+@given(plans())
+def test_for_causal_drops_what_a_baseline_does_not_use_and_nothing_else(model: Any, plan: Plan) -> None:
+    causal = plan.for_causal()
+    causal.resolved(model("Llama"))
+    assert causal.for_causal() == causal
+    for name in ("new_tokens", "temperature", "top_p", "top_k", "allow_mask", "chat"):
+        assert getattr(causal, name) == getattr(plan, name)
+    assert (causal.suppress_eos is None) == (plan.suppress_eos is None)
+
+
+def test_for_causal_keeps_what_a_baseline_can_do_of_an_option() -> None:
     plan = Plan(new_tokens=16, steps=8, block_length=8, remasking="margin", cfg_scale=1.0, temperature=0.5)
     assert plan.for_causal() == Plan(new_tokens=16, temperature=0.5)
-    plan.for_causal().resolved(model("Llama"))
+    kept = {value: Plan(suppress_eos=value).for_causal().suppress_eos for value in ("logits", "confidence", "both")}  # pyright: ignore
+    assert kept == {"logits": "logits", "confidence": None, "both": "logits"}
+
+
+# A plan is a value.
+
+
+@given(plans())
+def test_a_plan_survives_being_data(plan: Plan) -> None:
+    data = json.loads(json.dumps(plan.to_dict()))
+    assert data["type"] == "Plan"
+    assert Plan.from_dict(data) == plan
+    assert Plan.from_dict(data).digest == plan.digest
+
+
+@given(plans(), plans())
+def test_plans_have_one_digest_iff_they_are_equal(one: Plan, other: Plan) -> None:
+    assert (one.digest == other.digest) == (one == other)
+
+
+def test_a_plan_shows_what_was_said() -> None:
+    assert repr(Plan()) == "Plan()"
+    assert repr(Plan(new_tokens=8, temperature=0.5)) == "Plan(new_tokens=8, temperature=0.5)"
+    assert Plan(new_tokens=np.int64(8)).digest == Plan(new_tokens=8).digest  # pyright: ignore
+
+
+def test_an_unknown_field_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="Plan has no field 'new_token'; its fields are new_tokens, steps"):
+        Plan.from_dict({"type": "Plan", "new_token": 8})
 
 
 def test_a_prompt_that_just_fits_is_accepted(model: Any) -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sinklens.decoding import remasking as rm
+from sinklens.decoding.draws import Draws
 
 
 @st.composite
@@ -131,7 +132,7 @@ def test_tempered_against_a_naive_loop(seed: int, temperature: float, top_p: flo
 def test_gumbel_argmax_draws_from_the_tempered_softmax(temperature: float) -> None:
     """At temperature T LLaDA's noise enters as T * Gumbel: the draw follows softmax(logits / T)."""
     draws, logits = 40_000, torch.tensor([2.0, 1.0, 0.0, -1.0, 1.5])
-    tokens = rm.gumbel_argmax(logits.expand(1, draws, 5), temperature, rm.Draws([0], [0]))
+    tokens = rm.gumbel_argmax(logits.expand(1, draws, 5), temperature, Draws([0], [0]))
     frequency = torch.bincount(tokens.flatten(), minlength=5) / draws
     expected = (logits / temperature).softmax(-1)
     error = (expected * (1 - expected) / draws).sqrt()
@@ -139,24 +140,24 @@ def test_gumbel_argmax_draws_from_the_tempered_softmax(temperature: float) -> No
 
 
 def test_gumbel_argmax_at_temperature_zero_is_the_argmax_and_draws_nothing() -> None:
-    draws = rm.Draws([0], [0])
+    draws = Draws([0], [0])
     logits = torch.randn(1, 4, 9, generator=torch.Generator().manual_seed(0))
     assert torch.equal(rm.gumbel_argmax(logits, 0.0, draws), logits.argmax(-1))
     assert torch.equal(
-        draws.uniform(torch.zeros(1, 3), torch.float32), rm.Draws([0], [0]).uniform(torch.zeros(1, 3), torch.float32)
+        draws.uniform(torch.zeros(1, 3), torch.float32), Draws([0], [0]).uniform(torch.zeros(1, 3), torch.float32)
     )
 
 
 def test_gumbel_argmax_never_draws_a_forbidden_token() -> None:
     logits = torch.zeros(1, 2000, 3).index_fill(-1, torch.tensor([1]), float("-inf"))
-    tokens = rm.gumbel_argmax(logits, 1.0, rm.Draws([3], [0]))
+    tokens = rm.gumbel_argmax(logits, 1.0, Draws([3], [0]))
     assert set(tokens.flatten().tolist()) == {0, 2}
 
 
 def test_categorical_draws_from_the_distribution() -> None:
     draws, weights = 40_000, torch.tensor([0.5, 0.3, 0.0, 0.2])
     mask = torch.ones(1, draws, dtype=torch.bool)
-    tokens = rm.Draws([0], [0]).categorical(weights.expand(1, draws, 4), mask)
+    tokens = Draws([0], [0]).categorical(weights.expand(1, draws, 4), mask)
     frequency = torch.bincount(tokens.flatten(), minlength=4) / draws
     error = (weights * (1 - weights) / draws).sqrt()
     assert ((frequency - weights).abs() <= 4 * error).all()
@@ -167,81 +168,10 @@ def test_categorical_draws_from_the_distribution() -> None:
 
 def test_confidences_have_their_definitions() -> None:
     probabilities = torch.tensor([[[0.5, 0.3, 0.2], [1.0, 0.0, 0.0]]])
-    assert rm.chosen(probabilities, torch.tensor([[1, 0]])).tolist() == [[pytest.approx(0.3), 1.0]]
+    assert rm.probability_of(torch.tensor([[1, 0]]), probabilities).tolist() == [[pytest.approx(0.3), 1.0]]
     assert rm.margin(probabilities).tolist() == [[pytest.approx(0.2), 1.0]]
     entropy = 0.5 * math.log(0.5) + 0.3 * math.log(0.3) + 0.2 * math.log(0.2)
     # the official guard adds 1e-10 inside the logarithm
     assert rm.negative_entropy(probabilities).tolist() == [
         [pytest.approx(entropy, abs=1e-6), pytest.approx(0, abs=1e-6)]
     ]
-
-
-# Draws.
-
-LENGTH, VOCAB = 5, 7
-
-
-def drawn(method: str, seeds: list[int], starts: list[int], row: int, times: int = 2) -> list[Tensor]:
-    """What one row draws, twice in a row, counted from its first real position."""
-    source, length = rm.Draws(seeds, starts), LENGTH + max(starts)
-    valid = torch.arange(length) >= torch.tensor(starts)[:, None]
-    weights = torch.zeros(len(seeds), length)
-    distribution = torch.zeros(len(seeds), length, VOCAB)
-    for index, start in enumerate(starts):  # every row has the same content, wherever it starts
-        content = torch.arange(1, length - start + 1).float()
-        weights[index, start:] = content / content.sum()
-        distribution[index, start:] = (content[:, None] * torch.arange(VOCAB) % 5 + 0.1).softmax(-1)
-    results = []
-    for _ in range(times):
-        out = {
-            "uniform": lambda: source.uniform(weights, torch.float32),
-            "uniform64": lambda: source.uniform(distribution, torch.float64),
-            "where": lambda: source.where(valid),
-            "categorical": lambda: source.categorical(distribution, valid),
-            "subset": lambda: source.subset(weights, [2] * len(seeds)),
-        }[method]()
-        results.append(out[row, starts[row] :])
-    return results
-
-
-METHODS = ["uniform", "uniform64", "where", "categorical", "subset"]
-
-
-@pytest.mark.parametrize("method", METHODS)
-@given(st.integers(0, 2**31), st.integers(0, 2**31), st.integers(0, 3))
-def test_a_rows_draws_do_not_depend_on_batch_or_padding(method: str, seed: int, other: int, extra: int) -> None:
-    """Alone; and as the second of two rows, left-padded because the first one is longer."""
-    alone = drawn(method, [seed], [0], row=0)
-    batched = drawn(method, [other, seed], [0, extra], row=1)
-    assert len(alone[0]) == len(batched[0]) == LENGTH
-    assert all(torch.equal(a, b) for a, b in zip(alone, batched, strict=True))
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_other_seeds_draw_other_numbers(method: str) -> None:
-    many = [torch.cat(drawn(method, [seed], [0], row=0, times=8)).tolist() for seed in range(5)]
-    assert all(many[0] != other for other in many[1:])
-
-
-def test_draws_are_those_of_torch_with_the_same_seed() -> None:
-    """One prompt under torch.manual_seed(s) in the official code draws these numbers."""
-    torch.manual_seed(5)
-    expected = torch.rand(1, 4, 3, dtype=torch.float64), torch.rand(1, 4), torch.rand(2)
-    draws = rm.Draws([5], [0])
-    assert torch.equal(draws.uniform(torch.zeros(1, 4, 3), torch.float64), expected[0])
-    assert torch.equal(draws.uniform(torch.zeros(1, 4), torch.float32), expected[1])
-    mask = torch.tensor([[False, True, True, False]])
-    assert torch.equal(draws.where(mask)[mask], expected[2])
-    assert (draws.where(mask)[~mask] == 1).all()
-
-
-def test_subset_takes_so_many_positions_in_proportion_to_the_weights() -> None:
-    weights = torch.tensor([[0.0, 0.6, 0.3, 0.1]])
-    counted, draws, times = torch.zeros(4), rm.Draws([0], [0]), 4000
-    for _ in range(times):
-        chosen = draws.subset(weights, [1])
-        assert int(chosen.sum()) == 1
-        counted += chosen[0]
-    error = (weights[0] * (1 - weights[0]) / times).sqrt()
-    assert ((counted / times - weights[0]).abs() <= 4 * error).all()
-    assert not draws.subset(weights, [0]).any()

@@ -1,18 +1,19 @@
-"""Replaying and joining records, and `sinklens trace`."""
+"""Replaying records."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import xarray as xr
-from typer.testing import CliRunner
+from torch import Tensor
 
 import sinklens as sl
-from sinklens.cli.app import app
 from sinklens.errors import RecordError
 
 PLAN = sl.Plan(new_tokens=6, temperature=1.0)
@@ -52,54 +53,66 @@ def test_replay_refuses_what_it_cannot_repeat(dlm: sl.HookedDLM) -> None:
         sl.replay(record_of(dlm, "zuko", force=[[65] * 6]), dlm, progress=False)
     with pytest.raises(RecordError, match="provenance"):
         sl.replay(edited.assign_attrs(provenance="{}"), dlm, progress=False)
+    old = json.loads(edited.attrs["provenance"]) | {"plan": {"new_tokens": 6}}
+    with pytest.raises(RecordError, match="cannot be replayed, its provenance lacks"):
+        sl.replay(edited.assign_attrs(provenance=json.dumps(old)), dlm, progress=False)
+
+
+@dataclass(frozen=True, repr=False)
+class Leans(sl.Edit):
+    """Adds a bias to the first key's scores. Its repr rounds, as many do."""
+
+    bias: float
+
+    def hooks(self, model: Any, canvas: Any, memory: Any) -> list[Any]:
+        def hook_function(scores: Tensor, *, hook: Any) -> Tensor:
+            return torch.cat([scores[..., :1] + self.bias, scores[..., 1:]], -1)
+
+        return [(f"blocks.{layer}.attn.hook_attn_scores", hook_function) for layer in range(model.cfg.n_layers)]
+
+    def __repr__(self) -> str:
+        return f"Leans({self.bias:g})"
+
+
+def test_replay_compares_content_and_not_how_it_reads(dlm: sl.HookedDLM, tmp_path: Path) -> None:
+    edited = record_of(dlm, "zuko xi zuko", interventions=[Leans(-1.000001)])
+    stored = sl.open(sl.save(edited, tmp_path / "record.nc"))
+    for record in (edited, stored):
+        again = sl.replay(record, dlm, interventions=[Leans(-1.000001)], progress=False)
+        np.testing.assert_array_equal(again.record["token"], edited["token"])
+        assert repr(Leans(-1.0000001)) == repr(Leans(-1.000001))
+        with pytest.raises(RecordError, match="they read alike, and their content differs"):
+            sl.replay(record, dlm, interventions=[Leans(-1.0000001)], progress=False)
+    with pytest.raises(RecordError, match=r"given are \[\]"):
+        sl.replay(edited, dlm, progress=False)
+
+
+def test_the_order_of_edits_is_content(dlm: sl.HookedDLM) -> None:
+    one, other = (Scoped(where=sl.Scope(heads=head)) for head in (0, 1))
+    record = record_of(dlm, "zuko", interventions=[one, other])
+    assert sl.replay(record, dlm, interventions=[one, other], progress=False).finished
+    with pytest.raises(RecordError, match="made with interventions"):
+        sl.replay(record, dlm, interventions=[other, one], progress=False)
+
+
+@dataclass(frozen=True, repr=False)
+class Scoped(sl.Edit):
+    """Changes nothing, in some heads."""
+
+    where: sl.Scope = sl.Scope()
+
+    def hooks(self, model: Any, canvas: Any, memory: Any) -> list[Any]:
+        return [("blocks.0.attn.hook_pattern", lambda pattern, *, hook: None)]
+
+
+def test_the_seed_of_each_prompt_survives_joining(dlm: sl.HookedDLM) -> None:
+    one, other = (sl.denoise(dlm, "zuko xi zuko", PLAN, seed=seed, progress=False).record for seed in (3, [8]))
+    both = sl.concat([one, other])
+    assert json.loads(both.attrs["provenance"])["seed"] == [3, 8]
+    np.testing.assert_array_equal(sl.replay(both, dlm, progress=False).record["token"], both["token"])
 
 
 def test_replay_notices_another_model(dlm: sl.HookedDLM) -> None:
     untrained = sl.HookedDLM.from_pretrained(dlm.name, revision="step-0")
     with pytest.raises(RecordError, match="gave other tokens"):
         sl.replay(record_of(dlm, "zuko xi zuko"), untrained, progress=False)
-
-
-def test_concat_keeps_every_number_and_pads_the_rest(dlm: sl.HookedDLM) -> None:
-    long, short = record_of(dlm, "zuko xi zuko tuko", "pante"), record_of(dlm, "boma", plan=sl.Plan(new_tokens=3))
-    both = sl.concat([long, short])
-    assert both.sizes["prompt"] == 3
-    keys, steps = short.sizes["key"], short.sizes["step"]
-    np.testing.assert_array_equal(both["received"][:2], long["received"])
-    np.testing.assert_array_equal(both["received"][2, :steps, ..., :keys], short["received"][0])
-    assert both["received"][2, steps:].isnull().all()
-    assert (both["token"][2, keys:] == -1).all()
-    assert (both["text"][2, keys:] == "").all()
-    assert len(json.loads(both.attrs["provenance"])["joined"]) == 2
-
-
-def test_concat_refuses_records_that_do_not_belong_together() -> None:
-    dlm, arm = (sl.HookedDLM.from_pretrained(name) for name in ("tiny-dlm", "tiny-arm"))
-    with pytest.raises(RecordError, match="different models"):
-        sl.concat([record_of(dlm, "zuko"), record_of(arm, "zuko")])
-    bare = sl.denoise(dlm, "zuko", PLAN, progress=False).record
-    with pytest.raises(RecordError, match="not all have received"):
-        sl.concat([record_of(dlm, "zuko"), bare])
-    with pytest.raises(RecordError, match="at least one"):
-        sl.concat([])
-
-
-def test_trace_writes_record_and_report_and_explains_its_rule(tmp_path: Path) -> None:
-    arguments = [
-        "trace",
-        "tiny-dlm",
-        "zuko xi zuko",
-        "pante",
-        "--new-tokens",
-        "4",
-        "--rule",
-        "gu",
-        "--out",
-        str(tmp_path),
-    ]
-    result = CliRunner().invoke(app, arguments)
-    assert result.exit_code == 0, result.output
-    assert "units='share'" in result.output
-    assert "zuko xi zuko -> " in result.output
-    assert sl.open(tmp_path / "record.nc").sizes["prompt"] == 2
-    assert "tiny-dlm" in (tmp_path / "report.html").read_text(encoding="utf-8")

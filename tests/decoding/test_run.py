@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,17 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from parts import Acts, Sees
 from torch import Tensor
 
 import sinklens as sl
-from sinklens import Canvas, HookedDLM, MaskSinks, Plan, PreviousStep, SameStep, SinkRule, Where, denoise
+from sinklens import Canvas, HookedDLM, MaskSinks, Plan, PreviousStep, SameStep, Scope, SinkRule, denoise
 from sinklens.decoding import run as running
-from sinklens.errors import PlanError, RecordError, ScopeError
+from sinklens.errors import ContentError, PlanError, RecordError, ScopeError
+from sinklens.hooks import Edit, Hook, Memory, Probe
 from sinklens.interventions import ZeroSinks
 from sinklens.probes import KeyNorm, ReceivedAttention
+from sinklens.values.content import digest
 
 MASK = 62
 PROMPTS = [[5, 17, 9], [33, 8, 21, 50, 12, 40], [7]]
@@ -32,38 +36,14 @@ def model(tiny_model: Any) -> Model:
     return {name: tiny_model(name) for name in ("LLaDA", "Dream", "Llama")}.__getitem__
 
 
-class Acts:
-    """An edit that calls `act(canvas)` at every forward in its scope and changes nothing."""
-
-    def __init__(
-        self,
-        act: Callable[[Canvas], None] = lambda canvas: None,
-        where: Where | None = None,
-        point: str = "blocks.0.attn.hook_pattern",
-    ) -> None:
-        self.act, self.where, self.point = act, where or Where(), point
-
-    def fwd_hooks(self, model: Any, canvas: Canvas | None = None) -> list[Any]:
-        def look(tensor: Tensor, *, hook: Any) -> None:
-            assert canvas is not None
-            self.act(canvas)
-
-        return [(self.point, look)]
-
-    def reset(self, steps: int | None = None) -> None: ...
-
-    def counts(self) -> dict[str, int]:
-        return {}
-
-
 def at_step(step: int, error: BaseException, point: str = "unembed.hook_out") -> Acts:
     """An edit that raises at one step, at the end of the forward unless another hook point is given."""
 
-    def act(canvas: Canvas) -> None:
+    def act(tensor: Tensor, canvas: Canvas) -> None:
         if canvas.step == step:
             raise error
 
-    return Acts(act, point=point)
+    return Acts(act, point)
 
 
 def run(dlm: HookedDLM, prompts: Any, plan: Plan, **options: Any) -> Any:
@@ -136,7 +116,7 @@ def test_a_run_under_way_is_saved_step_by_step(model: Model, tmp_path: Path, mon
     monkeypatch.setattr(running, "SAVE_EVERY", 0)
     path, found = tmp_path / "run.nc", []
 
-    def look(canvas: Canvas) -> None:
+    def look(tensor: Tensor, canvas: Canvas) -> None:
         found.append(sl.open(path).sizes["step"] if path.exists() else 0)
         if found[-1]:
             assert json.loads(sl.open(path).attrs["provenance"])["finished"] is False
@@ -186,6 +166,184 @@ def test_a_save_that_fails_under_way_does_not_cost_the_run(
     assert getattr(caught.value, "run", None) is not None
 
 
+# What a run is made of.
+
+
+@dataclass(frozen=True, repr=False)
+class Remembers(Edit):
+    """Adds what key 0 received at the step before to its scores: it needs a memory of its own in every run."""
+
+    amount: float = 1.0
+    where: Scope = Scope()
+
+    def hooks(self, model: Any, canvas: Canvas | None, memory: Memory) -> list[Hook]:
+        assert canvas is not None
+
+        def hook_function(scores: Tensor, *, hook: Any) -> Tensor:
+            before = memory.notes.get("received", 0.0)
+            memory.notes["received"] = scores.softmax(-1)[..., :1].sum(-2, keepdim=True)
+            memory.count("steps", torch.ones(len(scores)))
+            return torch.cat([scores[..., :1] + self.amount * before, scores[..., 1:]], -1)
+
+        return [("blocks.0.attn.hook_attn_scores", hook_function)]
+
+
+@dataclass(frozen=True, repr=False)
+class Column(Probe):
+    """Received attention of layer 0, over steps: it must find only its own run's in `seen`."""
+
+    name = "column"
+    dims = ("head", "key")
+    unit = "attention"
+    definition = "column sum"
+
+    def hooks(self, model: Any, canvas: Canvas | None, seen: dict[Any, Any]) -> list[Hook]:
+        assert not seen
+
+        def hook_function(pattern: Tensor, *, hook: Any) -> None:
+            seen["sum"] = pattern.sum(-2)
+
+        return [("blocks.0.attn.hook_pattern", hook_function)]
+
+    def values(self, seen: dict[Any, Any]) -> Tensor:
+        return seen["sum"]
+
+
+def taken(steps: Any, probe: Probe) -> Any:
+    """One step of a loop in the open: what it committed and what the probe saw."""
+    step = next(steps, None)
+    return None if step is None else (step.tokens, probe.values(step.seen[0]), step.memories[0].per_row("steps"))
+
+
+@pytest.mark.parametrize("family", ["LLaDA", "Llama"])
+def test_one_edit_and_one_probe_serve_two_runs_at_once(model: Model, family: str) -> None:
+    """Steps of two runs of other prompts, taken in turns, are those of each run alone."""
+    edit, probe, plan = Remembers(2.0), Column(), Plan(new_tokens=5, temperature=0.5)
+    options: dict[str, Any] = {"probes": [probe], "interventions": [edit]}
+
+    def begin(index: int) -> Any:
+        return sl.denoising_steps(model(family), PROMPTS[index], plan, seed=index, **options)
+
+    alone = [[taken(steps, probe) for _ in range(5)] for steps in (begin(0), begin(1))]
+    turns = [begin(0), begin(1)]
+    together: list[list[Any]] = [[], []]
+    for _ in range(5):
+        for own, steps in zip(together, turns, strict=True):
+            own.append(taken(steps, probe))
+    for one, other in zip(alone, together, strict=True):
+        for a, b in zip(one, other, strict=True):
+            assert torch.equal(a[0], b[0])
+            torch.testing.assert_close(a[1], b[1], rtol=0, atol=0)
+            assert a[2] == b[2]
+    assert alone[0][-1][2] == [5]
+    bare, edited = (run(model(family), PROMPTS[0], plan, probes=[probe], interventions=edits) for edits in ([], [edit]))
+    difference = np.abs(bare.record["column"] - edited.record["column"]).max(["prompt", "head", "key"])
+    assert difference[0] == 0
+    assert (difference[1:] > 1e-4).all()  # so what the edit remembers matters
+
+
+def test_one_edit_serves_a_run_within_a_run(model: Model) -> None:
+    edit, plan = Remembers(2.0), Plan(new_tokens=4)
+    expected = [run(model("LLaDA"), prompt, plan, interventions=[edit]) for prompt in PROMPTS]
+    inner = []
+    for step in sl.denoising_steps(model("LLaDA"), PROMPTS[0], plan, interventions=[edit]):
+        inner.append(run(model("LLaDA"), PROMPTS[1], plan, interventions=[edit]).tokens)
+        last = step.tokens
+    assert torch.equal(last, expected[0].tokens)
+    assert all(torch.equal(tokens, expected[1].tokens) for tokens in inner)
+    assert vars(edit) == {"amount": 2.0, "where": Scope()}
+
+
+def test_memories_of_a_run_are_in_the_order_of_its_edits(model: Model) -> None:
+    edits = [Acts(where=Scope(heads=0), title="a"), Acts(where=Scope(heads=1, steps=[0, 2]), title="b")]
+    result = run(model("LLaDA"), PROMPTS, Plan(new_tokens=4), interventions=edits)
+    assert [memory.counts() for memory in result.memories] == [{"acts": 12}, {"acts": 6}]
+    assert result.memories[1].per_row("acts") == [2, 2, 2]
+    assert result.fired == {repr(edits[0]): 4, repr(edits[1]): 2}
+    again = run(model("LLaDA"), PROMPTS, Plan(new_tokens=4), interventions=edits)
+    assert [memory.counts() for memory in again.memories] == [{"acts": 12}, {"acts": 6}]
+
+
+def test_parts_that_read_alike_are_counted_apart(model: Model) -> None:
+    """They differ in what their reprs do not show."""
+    result = run(model("LLaDA"), PROMPTS[0], Plan(new_tokens=3), interventions=[Alike(0), Alike(1)])
+    assert result.fired == {"Alike (1)": 3, "Alike (2)": 3}
+
+
+@dataclass(frozen=True, repr=False)
+class Alike(Edit):
+    """An edit whose repr says nothing."""
+
+    head: int
+    where: Scope = Scope()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "where", Scope(heads=self.head))
+
+    def hooks(self, model: Any, canvas: Canvas | None, memory: Memory) -> list[Hook]:
+        return [("blocks.0.attn.hook_pattern", lambda pattern, *, hook: None)]
+
+    def __repr__(self) -> str:
+        return "Alike"
+
+
+def test_a_record_keeps_content_and_the_same_to_read(model: Model) -> None:
+    edit, probe = Remembers(1.0000001, where=Scope(layers=0)), Column()
+    made = json.loads(
+        run(model("LLaDA"), PROMPTS, Plan(new_tokens=3), interventions=[edit], probes=[probe]).record.provenance
+    )
+    assert [digest(content) for content in made["interventions"]] == [edit.digest]
+    assert [digest(content) for content in made["probes"]] == [probe.digest]
+    assert Plan.from_dict(made["plan"]) == Plan(new_tokens=3).resolved(model("LLaDA"))
+    assert type(edit).from_dict(made["interventions"][0]) == edit
+    assert made["read_as"]["interventions"] == [repr(edit)]
+    assert made["read_as"]["probes"] == ["Column()"]
+    assert made["edit_counts"] == [{"steps": 9}]
+
+
+@pytest.mark.usefixtures("model", "no_forward")
+def test_names_of_probes_are_checked_before_any_forward(model: Model) -> None:
+    for probes, message in (
+        ([Sees(), Sees(point="embed.hook_out")], "two probes would both be recorded as part"),
+        ([Sees(name="masked")], "every record has masked already; give the probe another name"),
+        ([Sees(name="key")], "every record has key already"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run(model("LLaDA"), PROMPTS, Plan(new_tokens=3), probes=probes)
+
+
+class Nameless(Acts):
+    """An edit with an attribute that is no field."""
+
+    identity = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        object.__setattr__(self, "coefficient", 4.0)
+
+
+@pytest.mark.usefixtures("model", "no_forward")
+def test_what_a_record_could_not_name_is_refused_before_any_forward(model: Model) -> None:
+    with pytest.raises(ContentError, match=r"Nameless holds .*coefficient, which is no field"):
+        run(model("LLaDA"), PROMPTS, Plan(new_tokens=3), interventions=[Nameless()])
+
+
+@pytest.mark.usefixtures("no_forward")
+def test_prompts_are_tokenised_and_the_plan_resolved_once(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    for owner, name in ((HookedDLM, "encode"), (Plan, "resolved")):
+        original = getattr(owner, name)
+
+        def counted(self: Any, *args: Any, original: Any = original, name: str = name, **kwargs: Any) -> Any:
+            calls.append(name)
+            return original(self, *args, **kwargs)
+
+        monkeypatch.setattr(owner, name, counted)
+    with pytest.raises(AssertionError, match="a forward was run"):
+        run(model("Llama"), PROMPTS, Plan(new_tokens=3))
+    assert sorted(calls) == ["encode"] * 3 + ["resolved"]
+
+
 # Following.
 
 FOLLOWED = [
@@ -221,7 +379,7 @@ def test_an_edited_run_follows_another(model: Model, family: str, prompts: Any, 
     for name in ("token", "commit_step", "canvas", "masked"):
         np.testing.assert_array_equal(again.record[name], first.record[name])
     assert again.finished
-    assert edit.counts()["keys"] > 0
+    assert again.memories[0].counts()["keys"] > 0
     committed = first.commit_step >= 0
     assert (again.predicted[~committed] == -1).all()
     assert (again.predicted[committed] >= 0).all()
@@ -247,16 +405,16 @@ def test_predicted_is_what_the_edited_model_says_at_the_followed_canvas(model: M
     """Each canvas of the first run by hand: one forward with the edit's hooks, the likeliest token that is no mask."""
     dlm, prompt = model(family), PROMPTS[1]
     first = run(dlm, prompt, Plan(new_tokens=6, temperature=1.0), seed=3)
-    edit = MaskSinks(SameStep(top_k=1), Where(layers=[0]))
+    edit = MaskSinks(SameStep(top_k=1), where=Scope(layers=[0]))
     again = run(dlm, prompt, Plan(new_tokens=6), interventions=[edit], follow=first)
     for at in range(len(prompt), len(prompt) + 6):
         step = int(first.commit_step[0, at])
         canvas = first.record["canvas"].to_numpy()[0, step]
         tokens = torch.from_numpy(canvas[canvas >= 0]).long()[None]
-        by_hand = MaskSinks(SameStep(top_k=1), Where(layers=[0]))
+        by_hand = MaskSinks(SameStep(top_k=1), where=Scope(layers=[0]))
         with torch.no_grad():
             logits = dlm.run_with_hooks(tokens, fwd_hooks=by_hand.fwd_hooks(dlm))
-        scores = logits[0, at - 1 if dlm.is_causal else at].clone()
+        scores = dlm.by_position(logits)[0, at].clone()
         if not dlm.is_causal:
             scores[MASK] = -torch.inf
         assert int(again.predicted[0, at]) == int(scores.argmax())
@@ -333,31 +491,30 @@ def test_a_followed_run_does_not_replay(model: Model) -> None:
 # Edits that meet.
 
 SCOPES = [
-    (Where(), Where(), True),
-    (Where(heads=0), Where(heads=1), False),
-    (Where(heads=[0, 1]), Where(heads=[1, 2]), True),
-    (Where(heads=3), Where(heads=-1), True),
-    (Where(heads=slice(0, 2)), Where(heads=slice(2, None)), False),
-    (Where(layers=0), Where(layers=1), False),
-    (Where(layers=1), Where(layers=[-1]), True),
-    (Where(layers=0, heads=1), Where(layers=1, heads=1), False),
-    (Where(layers=0), Where(heads=2), True),
-    (Where(steps=slice(0, 2)), Where(steps=slice(2, None)), False),
-    (Where(steps=slice(0, 3)), Where(steps=slice(2, None)), True),
-    (Where(steps=[0, 3]), Where(steps=[1, 2]), False),
-    (Where(steps=-1), Where(steps=3), True),
-    (Where(steps=-1), Where(steps=slice(0, -1)), False),
-    (Where(steps=0), Where(), True),
-    (Where(queries="masked"), Where(queries="committed"), True),  # which is which changes as tokens are committed
+    (Scope(), Scope(), True),
+    (Scope(heads=0), Scope(heads=1), False),
+    (Scope(heads=[0, 1]), Scope(heads=[1, 2]), True),
+    (Scope(heads=3), Scope(heads=-1), True),
+    (Scope(heads=slice(0, 2)), Scope(heads=slice(2, None)), False),
+    (Scope(layers=0), Scope(layers=1), False),
+    (Scope(layers=1), Scope(layers=[-1]), True),
+    (Scope(layers=0, heads=1), Scope(layers=1, heads=1), False),
+    (Scope(layers=0), Scope(heads=2), True),
+    (Scope(steps=slice(0, 2)), Scope(steps=slice(2, None)), False),
+    (Scope(steps=slice(0, 3)), Scope(steps=slice(2, None)), True),
+    (Scope(steps=[0, 3]), Scope(steps=[1, 2]), False),
+    (Scope(steps=-1), Scope(steps=3), True),
+    (Scope(steps=-1), Scope(steps=slice(0, -1)), False),
+    (Scope(steps=0), Scope(), True),
 ]
 
 
 @pytest.mark.usefixtures("model", "no_forward")
 @pytest.mark.parametrize(("one", "other"), [(one, other) for one, other, meet in SCOPES if meet], ids=repr)
 @pytest.mark.parametrize("family", ["LLaDA", "Llama"])
-def test_edits_that_meet_are_refused_before_any_forward(model: Model, family: str, one: Where, other: Where) -> None:
+def test_edits_that_meet_are_refused_before_any_forward(model: Model, family: str, one: Scope, other: Scope) -> None:
     for a, b in ((one, other), (other, one)):
-        edits: list[Any] = [MaskSinks(SameStep(top_k=1), a), ZeroSinks(SameStep(top_k=1), b)]
+        edits: list[Any] = [MaskSinks(SameStep(top_k=1), where=a), ZeroSinks(SameStep(top_k=1), where=b)]
         with pytest.raises(ScopeError, match=r"MaskSinks\(.*ZeroSinks\(.*same heads at the same steps.*InOrder"):
             run(model(family), PROMPTS, Plan(new_tokens=4), interventions=edits)
         with pytest.raises(ScopeError, match="same heads"):
@@ -365,24 +522,32 @@ def test_edits_that_meet_are_refused_before_any_forward(model: Model, family: st
 
 
 @pytest.mark.usefixtures("model", "no_forward")
+def test_edits_of_other_queries_meet_where_their_heads_do(model: Model) -> None:
+    """Which queries are masked changes as tokens are committed, and a head has one pattern."""
+    edits = [MaskSinks(SameStep(top_k=1), queries="masked"), ZeroSinks(SameStep(top_k=1), queries="committed")]
+    with pytest.raises(ScopeError, match="same heads"):
+        run(model("LLaDA"), PROMPTS, Plan(new_tokens=4), interventions=edits)
+
+
+@pytest.mark.usefixtures("model", "no_forward")
 def test_the_first_and_the_third_edit_may_meet(model: Model) -> None:
-    scopes = [Where(heads=0), Where(heads=1), Where(heads=[0, 2])]
+    scopes = [Scope(heads=0), Scope(heads=1), Scope(heads=[0, 2])]
     with pytest.raises(ScopeError, match="same heads"):
         run(model("LLaDA"), PROMPTS, Plan(new_tokens=4), interventions=[Acts(where=scope) for scope in scopes])
 
 
 @pytest.mark.parametrize(("one", "other"), [(one, other) for one, other, meet in SCOPES if not meet], ids=repr)
 @pytest.mark.parametrize("family", ["LLaDA", "Llama"])
-def test_edits_that_do_not_meet_are_run(model: Model, family: str, one: Where, other: Where) -> None:
-    edits = [MaskSinks(SameStep(top_k=1), one), ZeroSinks(SameStep(top_k=1), other)]
+def test_edits_that_do_not_meet_are_run(model: Model, family: str, one: Scope, other: Scope) -> None:
+    edits = [MaskSinks(SameStep(top_k=1), where=one), ZeroSinks(SameStep(top_k=1), where=other)]
     result = run(model(family), PROMPTS, Plan(new_tokens=4, suppress_eos="logits"), interventions=edits)
     assert result.finished
-    assert all(edit.counts()["keys"] > 0 for edit in edits)
+    assert all(memory.counts()["keys"] > 0 for memory in result.memories)
 
 
 @pytest.mark.parametrize(("steps", "meet"), [(([0], [1]), False), (([0, 2], [2]), True), ((slice(3, None), [9]), True)])
 def test_steps_of_a_plan_without_a_known_end(model: Model, steps: Any, meet: bool) -> None:
-    edits = [ZeroSinks(SameStep(top_k=1), Where(steps=each)) for each in steps]
+    edits = [ZeroSinks(SameStep(top_k=1), where=Scope(steps=each)) for each in steps]
     plan = Plan(new_tokens=4, threshold=0.9)
     if not meet:
         assert run(model("LLaDA"), PROMPTS, plan, interventions=edits).finished
@@ -399,7 +564,7 @@ def test_an_edit_uses_its_rules_own_queries_and_keys(model: Model, rule: SinkRul
     """The keys that an edit removes are the sinks that a SinkMask of the same rule found, by the pattern after."""
     dlm = model("LLaDA")
     plain = run(dlm, PROMPTS[1], Plan(new_tokens=4), probes=[sl.probes.SinkMask(rule), sl.probes.Pattern()])
-    edit = ZeroSinks(SameStep(rule), Where(layers=[0], steps=[0]))
+    edit = ZeroSinks(SameStep(rule), where=Scope(layers=[0], steps=[0]))
     edited = run(dlm, PROMPTS[1], Plan(new_tokens=4), probes=[sl.probes.Pattern()], interventions=[edit])
     before, after = (each.record["pattern"].to_numpy()[0, 0, 0] for each in (plain, edited))
     removed = (before > 0).any(1) & (after == 0).all(1)  # [head, key]

@@ -1,8 +1,9 @@
-"""The paired ablation: what its rows hold, what its numbers are, and what survives an interrupt or a kill."""
+"""The paired ablation: what its scores hold, what its numbers are, and what survives an interrupt or a kill."""
 
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 import math
 import os
@@ -12,6 +13,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -33,12 +35,13 @@ from sinklens import (
     ablate,
     denoise,
 )
-from sinklens.decoding import loop as denoising
-from sinklens.errors import NothingEdited, ScopeError
-from sinklens.experiments import runner as trials
+from sinklens.decoding import loop
+from sinklens.errors import NothingEdited, PlanError, RecordError, ScopeError
+from sinklens.experiments import runner
 from sinklens.experiments.ablation import doses
 from sinklens.experiments.outcomes import METRICS
-from sinklens.hooks import Hook
+from sinklens.ground_truth.models import PlantedModel, planted_model
+from sinklens.hooks import Canvas, Edit, Hook, Memory
 from sinklens.interventions import (
     BiasSinks,
     InOrder,
@@ -53,9 +56,8 @@ from sinklens.interventions import (
     ZeroValue,
     control,
 )
-from sinklens.planted.models import PlantedModel, planted_model
 from sinklens.probes import Pattern
-from sinklens.tasks import Echo, Example, Jsonl, Prompts, Score
+from sinklens.tasks import Echo, Example, Jsonl, Prompts, Score, Task
 
 PLAN = Plan(new_tokens=8, block_length=8, steps=4, temperature=1.0)
 N = 6
@@ -84,7 +86,7 @@ def task() -> Echo:
 
 def edits() -> dict[str, Any]:
     """Two conditions that do something."""
-    return {"top-1": MaskSinks(PreviousStep(top_k=1)), "zero": ZeroSinks(SameStep(top_k=3), Where(layers=[0]))}
+    return {"top-1": MaskSinks(PreviousStep(top_k=1)), "zero": ZeroSinks(SameStep(top_k=3), where=Where(layers=[0]))}
 
 
 def run(model: HookedDLM, task: Any, conditions: Any = None, plan: Plan = PLAN, **options: Any) -> AblationResult:
@@ -112,8 +114,8 @@ def by_key(rows: list[dict[str, Any]]) -> dict[Any, Any]:
 
 def same(ours: AblationResult, theirs: AblationResult) -> None:
     """The same rows."""
-    assert by_key(ours.rows) == table(theirs.rows)
-    assert len(ours.rows) == len(theirs.rows)
+    assert by_key(ours.scores) == table(theirs.scores)
+    assert len(ours.scores) == len(theirs.scores)
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +127,7 @@ def whole(dlm: HookedDLM, task: Echo) -> AblationResult:
 @pytest.fixture(scope="module")
 def half(whole: AblationResult) -> AblationResult:
     """Its second seed alone."""
-    return AblationResult([row for row in whole.rows if row["seed"] == 5])
+    return AblationResult([row for row in whole.scores if row["seed"] == 5])
 
 
 FORCED: dict[str, Any] = {"seeds": [5], "metrics": ("forced_accuracy",), "batch_size": 5}  # one prompt per batch
@@ -133,7 +135,7 @@ FORCED: dict[str, Any] = {"seeds": [5], "metrics": ("forced_accuracy",), "batch_
 
 def of_forced(result: AblationResult) -> AblationResult:
     """Its forced accuracies alone."""
-    return AblationResult([row for row in result.rows if row["metric"] == "forced_accuracy"])
+    return AblationResult([row for row in result.scores if row["metric"] == "forced_accuracy"])
 
 
 # What the rows are.
@@ -142,10 +144,10 @@ def of_forced(result: AblationResult) -> AblationResult:
 def test_one_row_per_prompt_seed_condition_kind_and_metric(whole: AblationResult, task: Echo) -> None:
     arms = [("unmasked", "unmasked"), ("top-1", "sinks"), ("top-1", "random"), ("zero", "sinks"), ("zero", "random")]
     expected = {(p, s, c, k, m) for p in range(N) for s in (0, 5) for c, k in arms for m in BOTH}
-    assert set(table(whole.rows)) == expected
-    assert len(whole.rows) == len(expected)
+    assert set(table(whole.scores)) == expected
+    assert len(whole.scores) == len(expected)
     assert whole.finished
-    for row in whole.rows:
+    for row in whole.scores:
         assert row["model"] == "tiny-dlm"
         assert row["task"] == task.name
         assert row["name"] == task[row["prompt"]].name
@@ -159,7 +161,7 @@ def test_one_row_per_prompt_seed_condition_kind_and_metric(whole: AblationResult
 
 def test_forced_places_are_the_same_under_every_condition(whole: AblationResult) -> None:
     totals: dict[int, set[int]] = {}
-    for row in of_forced(whole).rows:
+    for row in of_forced(whole).scores:
         totals.setdefault(row["prompt"], set()).add(row["places"])
     assert all(len(found) == 1 for found in totals.values())
 
@@ -182,7 +184,7 @@ def naive_scores(model: HookedDLM, task: Any, plan: Plan, seed: int, index: int,
 def test_rows_equal_plain_denoising_and_scoring(name: str, dlm: HookedDLM, arm: HookedDLM, task: Echo) -> None:
     model = dlm if name == "tiny-dlm" else arm
     plan = PLAN if model is dlm else Plan(new_tokens=8, temperature=1.0)
-    found = by_key(run(model, task, {"cut": MaskSinks(PreviousStep(top_k=2))}, PLAN).rows)
+    found = by_key(run(model, task, {"cut": MaskSinks(PreviousStep(top_k=2))}, plan).scores)
     for index in range(N):
         for condition, kind, parts in (
             ("unmasked", "unmasked", []),
@@ -198,7 +200,7 @@ def test_rows_equal_plain_denoising_and_scoring(name: str, dlm: HookedDLM, arm: 
 
 def test_conditions_change_something(whole: AblationResult) -> None:
     """Otherwise the tests that compare rows would compare nothing."""
-    found = by_key(whole.rows)
+    found = by_key(whole.scores)
     for condition, kind in (("top-1", "sinks"), ("top-1", "random"), ("zero", "sinks")):
         changed = [
             key
@@ -253,9 +255,26 @@ def test_the_batch_size_changes_no_row_where_rows_end_at_different_steps(dlm: Ho
         same(alone, together)
 
 
+@pytest.mark.parametrize("name", ["tiny-dlm", "tiny-arm"])
+def test_steps_that_some_prompts_never_reach(name: str, dlm: HookedDLM, arm: HookedDLM) -> None:
+    """A batch of prompts that take fewer steps than an edit's scope begins with is run, and not edited."""
+    model, gaps = dlm if name == "tiny-dlm" else arm, Echo(6, seed=0, gaps=0.5)
+    steps = [len(gaps[index].answer.split(" ")) for index in range(6)]
+    late = sorted(steps)[2]
+    assert min(steps) < late < max(steps)
+    first, second = ZeroSinks(SameStep(top_k=1), where=Where(steps=late)), MaskSinks(where=Where(steps=[0]))
+    conditions = {"late": MaskSinks(SameStep(top_k=1), where=Where(steps=late)), "both": InOrder(second, first)}
+    options = {"plan": Plan(new_tokens=0), "metrics": ("kl", "accuracy"), "controls": None}
+    alone, together = (run(model, gaps, conditions, batch_size=size, **options) for size in (1, 18))
+    same(alone, together)
+    for score in alone.scores:
+        if score["condition"] == "late":
+            assert (score["edited_keys"] > 0) == (steps[score["prompt"]] > late)
+
+
 def test_without_controls_there_are_no_random_rows(dlm: HookedDLM, task: Echo) -> None:
     result = run(dlm, task, controls=None, metrics=("accuracy",))
-    assert {row["kind"] for row in result.rows} == {"unmasked", "sinks"}
+    assert {row["kind"] for row in result.scores} == {"unmasked", "sinks"}
     effect = result.effect("top-1", "accuracy")
     assert effect.control is None
     assert effect.to_control is None
@@ -269,21 +288,22 @@ def test_gaps_are_filled_under_force(dlm: HookedDLM, arm: HookedDLM) -> None:
     gaps = Echo(4, seed=0, gaps=0.5)
     for model in (dlm, arm):
         result = run(model, gaps, {"top-1": MaskSinks(SameStep(top_k=1))}, Plan(new_tokens=0))
-        for row in result.rows:
+        for row in result.scores:
             assert row["places"] == len(gaps[row["prompt"]].answer.split(" "))
 
 
 def test_an_edit_whose_steps_never_come_edits_nothing_and_this_is_said(dlm: HookedDLM, task: Echo) -> None:
     """Under a threshold a run may be over before the scope begins."""
-    late = {"late": MaskSinks(PreviousStep(top_k=1), Where(steps=slice(7, None)))}
+    late = {"late": MaskSinks(PreviousStep(top_k=1), where=Where(steps=slice(7, None)))}
     plan = Plan(new_tokens=8, block_length=8, threshold=0.01)
+    plain = inspect.unwrap(ablate)  # without the check of shapes, which stands between the caller and the warning
     with pytest.warns(NothingEdited, match="'late'") as caught:
-        result = run(dlm, task, late, plan, metrics=("accuracy",))
+        result = plain(dlm, task, late, plan, metrics=("accuracy",), progress=False)
     assert [("(random)" in str(each.message), each.filename) for each in caught] == [
         (False, __file__),
         (True, __file__),
     ]
-    found = by_key(result.rows)
+    found = by_key(result.scores)
     for index in range(N):
         plain = found[index, 0, "unmasked", "unmasked", "accuracy"]
         for kind in ("sinks", "random"):
@@ -303,45 +323,45 @@ def test_a_condition_that_finds_nothing_is_warned_of_on_resume_too(dlm: HookedDL
 
 def test_the_defaults_depend_on_whether_there_are_answers(dlm: HookedDLM, task: Echo) -> None:
     cut = {"a": MaskSinks(SameStep(top_k=1))}
-    assert {row["metric"] for row in run(dlm, task, cut).rows} == {"forced_accuracy", "accuracy"}
+    assert {row["metric"] for row in run(dlm, task, cut).scores} == {"forced_accuracy", "accuracy"}
     for prompts in (["dolko xe dolko", "gake"], [[0, 20, 21], [0, 22]], torch.tensor([[0, 20], [0, 22]])):
         result = run(dlm, prompts, cut)
-        assert {row["metric"] for row in result.rows} == {"agreement", "order", "kl"}
-        assert {row["task"] for row in result.rows} == {"prompts(n=2)"}
-        assert {row["name"] for row in result.rows} == {"prompt 0", "prompt 1"}
-    assert {row["prompt"] for row in run(dlm, "dolko xe dolko", cut).rows} == {0}
+        assert {row["metric"] for row in result.scores} == {"agreement", "order", "kl"}
+        assert {row["task"] for row in result.scores} == {"prompts(n=2)"}
+        assert {row["name"] for row in result.scores} == {"prompt 0", "prompt 1"}
+    assert {row["prompt"] for row in run(dlm, "dolko xe dolko", cut).scores} == {0}
 
 
 def test_one_prompt_as_token_ids(dlm: HookedDLM) -> None:
     """As everywhere else, one list of token ids is one prompt."""
     result = run(dlm, [0, 20, 21], {"a": MaskSinks(SameStep(top_k=1))})
-    assert {row["prompt"] for row in result.rows} == {0}
+    assert {row["prompt"] for row in result.scores} == {0}
 
 
 # Several conditions in one forward.
 
 
 def operators(model: HookedDLM, task: Any, plan: Plan) -> dict[str, Any]:
-    """One of (almost) everything, with detectors that remember and detectors that look beside."""
+    """One of (almost) everything, with selectors that remember and selectors that look beside."""
     causal = model.is_causal
     return {
         "mask": MaskSinks(PreviousStep(top_k=2)),
         "open": MaskSinks(SameStep(top_k=1, loop="open")),
-        "before, open": ZeroSinks(PreviousStep(top_k=1, loop="open"), Where(layers=-1)),
-        "first": ZeroSinks(PreviousStep(top_k=2, first="same"), Where(heads=[0, 2])),
+        "before, open": ZeroSinks(PreviousStep(top_k=1, loop="open"), where=Where(layers=-1)),
+        "first": ZeroSinks(PreviousStep(top_k=2, first="same"), where=Where(heads=[0, 2])),
         "bias": BiasSinks(-2.0, SameStep(top_k=1)),
         "null": NullKey(0.5),
         "scale": ScaleSinks(0.3, SameStep(top_k=2), renormalise=True),
         "value": ZeroValue(SameStep(top_k=1)),
-        "mean": MeanValue(SameStep(top_k=1), Where(queries="last" if causal else "all")),
+        "mean": MeanValue(SameStep(top_k=1), queries="last" if causal else "all"),
         "noise": NoiseValue(None, SameStep(top_k=1)),
         "keep": KeepKeys(5),
         "token": SinkToken(),
         "spread": Redistribute("uniform", SameStep(top_k=1)),
         "two": InOrder(
-            MaskSinks(PreviousStep(top_k=1), Where(layers=0)), ZeroSinks(SameStep(top_k=1), Where(layers=1))
+            MaskSinks(PreviousStep(top_k=1), where=Where(layers=0)), ZeroSinks(SameStep(top_k=1), where=Where(layers=1))
         ),
-        "masked": MaskSinks(SameStep(top_k=1), Where(queries="committed" if causal else "masked", diagonal=False)),
+        "masked": MaskSinks(SameStep(top_k=1), queries="committed" if causal else "masked", diagonal=False),
     }
 
 
@@ -351,18 +371,18 @@ def test_conditions_together_equal_each_alone(name: str, dlm: HookedDLM, arm: Ho
     task = Uneven()
     made = operators(model, task, plan)
     options = {"metrics": list(METRICS), "controls": None, "plan": plan}
-    together = by_key(run(model, task, made, **options).rows)
+    together = by_key(run(model, task, made, **options).scores)
     seen = 0
     for condition in made:
         alone = run(model, task, {condition: operators(model, task, plan)[condition]}, **options)
-        for key, row in table(alone.rows).items():
+        for key, row in table(alone.scores).items():
             also = {}
             if key[4] == "log_likelihood":  # see test_a_likelihood_does_not_depend_on_the_other_conditions
                 names = ("value", *COUNTS) if condition == "noise" else COUNTS
                 also = {name: together[key][name] for name in names}
             assert together[key] == row | also, condition
             seen += key[2] == condition
-        changed = [row["value"] for row in alone.rows if (row["condition"], row["metric"]) == (condition, "kl")]
+        changed = [row["value"] for row in alone.scores if (row["condition"], row["metric"]) == (condition, "kl")]
         assert max(changed) > 1e-6, condition
     assert seen == len(made) * len(METRICS) * len(task)
 
@@ -373,21 +393,26 @@ def test_conditions_together_equal_each_alone(name: str, dlm: HookedDLM, arm: Ho
 def test_a_likelihood_does_not_depend_on_the_other_conditions(dlm: HookedDLM, task: Echo, what: str) -> None:
     options = {"metrics": ("log_likelihood",), "controls": "random" if what == "random" else None}
     one = {"same": NoiseValue(None, SameStep(top_k=1)) if what == "noise" else MaskSinks(SameStep(top_k=1))}
-    alone = by_key(run(dlm, task, one, **options).rows)
-    beside = by_key(run(dlm, task, one | {"before": MaskSinks(PreviousStep(top_k=1))}, **options).rows)
+    alone = by_key(run(dlm, task, one, **options).scores)
+    beside = by_key(run(dlm, task, one | {"before": MaskSinks(PreviousStep(top_k=1))}, **options).scores)
     for key, row in alone.items():
         if what == "counts":
             assert [beside[key][name] for name in COUNTS] == [row[name] for name in COUNTS]
         assert beside[key]["value"] == pytest.approx(row["value"], abs=1e-5)
 
 
-class Uneven:
+@dataclass(frozen=True)
+class Uneven(Task):
     """Echo texts whose prompts have different lengths."""
 
-    name = "uneven"
+    answer_tokens: int = 8
+    name: str = "uneven"
 
-    def __init__(self, answer_tokens: int = 8) -> None:
-        self.echoes = [Echo(1, seed=at, prompt_tokens=11 - 3 * at, answer_tokens=answer_tokens) for at in range(3)]
+    @property
+    def echoes(self) -> list[Echo]:
+        """One example each."""
+        lengths = [(at, 11 - 3 * at) for at in range(3)]
+        return [Echo(1, seed=at, prompt_tokens=n, answer_tokens=self.answer_tokens) for at, n in lengths]
 
     def __len__(self) -> int:
         return len(self.echoes)
@@ -415,18 +440,18 @@ def test_several_controls_and_own_ones(dlm: HookedDLM, task: Echo) -> None:
     own = run(
         dlm, task, made, controls={f"my {each}": lambda e, each=each: control(e, each) for each in names}, **QUICK
     )
-    found = by_key(result.rows)
+    found = by_key(result.scores)
     assert result.controls("a") == list(names)
     assert own.controls("b") == [f"my {each}" for each in names]
     renamed = {
         (*k[:3], k[3].removeprefix("my "), k[4]): r | {"kind": r["kind"].removeprefix("my ")}
-        for k, r in by_key(own.rows).items()
+        for k, r in by_key(own.scores).items()
     }
-    assert renamed == table(result.rows)
+    assert renamed == table(result.scores)
     for condition, edit in made.items():
         for each in names:
             alone = run(dlm, task, {"it": control(edit, each)}, controls=None, **QUICK)
-            for key, row in table(alone.rows).items():
+            for key, row in table(alone.scores).items():
                 if key[2] == "it":
                     assert found[*key[:2], condition, each, key[4]] == row | {"condition": condition, "kind": each}
     for metric in QUICK["metrics"]:
@@ -434,7 +459,7 @@ def test_several_controls_and_own_ones(dlm: HookedDLM, task: Echo) -> None:
             effect = result.effect("a", metric, control=control_name)
             assert effect.control == control_name
     assert result.effect("a").control == "random"
-    noop = [row for row in result.rows if (row["kind"], row["metric"]) == ("noop", "kl")]
+    noop = [row for row in result.scores if (row["kind"], row["metric"]) == ("noop", "kl")]
     assert max(row["value"] for row in noop) < 1e-8
     assert min(row["edited_keys"] for row in noop) > 0
 
@@ -446,47 +471,50 @@ def test_a_string_is_one_control(dlm: HookedDLM, task: Echo, controls: Any) -> N
 
 
 @pytest.mark.parametrize("loop", ["closed", "open"])
-def test_conditions_may_share_a_detector(dlm: HookedDLM, task: Echo, loop: Any) -> None:
-    detector = PreviousStep(top_k=1, loop=loop)
-    shared = {"mask": MaskSinks(detector), "zero": ZeroSinks(detector)}
+def test_conditions_may_share_a_selector(dlm: HookedDLM, task: Echo, loop: Any) -> None:
+    selector = PreviousStep(top_k=1, loop=loop)
+    shared = {"mask": MaskSinks(selector), "zero": ZeroSinks(selector)}
     found = run(dlm, task, shared, controls=None, **QUICK)
     own = {"mask": MaskSinks(PreviousStep(top_k=1, loop=loop)), "zero": ZeroSinks(PreviousStep(top_k=1, loop=loop))}
     same(found, run(dlm, task, own, controls=None, **QUICK))
 
 
-def test_a_control_may_share_the_detector(dlm: HookedDLM, task: Echo) -> None:
+def test_a_control_may_share_the_selector(dlm: HookedDLM, task: Echo) -> None:
     edit = MaskSinks(PreviousStep(top_k=1))
-    found = run(dlm, task, {"a": edit}, controls={"zero": lambda e: ZeroSinks(e.detector, e.where)}, **QUICK)
+    found = run(dlm, task, {"a": edit}, controls={"zero": lambda e: ZeroSinks(e.selector, where=e.where)}, **QUICK)
     zero = run(dlm, task, {"a": ZeroSinks(PreviousStep(top_k=1))}, controls=None, **QUICK)
-    expected = {key: row | {"kind": "zero"} for key, row in table(zero.rows).items() if key[2] == "a"}
-    assert {(*k[:3], "sinks", k[4]): r for k, r in by_key(found.rows).items() if k[3] == "zero"} == expected
+    expected = {key: row | {"kind": "zero"} for key, row in table(zero.scores).items() if key[2] == "a"}
+    assert {(*k[:3], "sinks", k[4]): r for k, r in by_key(found.scores).items() if k[3] == "zero"} == expected
 
 
-def test_one_edit_may_have_two_names(dlm: HookedDLM, task: Echo) -> None:
-    edit = MaskSinks(SameStep(top_k=1))
-    both = run(dlm, task, {"a": edit, "b": edit}, controls=None, **QUICK)
-    alone = run(dlm, task, {"a": MaskSinks(SameStep(top_k=1))}, controls=None, **QUICK)
-    assert {key: row for key, row in by_key(both.rows).items() if key[2] != "b"} == table(alone.rows)
+@pytest.mark.usefixtures("no_forward")
+@pytest.mark.parametrize(
+    "other", [MaskSinks(SameStep(top_k=1)), MaskSinks(SameStep(SinkRule(None, top_k=1, queries="auto")))]
+)
+def test_one_edit_under_two_names_is_refused(dlm: HookedDLM, task: Echo, other: MaskSinks) -> None:
+    both = {"a": MaskSinks(SameStep(top_k=1)), "between": ZeroSinks(), "b": other}
+    with pytest.raises(ValueError, match="conditions 'a' and 'b' are one and the same edit, MaskSinks"):
+        run(dlm, task, both, controls=None, **QUICK)
 
 
-class Own:
+def test_controls_that_are_one_edit_share_a_run(dlm: HookedDLM, task: Echo, decodes: list[int]) -> None:
+    """To find the same sinks and do nothing is one thing, whatever the condition does."""
+    conditions = {"mask": MaskSinks(SameStep(top_k=1)), "zero": ZeroSinks(SameStep(top_k=1))}
+    result = run(dlm, task, conditions, controls="noop", metrics=("accuracy",))
+    assert decodes == [N * 4]  # unmasked, two conditions, one control
+    found = by_key(result.scores)
+    for index in range(N):
+        of_mask, of_zero = (found[index, 0, name, "noop", "accuracy"] for name in conditions)
+        assert str(of_mask | {"condition": "zero"}) == str(of_zero)
+        assert of_mask["edited_keys"] > 0
+
+
+class Own(Edit):
     """An edit that has only what the protocol asks for."""
 
-    where = Where()
-
-    def reset(self, steps: int | None = None) -> None:
-        """Nothing to forget."""
-
-    def counts(self) -> dict[str, float]:
-        """Nothing is counted."""
-        return {}
-
-    def fwd_hooks(self, model: Any, canvas: Any = None) -> list[Hook]:
+    def hooks(self, model: Any, canvas: Canvas | None, memory: Memory) -> list[Hook]:
         """No attention in the first layer."""
         return [("blocks.0.attn.hook_pattern", lambda pattern, *, hook: pattern * 0)]
-
-    def __repr__(self) -> str:
-        return "Own()"
 
 
 def test_an_edit_of_ones_own_is_not_said_to_do_nothing(dlm: HookedDLM, task: Echo) -> None:
@@ -507,10 +535,10 @@ def test_pinned_patterns_are_an_edit(dlm: HookedDLM) -> None:
 make: Callable[..., PlantedModel] = lru_cache(planted_model)
 
 
-class Words:
+class Words(Task):
     """The prompts of a planted model, and what it answers."""
 
-    name = "words"
+    name, identity = "words", "the words of a planted model, word by word"
 
     def __init__(self, model: PlantedModel, n: int, new_tokens: int = 4) -> None:
         self.model = model
@@ -542,7 +570,7 @@ def test_masking_an_informative_sink_takes_everything_and_random_keys_nothing(ca
         effect = result.effect("cut", metric)
         assert (effect.pairs, effect.unmasked, effect.value, effect.to_unmasked) == (5, 1.0, 0.0, -1.0)
         assert (effect.to_control, effect.to_control_interval) == (-1.0, (-1.0, -1.0))
-        random = [row["value"] for row in result.rows if (row["kind"], row["metric"]) == ("random", metric)]
+        random = [row["value"] for row in result.scores if (row["kind"], row["metric"]) == ("random", metric)]
         assert random == [1.0] * 10
     assert result.effect("cut", "kl").value > 5
     assert result.effect("cut", "kl").to_control > 5
@@ -571,10 +599,10 @@ def test_zeroing_a_resting_sink_does_nothing_and_this_is_shown(causal: bool) -> 
     assert abs(nothing.value) < 1e-6
     assert nothing.equivalent
     assert result.effect("cut", "kl", margin=1e-4).equivalent is False
-    few = AblationResult([row for row in result.rows if row["prompt"] < 4])
+    few = AblationResult([row for row in result.scores if row["prompt"] < 4])
     assert few.effect("zero", "agreement", margin=0.01).equivalent is False
     assert nothing.pairs == 30
-    assert [row["edited_mass"] > 0 for row in result.rows if row["condition"] == "zero"] == [True] * 30 * 3 * 2
+    assert [row["edited_mass"] > 0 for row in result.scores if row["condition"] == "zero"] == [True] * 30 * 3 * 2
 
 
 def test_a_model_without_sinks_is_not_edited() -> None:
@@ -582,8 +610,8 @@ def test_a_model_without_sinks_is_not_edited() -> None:
     with pytest.warns(NothingEdited) as caught:
         result = run(model.dlm, Words(model, 3), {"cut": MaskSinks(SameStep())}, Plan(new_tokens=2), metrics=["kl"])
     assert len(caught) == 2
-    assert {row["edited_keys"] for row in result.rows} == {0}
-    assert {abs(row["value"]) < 1e-9 for row in result.rows} == {True}
+    assert {row["edited_keys"] for row in result.scores} == {0}
+    assert {abs(row["value"]) < 1e-9 for row in result.scores} == {True}
 
 
 # Doses.
@@ -592,19 +620,24 @@ def test_a_model_without_sinks_is_not_edited() -> None:
 def test_doses_are_conditions_by_value(dlm: HookedDLM, task: Echo) -> None:
     made = doses("k", [1, 3, 6], lambda k: MaskSinks(SameStep(top_k=k)))
     assert list(made) == ["k=1", "k=3", "k=6"]
-    assert [repr(edit) for edit in made.values()] == [repr(MaskSinks(SameStep(top_k=k))) for k in (1, 3, 6)]
+    assert list(made.values()) == [MaskSinks(SameStep(top_k=k)) for k in (1, 3, 6)]
     result = run(dlm, task, made, controls=None, metrics=("kl",))
     found = result.effects()
     assert found["condition"].tolist() == list(made)
     kl = found["to_unmasked"].tolist()
     assert 0 < kl[0] < kl[1] < kl[2]
-    keys = [sum(row["edited_keys"] for row in result.rows if row["condition"] == name) for name in made]
+    keys = [sum(row["edited_keys"] for row in result.scores if row["condition"] == name) for name in made]
     assert keys == [keys[0], 3 * keys[0], 6 * keys[0]]
 
 
 def test_doses_over_layers(dlm: HookedDLM) -> None:
-    made = doses("layer", range(dlm.n_layers), lambda i: ZeroSinks(SameStep(top_k=1), Where(layers=i)))
+    made = doses("layer", range(dlm.n_layers), lambda i: ZeroSinks(SameStep(top_k=1), where=Where(layers=i)))
     assert {name: edit.where.layers for name, edit in made.items()} == {"layer=0": 0, "layer=1": 1}
+
+
+def test_doses_that_are_written_alike_are_refused() -> None:
+    with pytest.raises(ValueError, match="k has 3 values, of which some are written alike: k=1, k=2"):
+        doses("k", [1, 2, 1], lambda k: MaskSinks(SameStep(top_k=k)))
 
 
 # Errors come before any forward.
@@ -624,6 +657,10 @@ def test_doses_over_layers(dlm: HookedDLM) -> None:
         ({"controls": ["random", "guess"]}, "control 'guess' is unknown"),
         ({"controls": {"sinks": control}}, "control name 'sinks' is taken"),
         ({"controls": {"unmasked": control}}, "control name 'unmasked' is taken"),
+        ({"controls": ["random", "random"]}, "control 'random' is named twice"),
+        ({"controls": {"mine": lambda edit: None}}, r"condition 'top-1' \(mine\) is None, which is no edit"),
+        ({"conditions": {"a": "mask:top1"}}, "condition 'a' is 'mask:top1', which is no edit"),
+        ({"seeds": [1, 2, 1]}, r"seeds=\[1, 2, 1\] must not be empty or name one twice"),
         ({"conditions": {"null": NullKey(0.0)}}, "no control can match it; say controls=None"),
         ({"conditions": {"far": MaskSinks(where=Where(layers=7))}}, "condition 'far': layer 7 does not exist"),
         ({"conditions": {"far": MaskSinks(where=Where(heads=[0, 9]))}}, "condition 'far': head 9 does not exist"),
@@ -649,7 +686,7 @@ def test_a_step_out_of_range_is_refused_with_default_steps_too(
     dlm: HookedDLM, arm: HookedDLM, task: Echo, name: str, metric: str
 ) -> None:
     model = dlm if name == "tiny-dlm" else arm
-    late = {"late": MaskSinks(SameStep(top_k=1), Where(steps=20))}
+    late = {"late": MaskSinks(SameStep(top_k=1), where=Where(steps=20))}
     with pytest.raises(ScopeError, match="condition 'late'"):
         run(model, task, late, Plan(new_tokens=8), metrics=(metric,))
 
@@ -657,15 +694,15 @@ def test_a_step_out_of_range_is_refused_with_default_steps_too(
 @pytest.mark.parametrize("name", ["tiny-dlm", "tiny-arm"])
 def test_steps_may_count_from_the_end_with_default_steps(dlm: HookedDLM, arm: HookedDLM, task: Echo, name: str) -> None:
     model, last = dlm if name == "tiny-dlm" else arm, Where(steps=-1)
-    denoise(model, task[0].prompt, Plan(8), interventions=[MaskSinks(SameStep(top_k=1), last)], progress=False)
-    result = run(model, task, {"last": MaskSinks(SameStep(top_k=1), last)}, Plan(8), metrics=("kl",))
+    denoise(model, task[0].prompt, Plan(8), interventions=[MaskSinks(SameStep(top_k=1), where=last)], progress=False)
+    result = run(model, task, {"last": MaskSinks(SameStep(top_k=1), where=last)}, Plan(8), metrics=("kl",))
     assert result.effect("last").value > 0
 
 
 # condition's name.
 @pytest.mark.usefixtures("no_forward")
 def test_steps_and_a_likelihood_are_refused_before_anything_is_run(dlm: HookedDLM, task: Echo) -> None:
-    early = {"early": MaskSinks(SameStep(top_k=1), Where(steps=0))}
+    early = {"early": MaskSinks(SameStep(top_k=1), where=Where(steps=0))}
     with pytest.raises(ScopeError, match=r"condition 'early'.*likelihood"):
         run(dlm, task, early, metrics=("accuracy", "log_likelihood"))
 
@@ -688,6 +725,37 @@ def test_a_prompt_that_cannot_be_run_is_refused_before_the_first_batch(
 
 
 @pytest.mark.usefixtures("no_forward")
+@pytest.mark.parametrize("more", [{"steps": 4}, {"block_length": 4}, {"threshold": 0.5}, {"remasking": "margin"}])
+def test_a_baseline_is_refused_what_it_cannot_do_as_by_denoise(arm: HookedDLM, task: Echo, more: dict) -> None:
+    plan, errors = Plan(new_tokens=8, **more), []
+    for call in (
+        lambda: denoise(arm, task[0].prompt, plan, progress=False),
+        lambda: run(arm, task, plan=plan),
+    ):
+        with pytest.raises(PlanError, match=f"{next(iter(more))}=.* has no meaning for the autoregressive") as error:
+            call()
+        errors.append(str(error.value))
+    assert errors[0] == errors[1]
+
+
+@pytest.mark.usefixtures("no_forward")
+def test_an_answer_that_does_not_fit_is_refused_before_the_first_batch(dlm: HookedDLM, tmp_path: Path) -> None:
+    task = jsonl(tmp_path / "t.jsonl", *ITEMS, ("boma", "gante " * 130))
+    with pytest.raises(PlanError, match=r"t\.jsonl:4 has a prompt of 2 tokens and an answer of 130"):
+        run(dlm, task, plan=Plan(new_tokens=2), metrics=("accuracy", "log_likelihood"))
+
+
+def test_the_order_of_metrics_is_no_other_score(dlm: HookedDLM, task: Echo, tmp_path: Path, decodes: list[int]) -> None:
+    options = {"controls": None, "save_to": tmp_path / "rows"}
+    first = run(dlm, task, metrics=("kl", "replayed_agreement"), **options)
+    decodes.clear()
+    second = run(dlm, task, metrics=("replayed_agreement", "kl"), **options)
+    assert decodes == []
+    assert [score["metric"] for score in second.scores[:2]] == ["replayed_agreement", "kl"]
+    same(second, first)
+
+
+@pytest.mark.usefixtures("no_forward")
 def test_guidance_and_edits_are_refused_before_the_first_forward(dlm: HookedDLM, task: Echo) -> None:
     with pytest.raises(ValueError, match="cfg_scale"):
         run(dlm, task, plan=Plan(new_tokens=8, cfg_scale=1.0), metrics=("kl",))
@@ -704,7 +772,7 @@ def test_metrics_that_need_answers_refuse_prompts(dlm: HookedDLM, metric: str) -
 def test_metrics_that_need_none_take_prompts(dlm: HookedDLM) -> None:
     free = [name for name, measure in METRICS.items() if not measure.answers]
     assert len(free) == 6
-    assert {row["metric"] for row in run(dlm, ["dolko xe"], metrics=free).rows} == set(free)
+    assert {row["metric"] for row in run(dlm, ["dolko xe"], metrics=free).scores} == set(free)
 
 
 def test_no_prompts() -> None:
@@ -736,8 +804,8 @@ def test_a_jsonl_task_from_end_to_end(dlm: HookedDLM, arm: HookedDLM, tmp_path: 
     task = jsonl(tmp_path / "task.jsonl", *ITEMS)
     for model in (dlm, arm):
         result = run(model, task, {"top-1": MaskSinks(PreviousStep(top_k=1))}, Plan(new_tokens=2))
-        found = by_key(result.rows)
-        assert len(found) == len(result.rows) == 3 * 3 * 2
+        found = by_key(result.scores)
+        assert len(found) == len(result.scores) == 3 * 3 * 2
         plan = Plan(new_tokens=2)
         for index, (prompt, answer) in enumerate(ITEMS):
             said = denoise(model, prompt, plan, seed=index, progress=False).completions[0]
@@ -755,11 +823,11 @@ def decodes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Rows of every decoding that was begun."""
     found: list[int] = []
 
-    def counting(dlm: HookedDLM, prompts: Any, *args: Any, **kwargs: Any) -> Any:
-        found.append(len(prompts))
-        return denoising.denoising_steps(dlm, prompts, *args, **kwargs)
+    def counting(dlm: HookedDLM, start: Any, *args: Any, **kwargs: Any) -> Any:
+        found.append(len(start.canvas.tokens))
+        return loop.steps_from(dlm, start, *args, **kwargs)
 
-    monkeypatch.setattr(trials, "denoising_steps", counting)
+    monkeypatch.setattr(runner, "steps_from", counting)
     return found
 
 
@@ -770,15 +838,15 @@ def test_saved_rows_are_not_run_again(
     first = run(dlm, task, seeds=[0, 5], save_to=store)
     same(first, whole)
     content = store.read_bytes()
-    monkeypatch.setattr(trials, "denoising_steps", None)
-    monkeypatch.setattr(trials, "log_likelihood", None)
+    monkeypatch.setattr(runner, "steps_from", None)
+    monkeypatch.setattr(runner, "log_likelihood", None)
     again = run(dlm, task, seeds=[0, 5], save_to=store)
     assert again.finished
-    assert by_key(again.rows) == by_key(first.rows) or str(by_key(again.rows)) == str(by_key(first.rows))
+    assert by_key(again.scores) == by_key(first.scores) or str(by_key(again.scores)) == str(by_key(first.scores))
     assert store.read_bytes() == content
     only = run(dlm, task, {"zero": edits()["zero"]}, seeds=[5], save_to=store, metrics=("forced_accuracy",))
-    assert set(table(only.rows)) == {
-        key for key in table(whole.rows) if key[1] == 5 and key[2] in ("unmasked", "zero") and key[4] == BOTH[0]
+    assert set(table(only.scores)) == {
+        key for key in table(whole.scores) if key[1] == 5 and key[2] in ("unmasked", "zero") and key[4] == BOTH[0]
     }
 
 
@@ -818,7 +886,7 @@ def changed_in_the_last_layer(dlm: HookedDLM) -> HookedDLM:
     """The same name, the same first layers, another model."""
     other = HookedDLM.from_pretrained("tiny-dlm")
     with torch.no_grad():
-        for name, weight in other.bridge.named_parameters():
+        for name, weight in other.original_model.named_parameters():
             if "unembed" in name or "lm_head" in name:
                 weight.neg_()
     tokens = torch.arange(5)[None]
@@ -830,7 +898,7 @@ OTHERS: dict[str, Any] = {
     "plan": lambda dlm, task: (dlm, task, {"a": MaskSinks(SameStep(top_k=1))}, Plan(new_tokens=8, steps=4)),
     "edit": lambda dlm, task: (dlm, task, {"a": MaskSinks(SameStep(top_k=2))}, PLAN),
     "operator": lambda dlm, task: (dlm, task, {"a": ZeroSinks(SameStep(top_k=1))}, PLAN),
-    "scope": lambda dlm, task: (dlm, task, {"a": MaskSinks(SameStep(top_k=1), Where(layers=[0]))}, PLAN),
+    "scope": lambda dlm, task: (dlm, task, {"a": MaskSinks(SameStep(top_k=1), where=Where(layers=[0]))}, PLAN),
     "revision": lambda dlm, task: (HookedDLM.from_pretrained("tiny-dlm", revision="step-0"), task, None, PLAN),
     "weights": lambda dlm, task: (changed_in_the_last_layer(dlm), task, None, PLAN),
     "task": lambda dlm, task: (dlm, Echo(N, seed=4, prompt_tokens=12, answer_tokens=8), None, PLAN),
@@ -864,7 +932,7 @@ def test_a_task_file_that_was_edited_is_another_task(dlm: HookedDLM, tmp_path: P
     said = denoise(dlm, ITEMS[0][0], Plan(new_tokens=2), progress=False).completions[0]
     wrong = run(dlm, jsonl(path, (ITEMS[0][0], "boma boma")), {}, **options)
     right = run(dlm, jsonl(path, (ITEMS[0][0], said)), {}, **options)
-    assert (wrong.rows[0]["value"], right.rows[0]["value"]) == (0.0, 1.0)
+    assert (wrong.scores[0]["value"], right.scores[0]["value"]) == (0.0, 1.0)
 
 
 def test_a_condition_may_be_renamed(dlm: HookedDLM, task: Echo, tmp_path: Path, decodes: list[int]) -> None:
@@ -873,15 +941,23 @@ def test_a_condition_may_be_renamed(dlm: HookedDLM, task: Echo, tmp_path: Path, 
     before = len(decodes)
     renamed = run(dlm, task, {"new": MaskSinks(SameStep(top_k=1))}, **options)
     assert len(decodes) == before
-    assert {row["condition"] for row in renamed.rows} == {"unmasked", "new"}
+    assert {row["condition"] for row in renamed.scores} == {"unmasked", "new"}
     renamed.effect("new")
 
 
-def test_two_names_for_one_edit_both_come_back(dlm: HookedDLM, task: Echo, tmp_path: Path) -> None:
-    both = {"a": MaskSinks(SameStep(top_k=1)), "b": MaskSinks(SameStep(top_k=1))}
-    options = {"metrics": ("forced_accuracy",), "controls": None}
-    run(dlm, task, {"a": both["a"]}, save_to=tmp_path / "rows", **options)
-    same(run(dlm, task, both, save_to=tmp_path / "rows", **options), run(dlm, task, both, **options))
+def test_a_condition_that_was_a_control_comes_from_the_file(
+    dlm: HookedDLM, task: Echo, tmp_path: Path, decodes: list[int]
+) -> None:
+    """Scores are of an edit, whatever part it plays."""
+    options = {"save_to": tmp_path / "rows", "metrics": ("forced_accuracy",)}
+    edit = MaskSinks(SameStep(top_k=1))
+    before = by_key(run(dlm, task, {"a": edit}, **options).scores)
+    decodes.clear()
+    after = by_key(run(dlm, task, {"it": control(edit)}, controls=None, **options).scores)
+    assert decodes == []
+    for index in range(N):
+        old, new = before[index, 0, "a", "random", BOTH[0]], after[index, 0, "it", "sinks", BOTH[0]]
+        assert str(new) == str(old | {"condition": "it", "kind": "sinks"})
 
 
 @pytest.mark.parametrize("then", [1, 5, 25])
@@ -890,9 +966,9 @@ def test_another_batch_size_on_resume_loses_no_prompt(
 ) -> None:
     store = tmp_path / "rows.jsonl"
     run(dlm, task, seeds=[5], batch_size=4, save_to=store)
-    lines = store.read_text().splitlines(keepends=True)
+    header, *lines = store.read_text().splitlines(keepends=True)
     assert len(lines) == N * 2 * 2  # two groups of edits
-    store.write_text("".join(line for i, line in enumerate(lines) if i % 3 == 0))
+    store.write_text(header + "".join(line for i, line in enumerate(lines) if i % 3 == 0))
     same(run(dlm, task, seeds=[5], batch_size=then, save_to=store), half)
 
 
@@ -904,12 +980,12 @@ def test_a_truncated_last_line_is_repaired(
 ) -> None:
     store, expected = tmp_path / "rows.jsonl", of_forced(half)
     run(dlm, task, save_to=store, **FORCED)
-    lines = store.read_text().splitlines(keepends=True)
+    header, *lines = store.read_text().splitlines(keepends=True)
     assert len(lines) == N
-    store.write_text("".join(lines[:3]) + lines[3][cut])
+    store.write_text(header + "".join(lines[:3]) + lines[3][cut])
     same(run(dlm, task, save_to=store, **FORCED), expected)
     same(run(dlm, task, save_to=store, **FORCED), expected)
-    assert [len(json.loads(line)) for line in store.read_text().splitlines()] == [5] * len(lines)
+    assert [len(json.loads(line)) for line in store.read_text().splitlines()[1:]] == [5] * len(lines)
 
 
 def test_a_repair_that_is_killed_loses_nothing(
@@ -920,14 +996,16 @@ def test_a_repair_that_is_killed_loses_nothing(
     run(dlm, task, save_to=store, **FORCED)
     lines = store.read_text().splitlines(keepends=True)
     store.write_text("".join(lines[:3]) + lines[3][:40])
+    assert json.loads(lines[0])["sinklens"] == "scores"
 
-    def killed(self: Path, *args: Any, **kwargs: Any) -> int:
-        self.open("w").close()
+    def killed(path: Path, *args: Any, **kwargs: Any) -> int:
+        path.open("w").close()
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_text", killed)
-        patch.setattr(trials, "denoising_steps", killed)  # a repair by other means goes on to here
+        patch.setattr(os, "replace", killed)
+        patch.setattr(runner, "steps_from", killed)  # a repair by other means goes on to here
         with contextlib.suppress(KeyboardInterrupt, AttributeError):
             run(dlm, task, save_to=store, **FORCED)
     assert store.read_text().splitlines(keepends=True)[:3] == lines[:3]
@@ -937,11 +1015,23 @@ def test_a_damaged_line_in_the_middle_is_an_error(dlm: HookedDLM, task: Echo, tm
     store = tmp_path / "rows.jsonl"
     run(dlm, task, save_to=store, batch_size=10)
     lines = store.read_text().splitlines()
-    store.write_text("\n".join([lines[0], lines[1][:30], *lines[2:]]) + "\n")
+    store.write_text("\n".join([*lines[:2], lines[2][:30], *lines[3:]]) + "\n")
     before = store.read_bytes()
-    with pytest.raises(ValueError, match=r"rows.jsonl, line 2 is damaged"):
+    with pytest.raises(ValueError, match=r"rows.jsonl, line 3 is damaged"):
         run(dlm, task, save_to=store)
     assert store.read_bytes() == before
+
+
+@pytest.mark.usefixtures("no_forward")
+def test_a_file_that_sinklens_did_not_write_is_left_alone(dlm: HookedDLM, task: Echo, tmp_path: Path) -> None:
+    """A task file, say, given by mistake; even if it looks as if its last line were cut off."""
+    mine = tmp_path / "task.jsonl"
+    mine.write_text('{"prompt": "a", "answer": "b"}\n{"prompt": "c", "ans')
+    before = mine.read_bytes()
+    with pytest.raises(RecordError, match="holds no scores that sinklens wrote"):
+        run(dlm, task, save_to=mine)
+    assert mine.read_bytes() == before
+    assert [each.name for each in tmp_path.iterdir()] == ["task.jsonl"]
 
 
 @pytest.mark.parametrize("at", [0, 1, 5])
@@ -954,16 +1044,16 @@ def test_an_interrupt_returns_finished_batches_and_the_rest_follows(
         if len(calls) == at:
             raise KeyboardInterrupt
         calls.append(1)
-        return denoising.denoising_steps(*args, **kwargs)
+        return loop.steps_from(*args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trials, "denoising_steps", until)
+        patch.setattr(runner, "steps_from", until)
         part = run(dlm, task, seeds=[5], save_to=store, batch_size=10)
     assert not part.finished
     assert part.provenance["finished"] is False
-    assert len(part.rows) == at * 2 * 5  # two prompts, five arms
-    expected = table(half.rows)
-    assert by_key(part.rows) == {key: expected[key] for key in by_key(part.rows)}
+    assert len(part.scores) == at * 2 * 5  # two prompts, five arms
+    expected = table(half.scores)
+    assert by_key(part.scores) == {key: expected[key] for key in by_key(part.scores)}
     rest = run(dlm, task, seeds=[5], save_to=store, batch_size=10)
     assert rest.finished
     assert rest.provenance["finished"] is True
@@ -985,8 +1075,8 @@ def test_an_interrupt_inside_a_run_counts_nothing_of_it(
     monkeypatch.setattr(HookedDLM, "__call__", until)
     part = run(dlm, task)
     assert not part.finished
-    assert {row["metric"] for row in part.rows} == {"forced_accuracy"}
-    assert len(part.rows) == N * 5
+    assert {row["metric"] for row in part.scores} == {"forced_accuracy"}
+    assert len(part.scores) == N * 5
     assert not dlm.hooked
 
 
@@ -994,7 +1084,7 @@ def test_an_interrupt_warns_of_nothing_that_was_only_not_reached(
     dlm: HookedDLM, task: Echo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whether a condition edits anything is known in the end."""
-    stop = denoising.denoising_steps
+    stop = loop.steps_from
 
     def until(*args: Any, **kwargs: Any) -> Any:
         until.calls += 1
@@ -1003,7 +1093,7 @@ def test_an_interrupt_warns_of_nothing_that_was_only_not_reached(
         return stop(*args, **kwargs)
 
     until.calls = 0
-    monkeypatch.setattr(trials, "denoising_steps", until)
+    monkeypatch.setattr(runner, "steps_from", until)
     blind = {"blind": MaskSinks(SameStep(SinkRule(epsilon=1e6)))}
     assert not run(dlm, task, blind, batch_size=3, metrics=("accuracy",)).finished
 
@@ -1018,7 +1108,7 @@ SCRIPT = textwrap.dedent(
     dlm = sl.HookedDLM.from_pretrained("tiny-dlm")
     conditions = {
         "top-1": sl.MaskSinks(sl.PreviousStep(top_k=1)),
-        "zero": sl.ZeroSinks(sl.SameStep(top_k=3), sl.Where(layers=[0])),
+        "zero": sl.ZeroSinks(sl.SameStep(top_k=3), where=sl.Where(layers=[0])),
     }
     plan = sl.Plan(new_tokens=8, block_length=8, steps=4, temperature=1.0)
     task = Echo(6, seed=3, prompt_tokens=12, answer_tokens=8)
@@ -1037,13 +1127,13 @@ def test_a_killed_ablation_goes_on_where_it_was(
     )
     try:
         until = time.monotonic() + 60
-        while not (store.is_file() and store.stat().st_size) and time.monotonic() < until:
+        while not (store.is_file() and store.read_text().count("\n") > 1) and time.monotonic() < until:
             assert process.poll() is None, process.stderr.read().decode()
             time.sleep(0.02)
     finally:
         os.kill(process.pid, signal.SIGKILL)
         process.communicate()
-    lines = store.read_text().splitlines(keepends=True)
+    lines = store.read_text().splitlines(keepends=True)[1:]
     stored, all_of_it = sum(line.endswith("\n") for line in lines), N * 2 * 4  # an edited row beside the unedited one
     assert 1 <= stored < all_of_it, "the run was over before it could be killed"
     rest = run(dlm, task, seeds=[5], batch_size=2, save_to=store)
@@ -1064,17 +1154,21 @@ def test_provenance_says_what_made_the_rows(dlm: HookedDLM, task: Echo) -> None:
     assert (made["task"], made["prompts"], made["seeds"]) == (task.name, N, [0, 1])
     assert made["metrics"] == ["accuracy", "kl"]
     assert made["finished"] is True
-    assert made["conditions"] == {
-        "unmasked (unmasked)": "None",
-        "top-1 (sinks)": repr(edits()["top-1"]),
-        "top-1 (own)": repr(control(edits()["top-1"])),
-        "zero (sinks)": repr(edits()["zero"]),
-        "zero (own)": repr(control(edits()["zero"])),
+    parts = {
+        "top-1 (sinks)": edits()["top-1"],
+        "top-1 (own)": control(edits()["top-1"]),
+        "zero (sinks)": edits()["zero"],
+        "zero (own)": control(edits()["zero"]),
     }
+    assert made["conditions"] == {"unmasked (unmasked)": None} | {n: each.to_dict() for n, each in parts.items()}
+    assert made["read_as"] == {"unmasked (unmasked)": "None"} | {n: repr(each) for n, each in parts.items()}
+    again = [Edit.from_dict(content) for content in made["conditions"].values() if content is not None]
+    assert again == list(parts.values())
+    assert made["fingerprint"] == dlm.fingerprint()
     assert {"sinklens", "torch", "transformers", "transformer-lens"} <= set(made["versions"])
     json.dumps(made)
 
 
 def test_numpy_seeds(dlm: HookedDLM, task: Echo, tmp_path: Path) -> None:
     result = run(dlm, task, {}, seeds=list(np.arange(2)), metrics=("accuracy",))
-    assert AblationResult.open(result.save(tmp_path / "it.json")).rows
+    assert AblationResult.open(result.save(tmp_path / "it.json")).scores

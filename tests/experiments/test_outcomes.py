@@ -14,10 +14,11 @@ from sinklens import HookedDLM, MaskSinks, Plan, PreviousStep, SameStep, Where, 
 from sinklens.decoding.likelihood import log_likelihood
 from sinklens.decoding.loop import denoising_steps
 from sinklens.errors import BrokenPattern
-from sinklens.experiments.outcomes import METRICS, Replay, known, order
+from sinklens.experiments.outcomes import METRICS, Replayed, known, order
+from sinklens.hooks import Canvas, Edit, Hook, Memory
 from sinklens.interventions import MeanValue, control
 from sinklens.models.loading import SpecialIds
-from sinklens.tasks import Echo, Example, Prompts, Score
+from sinklens.tasks import Echo, Example, Prompts, Score, Task
 
 REPLAYED = ("kl", "replayed_agreement", "confidence_committed", "confidence_uncommitted")
 DECODED = ("agreement", "order")
@@ -29,13 +30,11 @@ def model(request: pytest.FixtureRequest) -> HookedDLM:
     return HookedDLM.from_pretrained(request.param)
 
 
-class Uneven:
+class Uneven(Task):
     """Echo texts whose prompts have different lengths."""
 
     name = "uneven"
-
-    def __init__(self) -> None:
-        self.echoes = [Echo(1, seed=at, prompt_tokens=10 - 3 * at, answer_tokens=6) for at in range(3)]
+    echoes = tuple(Echo(1, seed=at, prompt_tokens=10 - 3 * at, answer_tokens=6) for at in range(3))
 
     def __len__(self) -> int:
         return len(self.echoes)
@@ -67,6 +66,13 @@ def naive_spearman(one: list[int], other: list[int]) -> float:
     return cov / math.sqrt(power) if power else math.nan
 
 
+@torch.no_grad()
+def naive_prediction(model: HookedDLM, canvas: Canvas, at: int) -> Tensor:
+    """Logits of the token at a position, by a forward of this canvas without any edit."""
+    logits = model(canvas.tokens, attention_mask=canvas.valid)
+    return logits[0, at - 1 if model.is_causal else at].double()
+
+
 def naive_replay(model: HookedDLM, prompt: Any, plan: Plan, clean: Any, parts: list[Any], seed: int) -> dict:
     """Two runs that repeat the commits of the clean one, position by position."""
     found: dict[str, list[float]] = {name: [] for name in REPLAYED}
@@ -84,8 +90,9 @@ def naive_replay(model: HookedDLM, prompt: Any, plan: Plan, clean: Any, parts: l
                     continue
             elif not bool(a.canvas.masked[0, at]):
                 continue
-            shift = 1 if model.is_causal else 0
-            p, q = a.logits[0, at - shift].double().softmax(-1), b.logits[0, at - shift].double().softmax(-1)
+            unedited = naive_prediction(model, a.canvas, at)
+            torch.testing.assert_close(a.logits[0, at].double(), unedited, rtol=0, atol=1e-4)
+            p, q = unedited.softmax(-1), b.logits[0, at].double().softmax(-1)
             found["kl"].append(float((p * (p.log() - q.log())).sum()))
             found["confidence_committed" if commits else "confidence_uncommitted"].append(float(q.max()))
             if commits:
@@ -113,8 +120,7 @@ def naive(
     options = {"seed": row_seed, "progress": False}
     clean = denoise(model, example.prompt, plan, **options)
     own = denoise(model, example.prompt, plan, interventions=parts(), **options)
-    inner = plan.for_causal() if model.is_causal else plan
-    found = naive_replay(model, example.prompt, inner, clean, parts(), row_seed) | naive_decoded(clean, own)
+    found = naive_replay(model, example.prompt, plan, clean, parts(), row_seed) | naive_decoded(clean, own)
     if example.answer:
         score = task.score(example, own.completions[0])
         truth = model.tokenizer(example.answer, add_special_tokens=False)["input_ids"]
@@ -139,7 +145,7 @@ def compare(model: HookedDLM, task: Any, plan: Plan, make: Callable[[], dict], m
         parts[name, "sinks"] = lambda name=name: [make()[name]]
         parts[name, "random"] = lambda name=name: [control(make()[name])]
     cache: dict[Any, dict] = {}
-    for row in result.rows:
+    for row in result.scores:
         key = (row["condition"], row["kind"])
         at = (*key, row["prompt"], row["seed"])
         if at not in cache:
@@ -148,7 +154,7 @@ def compare(model: HookedDLM, task: Any, plan: Plan, make: Callable[[], dict], m
         assert row["value"] == pytest.approx(value, rel=1e-3, abs=2e-5, nan_ok=True), row
         assert row["places"] == places, row
         seen[row["metric"]].add(round(row["value"], 5))
-    assert len(result.rows) == len(parts) * len(task) * len(seeds) * len(metrics)
+    assert len(result.scores) == len(parts) * len(task) * len(seeds) * len(metrics)
     return seen
 
 
@@ -160,7 +166,7 @@ def test_every_metric_equals_a_naive_one(model: HookedDLM) -> None:
     )
     make = lambda: {  # noqa: E731
         "cut": MaskSinks(PreviousStep(top_k=4)),
-        "mean": MeanValue(PreviousStep(top_k=2), Where(layers=0)),
+        "mean": MeanValue(PreviousStep(top_k=2), where=Where(layers=0)),
     }
     seen = compare(model, Uneven(), plan, make, list(METRICS))
     for name, values in seen.items():
@@ -173,7 +179,7 @@ def test_every_metric_equals_a_naive_one(model: HookedDLM) -> None:
 
 def test_metrics_of_edits_at_some_steps(model: HookedDLM) -> None:
     plan = Plan(new_tokens=6, block_length=3, steps=4) if not model.is_causal else Plan(6)
-    make = lambda: {"late": ZeroSinks(PreviousStep(top_k=3), Where(steps=slice(2, 4)))}  # noqa: E731
+    make = lambda: {"late": ZeroSinks(PreviousStep(top_k=3), where=Where(steps=slice(2, 4)))}  # noqa: E731
     compare(model, Uneven(), plan, make, [*DECODED, *REPLAYED, "accuracy"], seeds=(7,))
 
 
@@ -181,7 +187,7 @@ def test_metrics_where_gaps_are_filled(model: HookedDLM) -> None:
     """Rows have different numbers of gaps, so they end at different steps."""
     task = Echo(3, seed=0, prompt_tokens=10, answer_tokens=8, gaps=0.4)
     assert len({len(task[index].answer.split()) for index in range(3)}) > 1
-    make = lambda: {"cut": MaskSinks(SameStep(top_k=2), Where(queries="all"))}  # noqa: E731
+    make = lambda: {"cut": MaskSinks(SameStep(top_k=2), queries="all")}  # noqa: E731
     compare(model, task, Plan(new_tokens=0, temperature=1.0), make, [*DECODED, *REPLAYED, "forced_accuracy"])
 
 
@@ -205,29 +211,16 @@ def test_metrics_of_other_families_and_samplers(tiny_model: Callable[..., Hooked
 
 def test_the_unedited_run_agrees_with_itself(model: HookedDLM) -> None:
     metrics = ["agreement", "order", "kl", "replayed_agreement"]
-    plan = Plan(new_tokens=6, steps=3, temperature=1.0)
-    for row in ablate(model, Uneven(), {}, plan, metrics=metrics, progress=False).rows:
+    plan = Plan(new_tokens=6, steps=None if model.is_causal else 3, temperature=1.0)
+    for row in ablate(model, Uneven(), {}, plan, metrics=metrics, progress=False).scores:
         expected = 0.0 if row["metric"] == "kl" else 1.0
         assert row["value"] == pytest.approx(expected, abs=1e-6) or (math.isnan(row["value"]) and row["places"] < 2)
 
 
-class EndAtOnce:
+class EndAtOnce(Edit):
     """Makes EOS (token 1) the likeliest token everywhere."""
 
-    where = Where()
-
-    def reset(self, steps: int | None = None) -> None:
-        """Nothing to forget."""
-
-    def counts(self) -> dict[str, float]:
-        """Nothing is counted but that it acts."""
-        return {"keys": 1}
-
-    def per_row(self, name: str) -> list[float]:
-        """As if it were a key."""
-        return [1.0]
-
-    def fwd_hooks(self, model: Any, canvas: Any = None) -> list[Any]:
+    def hooks(self, model: Any, canvas: Canvas | None, memory: Memory) -> list[Hook]:
         """On the logits."""
         eos = torch.nn.functional.one_hot(torch.tensor(1), int(model.cfg.d_vocab)) * 1e4
         return [("unembed.hook_out", lambda logits, *, hook: logits + eos)]
@@ -243,7 +236,7 @@ def test_a_run_that_ends_earlier_does_not_agree_with_a_later_end(tiny_stock: Cal
     result = ablate(
         arm, [prompts[late]], {"end": EndAtOnce()}, Plan(2), controls=None, metrics=["agreement"], progress=False
     )
-    assert (result.rows[1]["value"], result.rows[1]["places"]) == (0.0, 2)
+    assert (result.scores[1]["value"], result.scores[1]["places"]) == (0.0, 2)
 
 
 # Order.
@@ -287,7 +280,7 @@ def logits_of(*rows: list[float]) -> Tensor:
 def test_replay_by_hand() -> None:
     """Two groups of one row; two steps, of which the second has two positions."""
     on, off = torch.tensor([[True], [True]]), torch.tensor([[False], [False]])
-    replay = Replay(2)
+    replay = Replayed(2)
     replay.add(logits_of([0.5, 0.5], [0.9, 0.1]), on, off, on)
     replay.add(logits_of([0.8, 0.2], [0.4, 0.6]), on, on, torch.tensor([[True], [False]]))
     replay.add(logits_of([0.8, 0.2], [0.1, 0.9]), off, off, on)  # nothing counts
@@ -302,14 +295,14 @@ def test_replay_by_hand() -> None:
 
 def test_replay_of_nothing_is_nan() -> None:
     off = torch.zeros(2, 1, dtype=torch.bool)
-    replay = Replay(2)
+    replay = Replayed(2)
     replay.add(logits_of([0.5, 0.5], [0.9, 0.1]), off, off, off)
     assert all(math.isnan(value) and places == 0 for pairs in replay.result().values() for value, places in pairs)
 
 
 def test_a_token_that_is_forbidden_in_both_adds_nothing() -> None:
     on = torch.ones(2, 1, dtype=torch.bool)
-    replay = Replay(2)
+    replay = Replayed(2)
     replay.add(logits_of([0.5, 0.5, 0.0], [0.25, 0.75, 0.0]), on, on, on)
     kl = 0.5 * math.log(2) + 0.5 * math.log(2 / 3)
     assert replay.result()["kl"][1][0] == pytest.approx(kl, abs=1e-6)
@@ -317,7 +310,7 @@ def test_a_token_that_is_forbidden_in_both_adds_nothing() -> None:
 
 def test_a_broken_prediction_is_an_error() -> None:
     on = torch.ones(2, 1, dtype=torch.bool)
-    replay = Replay(2)
+    replay = Replayed(2)
     replay.add(logits_of([0.5, 0.5], [math.nan, math.nan]), on, on, on)
     with pytest.raises(BrokenPattern, match="hold nan"):
         replay.result()
@@ -325,7 +318,7 @@ def test_a_broken_prediction_is_an_error() -> None:
 
 def test_an_impossible_token_is_infinitely_far() -> None:
     on = torch.ones(2, 1, dtype=torch.bool)
-    replay = Replay(2)
+    replay = Replayed(2)
     replay.add(logits_of([0.5, 0.5], [1.0, 0.0]), on, on, on)
     assert replay.result()["kl"][1][0] == math.inf
 

@@ -14,7 +14,9 @@ import pytest
 import torch
 
 from sinklens import HookedDLM, Plan, denoise
+from sinklens.errors import PlanError
 from sinklens.experiments import published as reproduce
+from sinklens.experiments.config import Experiment
 from sinklens.experiments.results import AblationResult
 from sinklens.interventions import MaskSinks, PreviousStep, RandomKeys, SameMass, parse
 from sinklens.probes import Pattern
@@ -61,10 +63,10 @@ def test_the_edits_are_the_papers_and_the_controls_are_there(results: list[Ablat
     for result in results:
         made = result.provenance["conditions"]
         for k in (1, 2):
-            detector = PreviousStep(top_k=k)
-            assert made[f"top-{k} (sinks)"] == repr(MaskSinks(detector))
-            assert made[f"top-{k} (random)"] == repr(MaskSinks(RandomKeys(detector)))
-            assert made[f"top-{k} (same_mass)"] == repr(MaskSinks(SameMass(detector)))
+            selector = PreviousStep(top_k=k)
+            assert made[f"top-{k} (sinks)"] == MaskSinks(selector).to_dict()
+            assert made[f"top-{k} (random)"] == MaskSinks(RandomKeys(selector)).to_dict()
+            assert made[f"top-{k} (same_mass)"] == MaskSinks(SameMass(selector)).to_dict()
         assert result.provenance["metrics"] == ["accuracy"]
     assert reproduce.KS == (1, 5, 10)
     assert reproduce.SETTINGS == ("unmasked", "top-1", "top-5", "top-10")
@@ -75,7 +77,7 @@ def test_the_edit_does_what_the_paper_says(name: str) -> None:
     """At step t the top key of step t - 1 is -inf in every layer and head; in tiny-arm by the last query alone."""
     dlm, prompt, plan = HookedDLM.from_pretrained(name), Echo(1, seed=1)[0].prompt, Plan(new_tokens=3)
     cut = parse("mask:top1")
-    assert cut.detector.query_set(causal=dlm.is_causal) == ("last" if name == "tiny-arm" else "all")
+    assert cut.selector.rule.counting(autoregressive=dlm.is_causal) == ("last" if name == "tiny-arm" else "all")
     plain, edited = (
         denoise(dlm, prompt, plan, probes=[Pattern()], interventions=edits, progress=False).record["pattern"]
         for edits in ([], [cut])
@@ -140,7 +142,7 @@ def test_files_and_page(results: list[AblationResult], tmp_path: Path) -> None:
     table = pd.read_csv(tmp_path / "out" / "table1.csv")
     pd.testing.assert_frame_equal(table, reproduce.layout(results))
     for result, name in zip(results, TWINS, strict=True):
-        assert AblationResult.open(tmp_path / "out" / f"result-{name}.json").rows == result.rows
+        assert AblationResult.open(tmp_path / "out" / f"result-{name}.json").scores == result.scores
 
 
 def test_a_table_that_was_cut_off_goes_on_and_ends_the_same(
@@ -151,10 +153,10 @@ def test_a_table_that_was_cut_off_goes_on_and_ends_the_same(
     whole = reproduce.table1("tiny-arm", save_to=store, progress=False, **options)
     assert _sorted(whole) == _sorted(results[1])
     lines = store.read_text().splitlines()
-    assert len(lines) == 3
-    store.write_text(lines[0] + "\n" + lines[1][: len(lines[1]) // 2])  # as a kill leaves it
-    assert reproduce.table1("tiny-arm", save_to=store, progress=False, **options).rows == whole.rows
-    kept = [set(json.loads(line)) for line in store.read_text().splitlines()]
+    assert len(lines) == 1 + 3
+    store.write_text("\n".join([*lines[:2], lines[2][: len(lines[2]) // 2]]))  # as a kill leaves it
+    assert reproduce.table1("tiny-arm", save_to=store, progress=False, **options).scores == whole.scores
+    kept = [set(json.loads(line)) for line in store.read_text().splitlines()[1:]]
     assert [len(each) for each in kept] == [7, 7, 7]
     assert len(set().union(*kept)) == 21
 
@@ -164,13 +166,13 @@ def test_a_table_that_was_cut_off_goes_on_and_ends_the_same(
     loaded = HookedDLM.from_pretrained("tiny-arm")  # its calibration runs the model
     monkeypatch.setattr(HookedDLM, "from_pretrained", lambda *args, **kwargs: loaded)
     monkeypatch.setattr(HookedDLM, "__call__", forward)
-    assert reproduce.table1("tiny-arm", save_to=store, progress=False, **options).rows == whole.rows
+    assert reproduce.table1("tiny-arm", save_to=store, progress=False, **options).scores == whole.scores
 
 
 def _sorted(result: AblationResult) -> list[tuple]:
     """Scores and counts, whatever the batches."""
     fields = ("prompt", "condition", "kind", "value", "places", "edited_keys")
-    return sorted(tuple(row[name] for name in fields) for row in result.rows)
+    return sorted(tuple(row[name] for name in fields) for row in result.scores)
 
 
 def test_a_task_from_a_file(tmp_path: Path) -> None:
@@ -183,4 +185,15 @@ def test_a_task_from_a_file(tmp_path: Path) -> None:
     table = reproduce.layout([result])
     assert set(table.task) == {"mine.jsonl"}
     assert set(table.accuracy) == {0.0}  # the toy language has no numbers
-    assert re.search(r"mine\.jsonl", result.provenance["spec"]["task"])
+    assert re.search(r"mine\.jsonl", result.provenance["experiment"]["task"])
+
+
+def test_a_baseline_runs_beside_a_diffusion_model_by_its_own_part_of_the_plan() -> None:
+    """What only diffusion models use is left out, and the provenance says so; `ablate` itself would refuse it."""
+    options = {**OPTIONS, "prompts": 2, "ks": (1,), "plan": {"new_tokens": 4, "steps": 2, "block_length": 4}}
+    diffusion, baseline = (reproduce.table1(name, progress=False, **options) for name in TWINS)
+    plans = [Experiment.from_dict(each.provenance["experiment"]).make_plan() for each in (diffusion, baseline)]
+    assert plans[0] == Plan(new_tokens=4, steps=2, block_length=4, temperature=1.0)
+    assert plans[1] == Plan(new_tokens=4, temperature=1.0)
+    with pytest.raises(PlanError, match="has no meaning for the autoregressive tiny-arm"):
+        Experiment(model="tiny-arm", edits=["mask:top1"], plan=plans[0]).run(progress=False)

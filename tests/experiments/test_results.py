@@ -82,7 +82,7 @@ def test_effects_are_paired_by_prompt_without_what_could_not_be_scored() -> None
 
 def test_the_order_of_rows_does_not_matter() -> None:
     one = made_up()
-    assert AblationResult(one.rows[::-1]).effect("cut", "accuracy") == one.effect("cut", "accuracy")
+    assert AblationResult(one.scores[::-1]).effect("cut", "accuracy") == one.effect("cut", "accuracy")
 
 
 def test_an_interval_equals_a_bootstrap_by_hand() -> None:
@@ -114,7 +114,7 @@ def test_a_seed_that_a_side_could_not_score_is_left_out_on_all_sides() -> None:
 def test_pairs_that_an_interrupt_left_half_done_do_not_count() -> None:
     """Prompt 1 was not run under the condition, prompt 2 not under its control."""
     left = {(1, "sinks"), (2, "random")}
-    rows = [each for each in made_up().rows if (each["prompt"], each["kind"]) not in left]
+    rows = [each for each in made_up().scores if (each["prompt"], each["kind"]) not in left]
     effect = AblationResult(rows, finished=False).effect("cut")
     assert (effect.pairs, effect.pairs_control) == (4, 2)
     assert effect.to_unmasked == pytest.approx((-0.3125 - 0.5 - 1.0 - 0.25) / 4)
@@ -122,13 +122,13 @@ def test_pairs_that_an_interrupt_left_half_done_do_not_count() -> None:
 
 
 def test_an_effect_that_was_not_run_is_an_error_that_says_what_was() -> None:
-    with pytest.raises(ValueError, match=r"no rows for \('top-9', 'sinks', 'accuracy'\).*'cut'.*'random'.*'kl'"):
+    with pytest.raises(ValueError, match=r"no scores for \('top-9', 'sinks', 'accuracy'\).*'cut'.*'random'.*'kl'"):
         made_up().effect("top-9")
-    with pytest.raises(ValueError, match=r"no rows for \('cut', 'sinks', 'order'\)|'unmasked', 'order'"):
+    with pytest.raises(ValueError, match=r"no scores for \('cut', 'sinks', 'order'\)|'unmasked', 'order'"):
         made_up().effect("cut", "order")
-    with pytest.raises(ValueError, match=r"no rows for \('cut', 'bottom', 'accuracy'\)"):
+    with pytest.raises(ValueError, match=r"no scores for \('cut', 'bottom', 'accuracy'\)"):
         made_up().effect("cut", control="bottom")
-    nothing = AblationResult([{**each, "value": nan} for each in made_up().rows])
+    nothing = AblationResult([{**each, "value": nan} for each in made_up().scores])
     with pytest.raises(ValueError, match="no prompt could be scored for 'cut', metric 'accuracy'"):
         nothing.effect("cut")
 
@@ -193,7 +193,7 @@ def test_the_table_corrects_each_set_of_tests_by_itself() -> None:
 
 def test_a_table_of_conditions_with_and_without_controls() -> None:
     result, _ = grid()
-    rows = [each for each in result.rows if each["condition"] != "b" or each["kind"] == "sinks"]
+    rows = [each for each in result.scores if each["condition"] != "b" or each["kind"] == "sinks"]
     frame = AblationResult(rows).effects("kl")
     assert frame["condition"].tolist() == ["a", "a", "b", "c", "c"]
     lone = frame.iloc[2]
@@ -206,7 +206,9 @@ def test_a_table_of_conditions_with_and_without_controls() -> None:
 
 def test_a_corrected_p_is_never_below_the_p_of_its_row() -> None:
     result, _ = grid()
-    rows = [each | ({"value": nan} if each["kind"] == "random" and each["prompt"] >= 4 else {}) for each in result.rows]
+    rows = [
+        each | ({"value": nan} if each["kind"] == "random" and each["prompt"] >= 4 else {}) for each in result.scores
+    ]
     frame = AblationResult(rows).effects("kl")
     assert (frame["to_unmasked_p_holm"] >= frame["to_unmasked_p"]).all()
 
@@ -259,7 +261,7 @@ def test_the_summary_is_the_mean_over_prompts_each_the_mean_over_seeds() -> None
 @pytest.mark.parametrize("value", [0.0, 1.0])
 def test_the_summary_does_not_claim_certainty_where_all_prompts_agree(value: float) -> None:
     """Clopper-Pearson for 0 (or all) of n: the other end is (alpha / 2) ** (1 / n) away."""
-    rows = [{**each, "value": value} for each in made_up().rows]
+    rows = [{**each, "value": value} for each in made_up().scores]
     line = AblationResult(rows).summary().set_index(["metric", "condition", "kind"]).loc["accuracy", "cut", "sinks"]
     width = 1 - 0.025 ** (1 / 6)
     assert (line["low"], line["high"]) == pytest.approx((0.0, width) if value == 0 else (1 - width, 1.0), abs=1e-6)
@@ -271,7 +273,7 @@ def test_the_summary_of_what_is_no_share_is_bootstrapped() -> None:
 
 
 def test_the_summary_of_what_could_not_be_scored() -> None:
-    rows = [{**each, "value": nan, "places": 0} for each in made_up().rows]
+    rows = [{**each, "value": nan, "places": 0} for each in made_up().scores]
     for _, line in AblationResult(rows).summary().iterrows():
         assert all(math.isnan(line[name]) for name in ("value", "low", "high"))
         assert (line["scored"], line["places"]) == (0, 0)
@@ -279,8 +281,8 @@ def test_the_summary_of_what_could_not_be_scored() -> None:
 
 def test_the_frame_has_all_rows() -> None:
     frame = made_up().to_dataframe()
-    assert len(frame) == len(made_up().rows) == 3 * 7 * 2
-    assert list(frame.columns) == list(made_up().rows[0])
+    assert len(frame) == len(made_up().scores) == 3 * 7 * 2
+    assert list(frame.columns) == list(made_up().scores[0])
 
 
 # Files.
@@ -289,7 +291,7 @@ def test_the_frame_has_all_rows() -> None:
 def test_what_is_saved_comes_back(tmp_path: Path) -> None:
     made = {"plan": {"steps": 4, "threshold": None}, "seeds": [0, 1], "conditions": {"a (sinks)": "é"}}
     for result in (
-        AblationResult(made_up().rows, False, made),
+        AblationResult(made_up().scores, False, made),
         AblationResult(
             [row("unmasked", "unmasked", "log_likelihood", 0, 0, 0.1 + 0.2), row("a", "b", "kl", 0, 0, nan)]
         ),
@@ -299,12 +301,12 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
         again = AblationResult.open(str(path))
         assert path == tmp_path / "deep" / "er" / "it.json"
         assert (again.finished, again.provenance) == (result.finished, result.provenance)
-        assert [list(each) for each in again.rows] == [list(each) for each in result.rows]
-        for ours, theirs in zip(again.rows, result.rows, strict=True):
+        assert [list(each) for each in again.scores] == [list(each) for each in result.scores]
+        for ours, theirs in zip(again.scores, result.scores, strict=True):
             for name, value in theirs.items():
                 assert ours[name] == value or (math.isnan(ours[name]) and math.isnan(value))
         assert [each.name for each in path.parent.iterdir()] == ["it.json"]
-    restored = AblationResult.open(AblationResult(made_up().rows).save(tmp_path / "a.json"))
+    restored = AblationResult.open(AblationResult(made_up().scores).save(tmp_path / "a.json"))
     assert restored.effect("cut") == made_up().effect("cut")
     assert restored.summary().equals(made_up().summary())
 
@@ -325,7 +327,7 @@ FOREIGN: dict[str, bytes] = {
     "list": b"[1, 2]",
     "number": b"3",
     "object": b'{"a": 1}',
-    "rows only": b'{"rows": []}',
+    "scores only": b'{"scores": []}',
     "jsonl": b'{"prompt": "a", "answer": "b"}\n{"prompt": "c", "answer": "d"}\n',
 }
 
@@ -354,7 +356,7 @@ def test_no_file_or_a_folder_is_an_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "stored",
-    [{"rows": 3, "finished": True, "provenance": {}}, {"rows": [{"a": 1}], "finished": "yes", "provenance": {}}],
+    [{"scores": 3, "finished": True, "provenance": {}}, {"scores": [{"a": 1}], "finished": "yes", "provenance": {}}],
 )
 def test_a_file_with_the_right_keys_and_wrong_parts_is_an_error(tmp_path: Path, stored: Any) -> None:
     (tmp_path / "it.json").write_text(json.dumps(stored))

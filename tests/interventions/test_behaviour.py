@@ -1,10 +1,11 @@
-"""Edits, detectors and controls, against attention that is recomputed by hand."""
+"""Edits, selectors and controls, against attention that is recomputed by hand."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from types import SimpleNamespace
 from typing import Any
@@ -18,25 +19,29 @@ from transformer_lens.config import TransformerBridgeConfig
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.sources import build_bridge_from_module
 
-from sinklens import Canvas, HookedDLM, Plan, SinkRule, Where, denoise, denoising_steps
+from sinklens import Canvas, HookedDLM, Plan, Probe, Scope, SinkRule, denoise, denoising_steps
 from sinklens.errors import ScopeError
+from sinklens.hooks import Hook, Memory
 from sinklens.interventions import (
+    Evidence,
     MaskSinks,
     PreviousStep,
     RandomKeys,
     SameStep,
+    Selector,
     SinkEdit,
     ZeroSinks,
     control,
 )
 from sinklens.probes import ReceivedAttention
+from sinklens.sinks import Sight
 
 PROMPTS = [[5, 17, 9], [33, 8, 21, 50, 12, 40], [7, 7]]
 STARTS = [3, 0, 4]
 MASK = 62
 FAMILIES = ["LLaDA", "Dream", "A2D-Qwen3", "Llama", "Qwen3"]
 KINDS = ["all", "masked", "committed", "prompt", "response", "last"]
-EDITS = [MaskSinks, ZeroSinks]
+EDITS: list[Any] = [MaskSinks, ZeroSinks]
 INF = float("inf")
 
 Model = Callable[[str], HookedDLM]
@@ -57,6 +62,16 @@ def steps_of(dlm: HookedDLM, edit: SinkEdit | None, new_tokens: int = 5, **optio
     """All steps of a run over PROMPTS."""
     edits = [] if edit is None else [edit]
     return list(denoising_steps(dlm, PROMPTS, plan_for(dlm, new_tokens), interventions=edits, **options))
+
+
+def logits_of(dlm: HookedDLM, step: Any) -> Tensor:
+    """A step's logits as the model gives them, one row per position that it has seen."""
+    return step.logits[:, 1:] if dlm.is_causal else step.logits
+
+
+def every(k: int) -> SinkRule:
+    """The k keys that receive most from all queries, in any model."""
+    return SinkRule(None, top_k=k)
 
 
 # Attention by hand.
@@ -138,7 +153,7 @@ def by_hand(
 def forward_of(dlm: HookedDLM, tokens: Tensor, valid: Tensor, hooks: list[Any]) -> Tensor:
     """Aligned logits with hooks."""
     with dlm.hooks(fwd_hooks=hooks):
-        return dlm(tokens, valid)
+        return dlm(tokens, attention_mask=valid)
 
 
 def close(ours: Tensor, theirs: Tensor) -> None:
@@ -154,15 +169,15 @@ def test_same_step_edits_equal_attention_by_hand(
 ) -> None:
     """In the loop, rows of three lengths in one batch."""
     dlm = model(family)
-    edit = kind(SameStep(top_k=k), where=None if layers == [0, 1] else Where(layers=layers))
+    edit = kind(SameStep(top_k=k), where=Scope() if layers == [0, 1] else Scope(layers=layers))
     step = steps_of(dlm, edit, new_tokens=3)[-1]
     tokens, valid = step.canvas.tokens, step.canvas.valid
     forward = partial(forward_of, dlm, tokens, valid)
     expected = by_hand(forward, layers, valid, kind, k, causal=dlm.is_causal)
     # Where logits are shifted, a row's first real position takes them from padding.
     real = valid & valid.roll(1, 1) if dlm.family.shift else valid
-    close(step.logits[real], expected[real])
-    assert (step.logits - forward([]))[valid].abs().max() > 0.1
+    close(logits_of(dlm, step)[real], expected[real])
+    assert (logits_of(dlm, step) - forward([]))[valid].abs().max() > 0.1
 
 
 @pytest.mark.parametrize("kind", EDITS)
@@ -174,7 +189,7 @@ def test_same_step_edits_of_the_twins_equal_attention_by_hand(model: Model, name
     for step in denoising_steps(dlm, prompts, plan, interventions=[kind(SameStep(top_k=1))]):
         tokens, valid = step.canvas.tokens, step.canvas.valid
         forward = partial(forward_of, dlm, tokens, valid)
-        close(step.logits[valid], by_hand(forward, [0, 1], valid, kind, 1, causal=dlm.is_causal)[valid])
+        close(logits_of(dlm, step)[valid], by_hand(forward, [0, 1], valid, kind, 1, causal=dlm.is_causal)[valid])
 
 
 # Without the loop.
@@ -187,10 +202,11 @@ def test_edits_are_plain_hooks(model: Model, family: str, kind: type[SinkEdit]) 
     valid = torch.ones_like(tokens, dtype=torch.bool)
     forward = partial(forward_of, dlm, tokens, valid)
     edit = kind(SameStep(top_k=1))
+    memory = edit.memory()
     with torch.no_grad():
-        ours = dlm.bridge.run_with_hooks(tokens, fwd_hooks=edit.fwd_hooks(dlm))
+        ours = dlm.run_with_hooks(tokens, fwd_hooks=edit.fwd_hooks(dlm, memory=memory))
     close(ours, by_hand(forward, [0, 1], valid, kind, 1, causal=dlm.is_causal))
-    assert edit.counts()["keys"] == 2 * 4
+    assert memory.counts()["keys"] == 2 * 4
     assert not dlm.hooked
 
 
@@ -284,10 +300,18 @@ def tensor_for(edit: SinkEdit, scores: Tensor) -> Tensor:
     return scores if isinstance(edit, MaskSinks) else scores.softmax(-1).nan_to_num(0.0)
 
 
-def call(edit: SinkEdit, canvas: Canvas, tensor: Tensor, layer: int = 0, *, causal: bool = False) -> Tensor:
+def call(
+    edit: SinkEdit,
+    canvas: Canvas,
+    tensor: Tensor,
+    layer: int = 0,
+    *,
+    causal: bool = False,
+    memory: Memory | None = None,
+) -> Tensor:
     """Run the edit's hook of one layer; its input must stay as it was."""
     before = tensor.clone()
-    hooks = dict(edit.fwd_hooks(fake(causal=causal), canvas))
+    hooks = dict(edit.fwd_hooks(fake(causal=causal), canvas, memory))
     out = hooks[f"blocks.{layer}.attn.{edit.hook_point}"](tensor, hook=None)
     assert torch.equal(tensor, before)
     return tensor if out is None else out
@@ -332,8 +356,8 @@ def test_masking_keeps_row_sums_and_is_zeroing_renormalised(
 ) -> None:
     canvas = canvas_of(batch, length, seed)
     scores = scores_for(canvas, seed, causal=causal)
-    mask, zero = MaskSinks(SameStep(top_k=k, queries="all")), ZeroSinks(SameStep(top_k=k, queries="all"))
-    masked = call(mask, canvas, scores, causal=causal).softmax(-1)
+    mask, zero, memory = MaskSinks(SameStep(every(k))), ZeroSinks(SameStep(every(k))), Memory()
+    masked = call(mask, canvas, scores, causal=causal, memory=memory).softmax(-1)
     zeroed = call(zero, canvas, tensor_for(zero, scores), causal=causal)
     left = zeroed.sum(-1, keepdim=True)
     seen = canvas.valid[:, None, :].expand(left.shape[:-1])
@@ -341,7 +365,7 @@ def test_masking_keeps_row_sums_and_is_zeroing_renormalised(
     lost = seen & (left[..., 0] == 0)
     kept = seen & ~lost
     torch.testing.assert_close(masked[kept], (zeroed / left)[kept], atol=1e-4, rtol=0)
-    assert mask.counts()["rows_that_kept_one_key"] == int(lost.sum())
+    assert sum(memory.per_row("rows_that_kept_one_key")) == int(lost.sum())
 
 
 @pytest.mark.parametrize("queries", KINDS)
@@ -357,11 +381,11 @@ def test_a_scope_touches_what_it_names_and_nothing_else(
     kind: type[SinkEdit], queries: str, keys: str, seed: int, diagonal: bool, heads: list[int] | None
 ) -> None:
     canvas = canvas_of(2, 6, seed)
-    where = Where(heads=heads, queries=queries, keys=keys, diagonal=diagonal)
-    edit = kind(SameStep(top_k=2), where)
-    scores = scores_for(canvas, seed)
+    selector = SameStep(SinkRule(None, top_k=2, keys=keys))
+    edit = kind(selector, where=Scope(heads=heads), queries=queries, diagonal=diagonal)
+    scores, memory = scores_for(canvas, seed), edit.memory()
     tensor = tensor_for(edit, scores)
-    out = call(edit, canvas, tensor)
+    out = call(edit, canvas, tensor, memory=memory)
     gone, counted = -INF if kind is MaskSinks else 0.0, 0
     for b in range(2):
         real, eligible = positions(canvas, b, "all"), positions(canvas, b, keys)
@@ -376,23 +400,23 @@ def test_a_scope_touches_what_it_names_and_nothing_else(
                     removed = [j for j in real if scores[b, h, i, j] < scores[b, h, i].max()]
                 expected[i, removed] = gone
             assert torch.equal(out[b, h], expected)
-    assert edit.counts()["keys"] == counted
+    assert memory.counts()["keys"] == counted
 
 
 def test_layers_in_scope_are_hooked_and_no_others(model: Model) -> None:
     dlm = model("LLaDA")
     for layers, expected in [(None, [0, 1]), (1, [1]), ([0], [0]), (range(1, 2), [1]), (-1, [1]), (slice(0, 1), [0])]:
-        names = [name for name, _ in MaskSinks(SameStep(top_k=1), Where(layers=layers)).fwd_hooks(dlm)]
+        names = [name for name, _ in MaskSinks(SameStep(top_k=1), where=Scope(layers=layers)).fwd_hooks(dlm)]
         assert names == [f"blocks.{layer}.attn.hook_attn_scores" for layer in expected]
 
 
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("detector", [SameStep(top_k=50, queries="all"), SameStep(top_k=50, queries="last")])
-def test_a_row_that_would_lose_every_key_keeps_its_largest(detector: SameStep, causal: bool) -> None:
+@pytest.mark.parametrize("queries", ["all", "last"])
+def test_a_row_that_would_lose_every_key_keeps_its_largest(queries: Any, causal: bool) -> None:
     canvas = canvas_of(3, 6, seed=4)
     scores = scores_for(canvas, 4, causal=causal)
-    edit = MaskSinks(detector)
-    out = call(edit, canvas, scores, causal=causal)
+    edit, memory = MaskSinks(SameStep(SinkRule(None, top_k=50, queries=queries))), Memory()
+    out = call(edit, canvas, scores, causal=causal, memory=memory)
     pattern = out.softmax(-1)
     rows = 0
     for b in range(3):
@@ -400,24 +424,22 @@ def test_a_row_that_would_lose_every_key_keeps_its_largest(detector: SameStep, c
             for h in range(HEADS):
                 assert pattern[b, h, i].tolist() == [float(j == scores[b, h, i].argmax()) for j in range(6)]
                 rows += 1
-    assert edit.counts()["rows_that_kept_one_key"] == rows
-    assert edit.counts()["keys"] == rows  # every real key of every row, in every head
+    assert memory.counts()["rows_that_kept_one_key"] == rows
+    assert memory.counts()["keys"] == rows  # every real key of every row, in every head
     padding = ~canvas.valid[:, None].expand(out.shape[:-1])
     assert torch.equal(out[padding], scores[padding])
 
 
 @pytest.mark.parametrize("top_k", [1, 4, None])
-@pytest.mark.parametrize("detector", [SameStep, PreviousStep])
+@pytest.mark.parametrize("selector", [SameStep, PreviousStep])
 @pytest.mark.parametrize("kind", EDITS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_nothing_is_ever_nan(
-    model: Model, family: str, kind: type[SinkEdit], detector: type, top_k: int | None
-) -> None:
+def test_nothing_is_ever_nan(model: Model, family: str, kind: Any, selector: Any, top_k: int | None) -> None:
     """A padded batch; None removes every key."""
     dlm = model(family)
-    edit = kind(detector(top_k=top_k) if top_k else detector(SinkRule(epsilon=-1e6)))
+    edit = kind(selector(top_k=top_k) if top_k else selector(SinkRule(epsilon=-1e6)))
     for step in steps_of(dlm, edit, new_tokens=3):
-        assert not step.logits[step.canvas.valid].isnan().any()
+        assert not logits_of(dlm, step)[step.canvas.valid].isnan().any()
         assert not step.confidence[step.committed].isnan().any()
 
 
@@ -438,49 +460,47 @@ def test_counts_are_what_happened() -> None:
     assert without
     for kind in EDITS:
         edit = kind(SameStep(rule))
-        tensor = tensor_for(edit, scores)
+        tensor, memory = tensor_for(edit, scores), edit.memory()
+        names = {"keys", "mass", "heads_without_sink", "heads_with_fewer", "rows_that_kept_one_key"}
+        assert memory.counts() == dict.fromkeys(names, 0)
         for layer in (0, 1):
-            call(edit, canvas, tensor, layer)
-        assert edit.counts()["keys"] == 2 * keys
-        assert edit.counts()["heads_without_sink"] == 2 * without
-        assert set(edit.counts()) == {
-            "keys",
-            "mass",
-            "heads_without_sink",
-            "heads_with_fewer",
-            "rows_that_kept_one_key",
-        }
-        edit.reset(1)
-        assert set(edit.counts().values()) == {0}
+            call(edit, canvas, tensor, layer, memory=memory)
+        assert memory.counts()["keys"] == 2 * keys
+        assert memory.counts()["heads_without_sink"] == 2 * without
+        assert set(memory.counts()) == names
+        assert edit.memory().counts() == dict.fromkeys(names, 0)
 
 
 def test_heads_out_of_scope_are_not_counted_as_heads_without_a_sink() -> None:
     """Every head in scope has a sink, for `top_k=1` always finds one."""
     canvas = canvas_of(2, 6, seed=0)
-    edit = MaskSinks(SameStep(top_k=1), Where(heads=[0]))
-    call(edit, canvas, scores_for(canvas, 0))
-    counts = edit.counts()
+    edit = MaskSinks(SameStep(top_k=1), where=Scope(heads=[0]))
+    memory = edit.memory()
+    call(edit, canvas, scores_for(canvas, 0), memory=memory)
+    counts = memory.counts()
     assert (counts["keys"], counts["heads_without_sink"], counts["heads_with_fewer"]) == (2, 0, 0)
 
 
 # Steps.
 
 
-class Watch:
-    """A probe that keeps the scores of every step and layer as the model used them (after the edits)."""
+@dataclass(frozen=True, repr=False)
+class Watch(Probe):
+    """Keeps the scores of every step and layer as the model used them (after the edits)."""
 
-    name, dims, unit, definition = "watch", (), "", ""
+    scores: dict[tuple[int, int], Tensor] = field(default_factory=dict, compare=False)
+    valid: dict[int, Tensor] = field(default_factory=dict, compare=False)
+    identity, name, dims, unit, definition = "watch", "watch", (), "", ""
 
-    def __init__(self) -> None:
-        self.where, self.scores, self.valid = Where(), {}, {}
-
-    def fwd_hooks(self, model: Any, canvas: Canvas | None = None) -> list[Any]:
+    def hooks(self, model: Any, canvas: Canvas | None, seen: dict[Any, Any]) -> list[Hook]:
+        """On the scores."""
         return [(f"blocks.{i}.attn.hook_attn_scores", partial(self._keep, i, canvas)) for i in range(2)]
 
     def _keep(self, layer: int, canvas: Canvas, scores: Tensor, *, hook: Any) -> None:
         self.scores[canvas.step, layer], self.valid[canvas.step] = scores.clone(), canvas.valid
 
-    def values(self) -> Tensor:
+    def values(self, seen: dict[Any, Any]) -> Tensor:
+        """Nothing."""
         return torch.zeros(len(PROMPTS))
 
 
@@ -541,7 +561,7 @@ def test_previous_step_edits_what_stood_out_one_step_before(model: Model, family
 @pytest.mark.parametrize("family", ["LLaDA", "Llama"])
 def test_a_scope_of_steps_still_sees_the_step_before_it(model: Model, family: str) -> None:
     dlm = model(family)
-    before, after, valid = watched(dlm, MaskSinks(PreviousStep(top_k=1), Where(steps=slice(3, None))))
+    before, after, valid = watched(dlm, MaskSinks(PreviousStep(top_k=1), where=Scope(steps=slice(3, None))))
     for (step, layer), scores in after.items():
         if step < 3:
             assert torch.equal(scores, before[step, layer])
@@ -552,23 +572,57 @@ def test_a_scope_of_steps_still_sees_the_step_before_it(model: Model, family: st
 
 
 @pytest.mark.parametrize("first", ["none", "same"])
-def test_only_the_very_step_before_counts(first: str) -> None:
-    """What was seen two steps before is stale, and nothing stands for it but the policy for step 0."""
-    edit = MaskSinks(PreviousStep(top_k=1, first=first))
+def test_only_the_very_step_before_counts(first: Any) -> None:
+    """What was seen two steps before is stale, and is refused; `watch` shows the one before."""
+    edit, memory = MaskSinks(PreviousStep(top_k=1, first=first)), Memory()
     early, late = (canvas_of(2, 6, seed=1, step=step) for step in (1, 3))
     scores, others = scores_for(early, 1), scores_for(early, 2)
-    call(edit, early, scores)
-    out = call(edit, late, others)
+    with pytest.raises(ScopeError, match="has not been shown the forward before this one"):
+        call(edit, early, scores, memory=memory)
+    look(edit, dataclasses.replace(early, step=0), others, memory)
     fresh = MaskSinks(SameStep(top_k=1))
-    assert torch.equal(out, others if first == "none" else call(fresh, late, others))
-    again = call(edit, dataclasses.replace(late, step=4), scores)
+    out = call(edit, early, scores, memory=memory)
+    masked = (out == -INF) & (scores > -INF)
+    assert torch.equal(masked.any(-2), (call(fresh, early, others) == -INF).any(-2) & early.valid[:, None])
+    with pytest.raises(ScopeError, match="was last shown step 1, and acts at step 3"):
+        call(edit, late, others, memory=memory)
+    look(edit, dataclasses.replace(late, step=2), others, memory)
+    before = memory.counts()
+    again = call(edit, late, scores, memory=memory)
     masked = (again == -INF) & (scores > -INF)
     assert torch.equal(masked.any(-2), (call(fresh, late, others) == -INF).any(-2) & late.valid[:, None])
+    assert memory.counts()["keys"] == 2 * before["keys"] == 2 * 2 * HEADS  # looking counts nothing
+
+
+def look(edit: SinkEdit, canvas: Canvas | None, tensor: Tensor, memory: Memory) -> None:
+    """Show a forward, alike in both layers, to an edit that looks back; it changes nothing."""
+    hooks = edit.watch(fake(), canvas, memory)
+    assert [name for name, _ in hooks] == [f"blocks.{layer}.attn.{edit.hook_point}" for layer in (0, 1)]
+    for _, function in hooks:
+        assert function(tensor, hook=None) is None
+
+
+def test_outside_the_loop_the_forward_before_is_shown_by_hand(model: Model) -> None:
+    """Without one the edit would do nothing, and nothing would say so."""
+    dlm, tokens = model("LLaDA"), torch.tensor(PROMPTS[1:2])
+    edit, memory = MaskSinks(PreviousStep(top_k=1)), Memory()
+    with pytest.raises(ScopeError, match=r"has not been shown the forward before.*edit\.watch.*first='same'"):
+        edit.fwd_hooks(dlm)
+    with torch.no_grad():
+        same = dlm.run_with_hooks(tokens, fwd_hooks=MaskSinks(SameStep(top_k=1)).fwd_hooks(dlm))
+        first = dlm.run_with_hooks(tokens, fwd_hooks=MaskSinks(PreviousStep(top_k=1, first="same")).fwd_hooks(dlm))
+        plain = dlm.run_with_hooks(tokens, fwd_hooks=edit.watch(dlm, None, memory))
+        assert memory.counts() == {}
+        after = dlm.run_with_hooks(tokens, fwd_hooks=edit.hooks(dlm, None, memory))
+    assert torch.equal(first, same)
+    assert (plain - same).abs().max() > 0.1
+    assert (after - plain).abs().max() > 0.1
+    assert memory.counts()["keys"] == 2 * 4
 
 
 def test_steps_that_are_not_consecutive_each_see_the_step_before(model: Model) -> None:
     dlm = model("LLaDA")
-    before, after, valid = watched(dlm, MaskSinks(PreviousStep(top_k=1), Where(steps=[1, -1])))
+    before, after, valid = watched(dlm, MaskSinks(PreviousStep(top_k=1), where=Scope(steps=[1, -1])))
     for (step, layer), scores in after.items():
         if step in (1, 4):
             assert torch.equal(scores, expected_at(before, valid, step - 1, step, layer, 1, causal=False))
@@ -576,13 +630,13 @@ def test_steps_that_are_not_consecutive_each_see_the_step_before(model: Model) -
             assert torch.equal(scores, before[step, layer])
 
 
-@pytest.mark.parametrize("detector", [PreviousStep(top_k=1, first="same"), PreviousStep(SinkRule()), SameStep(top_k=1)])
-def test_masking_does_not_alternate(model: Model, detector: Any) -> None:
+@pytest.mark.parametrize("selector", [PreviousStep(top_k=1, first="same"), PreviousStep(SinkRule()), SameStep(top_k=1)])
+def test_masking_does_not_alternate(model: Model, selector: Any) -> None:
     """A key that stays dominant is masked at every step, though at each it has no mass left after the edit."""
     dominant = 7  # a real key of every row
-    _, after, valid = watched(model("LLaDA"), MaskSinks(detector), raise_key=dominant)
+    _, after, valid = watched(model("LLaDA"), MaskSinks(selector), raise_key=dominant)
     for (step, _), scores in after.items():
-        if step == 0 and isinstance(detector, PreviousStep) and detector.first == "none":
+        if step == 0 and isinstance(selector, PreviousStep) and selector.first == "none":
             continue
         rows = valid[step][:, None].expand(scores.shape[:-1])
         assert (scores[..., dominant][rows] == -INF).all()
@@ -591,24 +645,22 @@ def test_masking_does_not_alternate(model: Model, detector: Any) -> None:
 def test_a_run_does_not_remember_the_one_before(model: Model) -> None:
     dlm, edit = model("LLaDA"), MaskSinks(PreviousStep(top_k=1))
     first = denoise(dlm, PROMPTS, Plan(new_tokens=4), interventions=[edit], progress=False)
-    counts = dict(edit.counts())
+    counts = first.memories[0].counts()
     second = denoise(dlm, PROMPTS, Plan(new_tokens=4), interventions=[edit], progress=False)
     assert torch.equal(first.tokens, second.tokens)
-    assert edit.counts() == counts
+    assert first.memories[0].counts() == second.memories[0].counts() == counts
     assert counts["keys"] == 3 * 3 * 2 * 4  # steps 1 to 3, rows, layers, heads
 
 
 @pytest.mark.parametrize("kind", EDITS)
-@pytest.mark.parametrize("detector", [SameStep(top_k=1), PreviousStep(top_k=1)])
+@pytest.mark.parametrize("selector", [SameStep(top_k=1), PreviousStep(top_k=1)])
 @pytest.mark.parametrize("family", ["LLaDA", "Llama"])
-def test_out_of_its_steps_an_edit_changes_no_bit(
-    model: Model, family: str, kind: type[SinkEdit], detector: Any
-) -> None:
+def test_out_of_its_steps_an_edit_changes_no_bit(model: Model, family: str, kind: Any, selector: Any) -> None:
     """The true tokens are committed from left to right in both runs, so that both see the same canvases."""
     dlm = model(family)
     force = [[10 + i, 20 + i, 30 + i, 40 + i, 50 + i] for i in range(3)]
     plan = plan_for(dlm, 5) if dlm.is_causal else Plan(new_tokens=5, block_length=1)
-    edit = kind(detector, Where(steps=[2]))
+    edit = kind(selector, where=Scope(steps=[2]))
     runs = [
         list(denoising_steps(dlm, PROMPTS, plan, force=force, interventions=edits, probes=[ReceivedAttention()]))
         for edits in ([], [edit])
@@ -622,8 +674,8 @@ def test_out_of_its_steps_an_edit_changes_no_bit(
 
 INDEPENDENT = {
     "mask": MaskSinks(PreviousStep(top_k=2)),
-    "zero": ZeroSinks(SameStep(SinkRule(epsilon=1.0, top_k=3), queries="all")),
-    "masked queries": MaskSinks(SameStep(top_k=1, queries="all"), Where(queries="response", keys="committed")),
+    "zero": ZeroSinks(SameStep(SinkRule(epsilon=1.0, top_k=3))),
+    "masked queries": MaskSinks(SameStep(SinkRule(None, top_k=1, keys="committed")), queries="response"),
     "random": control(MaskSinks(PreviousStep(top_k=2)), seed=1),
     "random zero": control(ZeroSinks(SameStep(top_k=1)), seed=2),
 }
@@ -658,10 +710,11 @@ def test_a_row_does_not_depend_on_its_batch(model: Model, family: str, edit: Sin
 # Controls.
 
 
-def drawn(detector: RandomKeys, canvas: Canvas, received: Tensor, layer: int = 0) -> Tensor:
+def drawn(selector: Selector, canvas: Canvas, received: Tensor, layer: int = 0) -> Tensor:
     """Keys that a control selects, every valid key being eligible."""
     eligible = canvas.valid[:, None].expand(received.shape)
-    return detector.select(layer, received, eligible, canvas)
+    evidence = Evidence(None, layer, canvas, Sight(canvas.valid), "all", received, eligible, Memory())
+    return selector.find(evidence)[0]
 
 
 @given(**shapes, k=st.integers(1, 9), epsilon=st.sampled_from([None, 0.5, 1.5]))
@@ -672,7 +725,7 @@ def test_as_many_random_keys_and_none_of_them_a_sink(
     received = torch.rand(batch, HEADS, length, generator=torch.Generator().manual_seed(seed)) * 6
     received = received.masked_fill(~canvas.valid[:, None], 0.0)
     eligible = canvas.valid[:, None].expand(received.shape)
-    sinks = of.select(0, received, eligible, canvas)
+    sinks = drawn(of, canvas, received)
     random = drawn(RandomKeys(of, seed=seed), canvas, received)
     assert not (random & sinks).any()
     assert not (random & SinkRule()(received, eligible)).any()
@@ -701,12 +754,12 @@ def test_random_keys_are_uniform_over_the_eligible_ones() -> None:
         assert float((counts[1:] - expected).square().sum() / expected) < 33
 
 
-@pytest.mark.parametrize("detector", [SameStep(top_k=1), SameStep(SinkRule(epsilon=None, top_k=1), queries="all")])
-def test_a_sink_that_the_detector_leaves_is_not_drawn_either(detector: SameStep) -> None:
+@pytest.mark.parametrize("selector", [SameStep(top_k=1), SameStep(SinkRule(epsilon=None, top_k=1))])
+def test_a_sink_that_the_selector_leaves_is_not_drawn_either(selector: SameStep) -> None:
     """Keys 0 and 1 are sinks by the standard rule, of which top_k=1 selects one."""
     canvas, received = flat(300, 20)
     received[..., 1] = 8.0
-    counts = drawn(RandomKeys(detector), canvas, received).sum((0, 1))
+    counts = drawn(RandomKeys(selector), canvas, received).sum((0, 1))
     assert counts[:2].tolist() == [0, 0]
     assert (counts[2:] > 0).all()
 
@@ -725,15 +778,15 @@ def test_random_pairs_of_keys_are_uniform() -> None:
 def test_random_keys_differ_by_layer_head_step_and_seeds() -> None:
     """Two independent draws from 40 keys agree once in 40; all four rows of one agree by far never."""
     canvas, received = flat(60, 41, seeds=(5,) * 60)
-    detector = RandomKeys(SameStep(top_k=1))
-    base = drawn(detector, canvas, received).float().argmax(-1)
+    selector = RandomKeys(SameStep(top_k=1))
+    base = drawn(selector, canvas, received).float().argmax(-1)
     assert (base == base[:1]).all()  # same seed, same keys
     assert torch.equal(base, drawn(RandomKeys(SameStep(top_k=1)), canvas, received).float().argmax(-1))
     assert len(set(base[0].tolist())) > 1  # heads
     varied = {
-        "layer": [drawn(detector, canvas, received, layer)[0] for layer in range(60)],
-        "step": [drawn(detector, dataclasses.replace(canvas, step=step), received)[0] for step in range(60)],
-        "row seed": list(drawn(detector, dataclasses.replace(canvas, seeds=tuple(range(60))), received)),
+        "layer": [drawn(selector, canvas, received, layer)[0] for layer in range(60)],
+        "step": [drawn(selector, dataclasses.replace(canvas, step=step), received)[0] for step in range(60)],
+        "row seed": list(drawn(selector, dataclasses.replace(canvas, seeds=tuple(range(60))), received)),
         "seed": [drawn(RandomKeys(SameStep(top_k=1), seed=seed), canvas, received)[0] for seed in range(60)],
     }
     for what, draws in varied.items():
@@ -746,8 +799,8 @@ def test_random_keys_differ_by_layer_head_step_and_seeds() -> None:
 def test_random_keys_do_not_depend_on_padding() -> None:
     canvas, received = flat(2, 8, seeds=(3, 4))
     received[..., 1] = 8.0
-    detector = RandomKeys(SameStep(top_k=2))
-    plain = drawn(detector, canvas, received)
+    selector = RandomKeys(SameStep(top_k=2))
+    plain = drawn(selector, canvas, received)
     pad = torch.zeros(2, 5, dtype=torch.bool)
     wider = dataclasses.replace(
         canvas,
@@ -756,7 +809,7 @@ def test_random_keys_do_not_depend_on_padding() -> None:
         masked=torch.cat([pad, canvas.masked], 1),
         prompt=torch.cat([pad, canvas.prompt], 1),
     )
-    padded = drawn(detector, wider, torch.cat([torch.zeros(2, HEADS, 5), received], -1))
+    padded = drawn(selector, wider, torch.cat([torch.zeros(2, HEADS, 5), received], -1))
     assert torch.equal(padded[..., 5:], plain)
     assert not padded[..., :5].any()
 
@@ -766,17 +819,16 @@ def test_random_keys_do_not_depend_on_padding() -> None:
 def test_a_control_does_as_much_as_its_edit_in_the_same_scope(model: Model, family: str, kind: type[SinkEdit]) -> None:
     dlm = model(family)
     # From step 2 on even the baseline's shortest row has two keys that are no sinks.
-    edit = kind(PreviousStep(top_k=2), Where(layers=[1], heads=[0, 2], steps=slice(2, None)))
+    edit = kind(PreviousStep(top_k=2), where=Scope(layers=[1], heads=[0, 2], steps=slice(2, None)))
     matched = control(edit)
     assert (type(matched), matched.where) == (kind, edit.where)
-    steps_of(dlm, edit)
-    steps_of(dlm, matched)
-    assert edit.counts()["keys"] == 3 * 3 * 2 * 2  # steps, rows, heads, keys
-    assert matched.counts()["keys"] == edit.counts()["keys"]
+    ours, theirs = (steps_of(dlm, each)[-1].memories[0].counts() for each in (edit, matched))
+    assert ours["keys"] == 3 * 3 * 2 * 2  # steps, rows, heads, keys
+    assert theirs["keys"] == ours["keys"]
 
 
 @pytest.mark.parametrize("k", [1, 2])
-def test_a_control_draws_no_key_that_the_matched_detector_selects(model: Model, k: int) -> None:
+def test_a_control_draws_no_key_that_the_matched_selector_finds(model: Model, k: int) -> None:
     """In the loop: the columns that a control masks are not the top k of the step before."""
     before, after, valid = watched(model("LLaDA"), control(MaskSinks(PreviousStep(top_k=k))))
     for (step, layer), scores in after.items():
@@ -793,38 +845,37 @@ def test_a_control_draws_no_key_that_the_matched_detector_selects(model: Model, 
 
 
 def test_making_a_control_leaves_the_edit_as_it_was(model: Model) -> None:
-    dlm, edit = model("LLaDA"), MaskSinks(PreviousStep(top_k=1), Where(layers=[1]))
-    first = steps_of(dlm, edit)
-    shown, counts, detector = repr(edit), dict(edit.counts()), edit.detector
-    remembered = dict(detector._seen)
-    assert remembered
-    matched = control(edit)
-    steps_of(dlm, matched)
-    assert (repr(edit), dict(edit.counts())) == (shown, counts)
-    assert edit.detector is detector
-    assert detector._seen == remembered
+    dlm, edit = model("LLaDA"), MaskSinks(PreviousStep(top_k=1), where=Scope(layers=[1]))
+    first, content = steps_of(dlm, edit), edit.to_dict()
+    counts = first[-1].memories[0].counts()
+    steps_of(dlm, control(edit))
+    assert edit.to_dict() == content
+    assert first[-1].memories[0].counts() == counts
     for step, again in zip(first, steps_of(dlm, edit), strict=True):
         assert torch.equal(step.logits, again.logits)
 
 
 def test_edit_and_control_run_side_by_side(model: Model) -> None:
     """Both watch the same steps without getting into each other's memory."""
-    dlm, edit = model("LLaDA"), MaskSinks(PreviousStep(top_k=1), Where(layers=[0]))
-    matched = control(MaskSinks(PreviousStep(top_k=1), Where(layers=[1])))
-    denoise(dlm, PROMPTS, Plan(new_tokens=4), interventions=[edit, matched], progress=False)
-    assert edit.counts()["keys"] == matched.counts()["keys"] == 3 * 3 * 4
+    dlm, edit = model("LLaDA"), MaskSinks(PreviousStep(top_k=1), where=Scope(layers=[0]))
+    matched = control(MaskSinks(PreviousStep(top_k=1), where=Scope(layers=[1])))
+    run = denoise(dlm, PROMPTS, Plan(new_tokens=4), interventions=[edit, matched], progress=False)
+    assert [memory.counts()["keys"] for memory in run.memories] == [3 * 3 * 4] * 2
 
 
 # Errors.
 
 
 def test_a_threshold_on_one_query_is_refused_with_a_reason(model: Model) -> None:
-    for detector in (SameStep(), PreviousStep(SinkRule(epsilon=3.0, top_k=1))):
+    """By "auto" or by name; a rule that counts all queries means what it says, also in a baseline."""
+    one = SinkRule(epsilon=3.0, top_k=1, queries="auto")
+    for selector in (SameStep(), PreviousStep(one), RandomKeys(SameStep())):
         with pytest.raises(ScopeError, match=r"at most 1, so epsilon=3 can never fire; use top_k"):
-            denoise(model("Llama"), PROMPTS, Plan(new_tokens=2), interventions=[MaskSinks(detector)], progress=False)
-    every = MaskSinks(SameStep(queries="all"))
-    assert len(steps_of(model("Llama"), every, new_tokens=2)) == 2
-    assert len(steps_of(model("Llama"), MaskSinks(SameStep(SinkRule(0.3))), new_tokens=2)) == 2
+            denoise(model("Llama"), PROMPTS, Plan(new_tokens=2), interventions=[MaskSinks(selector)], progress=False)
+        with pytest.raises(ScopeError, match="can never fire"):
+            MaskSinks(selector).fwd_hooks(model("Llama"))
+    for rule in (SinkRule(), SinkRule(0.3, queries="auto")):
+        assert len(steps_of(model("Llama"), MaskSinks(SameStep(rule)), new_tokens=2)) == 2
     assert len(steps_of(model("LLaDA"), MaskSinks(SameStep()), new_tokens=2)) == 2
 
 
@@ -834,32 +885,40 @@ def test_a_threshold_on_one_query_is_refused_before_any_forward(model: Model) ->
         denoise(model("Llama"), PROMPTS, Plan(new_tokens=2), interventions=[MaskSinks(SameStep())], progress=False)
 
 
-@pytest.mark.parametrize("detector", [SameStep, PreviousStep])
-def test_a_rule_and_top_k_together_are_refused(detector: type) -> None:
-    with pytest.raises(ValueError, match="give a rule or top_k, not both"):
-        detector(SinkRule(), top_k=1)
+@pytest.mark.parametrize("selector", [SameStep, PreviousStep])
+def test_a_rule_and_top_k_together_are_refused(selector: Any) -> None:
+    for rule in (SinkRule(), SinkRule(queries="auto")):
+        with pytest.raises(ValueError, match="give a rule or top_k, not both"):
+            selector(rule, top_k=1)
 
 
 def test_an_unknown_first_step_policy_is_refused() -> None:
-    with pytest.raises(ValueError, match="first='last' must be 'none' or 'same'"):
-        PreviousStep(top_k=1, first="last")
+    with pytest.raises(ValueError, match="first='last' is unknown; choose from 'none', 'same'"):
+        PreviousStep(top_k=1, first="last")  # pyright: ignore[reportArgumentType]
 
 
-def test_edits_that_differ_are_told_apart_by_their_names() -> None:
-    """Firing counts and stored rows go by the repr."""
+def test_edits_that_differ_are_told_apart() -> None:
+    """By content, and by the names that firing counts are read by."""
     edits = [
-        kind(detector, where)
+        kind(selector, **reach)
         for kind in EDITS
-        for detector in (
+        for selector in (
             SameStep(top_k=1),
             PreviousStep(top_k=1),
             PreviousStep(top_k=1, first="same"),
             PreviousStep(top_k=2),
-            PreviousStep(top_k=1, queries="all"),
+            PreviousStep(every(1)),
             PreviousStep(SinkRule(epsilon=3.0, top_k=1)),
             RandomKeys(PreviousStep(top_k=1)),
             RandomKeys(PreviousStep(top_k=1), seed=1),
         )
-        for where in (Where(), Where(layers=[0]), Where(steps=slice(3, None)), Where(diagonal=False))
+        for reach in (
+            {},
+            {"where": Scope(layers=[0])},
+            {"where": Scope(steps=slice(3, None))},
+            {"diagonal": False},
+            {"queries": "masked"},
+        )
     ]
-    assert len({repr(edit) for edit in edits}) == len(edits)
+    for tell in (lambda each: each.digest, repr):
+        assert len({tell(edit) for edit in edits}) == len(edits)

@@ -15,18 +15,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sinklens import Canvas, HookedDLM, Plan, SinkRule, Where, denoise
+from sinklens import Canvas, HookedDLM, Plan, Scope, SinkRule, denoise
 from sinklens.analysis import rates as metrics
+from sinklens.hooks import Memory
 from sinklens.interventions import (
     CONTROLS,
     BottomKeys,
     ByKeyNorm,
     ByToken,
+    Evidence,
     Fixed,
     FromRecord,
     InOrder,
     KeepKeys,
     MaskSinks,
+    Matched,
     NoOp,
     NullKey,
     Pin,
@@ -44,6 +47,7 @@ from sinklens.interventions import (
     other_prompt,
 )
 from sinklens.probes import Pattern, ReceivedAttention
+from sinklens.sinks import Sight
 from sinklens.sinks.tokens import token_class
 
 HEADS = 2
@@ -58,7 +62,7 @@ def model(tiny_model: Any) -> Model:
 
 
 def fake(*, causal: bool = False) -> Any:
-    """As much of a model as a detector asks for."""
+    """As much of a model as a selector asks for."""
     return SimpleNamespace(cfg=SimpleNamespace(n_layers=2, d_vocab=64), is_causal=causal, tokenizer=None)
 
 
@@ -74,12 +78,21 @@ def scene(batch: int, length: int, seed: int, step: int = 3) -> tuple[Canvas, Te
     return canvas, received.masked_fill(~valid[:, None], 0.0)
 
 
-def found(detector: Any, canvas: Canvas, received: Tensor, layer: int = 1, *, causal: bool = False) -> Tensor:
+def found(
+    selector: Matched,
+    canvas: Canvas,
+    received: Tensor,
+    layer: int = 1,
+    *,
+    causal: bool = False,
+    sight: Sight | None = None,
+) -> Tensor:
     """What a control selects, and at once that it keeps to real keys."""
-    detector.hooks(fake(causal=causal), layer, canvas)
     eligible = canvas.valid[:, None].expand(received.shape)
-    chosen, short = detector.find(layer, received, eligible, canvas)
-    sinks, _ = detector.of.find(layer, received, eligible, canvas)
+    sight = sight or Sight(canvas.valid, "causal" if causal else "bidirectional")
+    evidence = Evidence(fake(causal=causal), layer, canvas, sight, "all", received, eligible, Memory())
+    chosen, short = selector.find(evidence)
+    sinks, _ = selector.of.find(evidence)
     assert not (chosen & ~eligible).any()
     assert not (chosen & sinks).any()
     assert not (chosen & SinkRule()(received, eligible)).any()
@@ -127,7 +140,7 @@ def heads(of: Any, canvas: Canvas, received: Tensor, seed: int) -> list[list[Hea
         for h in range(HEADS):
             mass = received[b, h].tolist()
             if isinstance(of, Fixed):
-                sinks = [real[p] for p in set(of.positions) if p < len(real)]
+                sinks = [real[p] for p in set(of.places) if p < len(real)]
             else:
                 sinks = sorted(real, key=lambda j, mass=mass: -mass[j])[: of.rule.top_k]
             total = sum(mass[j] for j in real)
@@ -212,9 +225,9 @@ def test_a_control_chooses_what_its_naive_form_chooses(
     of: tuple[str, int],
 ) -> None:
     canvas, received = scene(batch, length, seed)
-    detector = SameStep(top_k=of[1], queries="all") if of[0] == "top" else Fixed([0, of[1]])
-    chosen = found(kind(detector, seed=seed, **options), canvas, received, causal=causal)
-    for b, row in enumerate(heads(detector, canvas, received, seed)):
+    selector = SameStep(SinkRule(None, top_k=of[1])) if of[0] == "top" else Fixed([0, of[1]])
+    chosen = found(kind(selector, seed=seed, **options), canvas, received, causal=causal)
+    for b, row in enumerate(heads(selector, canvas, received, seed)):
         for h, head in enumerate(row):
             assert [j for j in range(length) if chosen[b, h, j]] == sorted(naive(head))
 
@@ -225,7 +238,7 @@ def test_a_causal_control_stays_near_its_sink_and_takes_no_key_twice(
 ) -> None:
     """As many as the sinks or as there are; each among the nearest quarter (at least 4) of what was still free."""
     canvas, received = scene(batch, length, seed)
-    of = SameStep(top_k=k, queries="all")
+    of = SameStep(SinkRule(None, top_k=k))
     chosen = found(RandomKeys(of, seed), canvas, received, causal=True)
     for b, row in enumerate(heads(of, canvas, received, seed)):
         for h, head in enumerate(row):
@@ -251,6 +264,47 @@ def test_a_causal_control_of_one_sink_is_uniform_over_the_nearest_quarter() -> N
     assert float((counts[near] - expected).square().sum() / expected) < 31  # passed once in 100 000
 
 
+@given(**shapes, k=st.integers(1, 3), window=st.integers(1, 30), blocks=st.integers(1, 9))
+def test_keys_that_not_all_queries_see_alike_are_matched_nearby(
+    batch: int, length: int, seed: int, k: int, window: int, blocks: int
+) -> None:
+    """A local window, and blocks one after the other; a row in which all see all is drawn from anywhere, as alone."""
+    canvas, received = scene(batch, length, seed)
+    of = SameStep(SinkRule(None, top_k=k))
+    place = torch.arange(length)
+    ends = (place // blocks + 1) * blocks
+    mask = (place < ends[:, None]) & canvas.valid[:, None]
+    for sight, reach in (
+        (Sight(canvas.valid, window=window), (place - place[:, None]).abs() < window),
+        (Sight(canvas.valid, mask=mask), place < ends[:, None]),
+    ):
+        chosen = found(RandomKeys(of, seed), canvas, received, sight=sight)
+        for b, row in enumerate(heads(of, canvas, received, seed)):
+            real = row[0].real
+            seen = [int(reach[real, j].sum()) for j in real]
+            naive = random_keys if len(set(seen)) == 1 else neighbours
+            for h, head in enumerate(row):
+                assert [j for j in range(length) if chosen[b, h, j]] == sorted(naive(head))
+            alone = dataclasses.replace(
+                sight, valid=sight.valid[[b]], mask=None if sight.mask is None else sight.mask[[b]]
+            )
+            mine = found(RandomKeys(of, seed), canvas.of_rows(slice(b, b + 1)), received[[b]], sight=alone)
+            assert torch.equal(mine[0], chosen[b])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_short_row_within_its_window_is_drawn_from_anywhere_beside_a_long_one(seed: int) -> None:
+    """Each row as if it were alone: 9 real keys within a window of 9, and 24 that reach beyond it."""
+    valid = torch.arange(24) >= torch.tensor([[15], [0]])
+    canvas = Canvas(torch.zeros(2, 24, dtype=torch.long), valid, ~valid & valid, valid, 3, (10, 11))
+    received = torch.rand(2, HEADS, 24, generator=torch.Generator().manual_seed(seed)).masked_fill(~valid[:, None], 0)
+    of = SameStep(SinkRule(None, top_k=2))
+    chosen = found(RandomKeys(of, seed), canvas, received, sight=Sight(valid, window=9))
+    for row, naive, b in zip(heads(of, canvas, received, seed), (random_keys, neighbours), range(2), strict=True):
+        for h, head in enumerate(row):
+            assert [j for j in range(24) if chosen[b, h, j]] == sorted(naive(head))
+
+
 def test_the_last_position_is_shifted_to_the_left() -> None:
     """In each row its own end: what an autoregressive model has not generated is not there."""
     on = torch.ones(2, 6, dtype=torch.bool)
@@ -271,9 +325,11 @@ def test_classes_of_the_vocabulary() -> None:
     kept: list[tuple[Canvas, Tensor, Tensor]] = []
 
     class Kept(SameClass):
-        def find(self, layer: int, received: Tensor, eligible: Tensor, canvas: Canvas, visible: Any = None) -> Any:
-            out = super().find(layer, received, eligible, canvas, visible)
-            kept.append((canvas, self.of.find(layer, received, eligible, canvas, visible)[0], out[0]))
+        identity = "kept"
+
+        def find(self, evidence: Evidence) -> Any:
+            out = super().find(evidence)
+            kept.append((evidence.canvas, self.of.find(evidence)[0], out[0]))
             return out
 
     denoise(dlm, prompt, Plan(new_tokens=4), interventions=[NoOp(Kept(SameStep(top_k=2)))], progress=False)
@@ -297,14 +353,14 @@ def test_the_same_keys_alone_and_in_a_padded_batch(model: Model, family: str, na
     """Tokens and counts of each row, with sampled tokens."""
     dlm = model(family)
     plan = Plan(new_tokens=4, temperature=1.0, suppress_eos="logits" if dlm.is_causal else None)
-    edit = control(MaskSinks(PreviousStep(top_k=2, queries="all")), name, seed=3)
+    edit = control(MaskSinks(PreviousStep(SinkRule(None, top_k=2))), name, seed=3)
     keys: dict[int, set[float]] = {row: set() for row in range(3)}
     tokens: dict[int, set[tuple[int, ...]]] = {row: set() for row in range(3)}
     for order in ([0, 1, 2], [2, 0], [0], [1], [2]):
         prompts, seeds = [PROMPTS[row] for row in order], [20 + row for row in order]
         run = denoise(dlm, prompts, plan, interventions=[edit], seed=seeds, progress=False)
         for at, row in enumerate(order):
-            keys[row].add(edit.per_row("keys")[at])
+            keys[row].add(run.memories[0].per_row("keys")[at])
             tokens[row].add(tuple(run.tokens[at][-len(PROMPTS[row]) - 4 :].tolist()))
     assert [len(found) for found in keys.values()] == [1, 1, 1]
     assert [len(found) for found in tokens.values()] == [1, 1, 1]
@@ -315,12 +371,12 @@ def test_the_same_keys_alone_and_in_a_padded_batch(model: Model, family: str, na
 def test_counts_show_how_well_a_control_matches(model: Model, name: str) -> None:
     """The same canvases for both: "keys" matches for the first two, "mass" roughly for the last."""
     dlm, plan = model("LLaDA"), Plan(new_tokens=4)
-    edit = ZeroSinks(SameStep(top_k=1), Where(layers=[0]))
+    edit = ZeroSinks(SameStep(top_k=1), where=Scope(layers=[0]))
     clean = denoise(dlm, PROMPTS, plan, progress=False)
-    other = control(edit, name)
-    for each in (edit, other):
-        denoise(dlm, PROMPTS, plan, interventions=[each], follow=clean, progress=False)
-    ours, theirs = edit.counts(), other.counts()
+    ours, theirs = (
+        denoise(dlm, PROMPTS, plan, interventions=[each], follow=clean, progress=False).memories[0].counts()
+        for each in (edit, control(edit, name))
+    )
     if name in ("random", "bottom"):
         assert theirs["keys"] == ours["keys"]
         assert theirs["mass"] < ours["mass"]
@@ -336,50 +392,58 @@ def test_the_noop_control_changes_no_bit(model: Model, family: str) -> None:
     """Compared with a run that reads the pattern, too; and it counts what the edit would do."""
     dlm = model(family)
     plan = Plan(new_tokens=4, suppress_eos="logits" if dlm.is_causal else None)
-    edit = MaskSinks(PreviousStep(top_k=2), Where(heads=[1, 3]))
+    edit = MaskSinks(PreviousStep(top_k=2), where=Scope(heads=[1, 3]), queries="response", diagonal=False)
     noop = control(edit, "noop")
     assert isinstance(noop, NoOp)
-    assert noop.where == edit.where
+    assert (noop.where, noop.queries, noop.diagonal) == (edit.where, edit.queries, edit.diagonal)
     runs = [
         denoise(dlm, PROMPTS, plan, interventions=edits, probes=[Pattern()], progress=False) for edits in ([], [noop])
     ]
     assert torch.equal(runs[0].tokens, runs[1].tokens)
     assert runs[0].record["pattern"].equals(runs[1].record["pattern"])
     assert torch.equal(runs[0].confidence.nan_to_num(), runs[1].confidence.nan_to_num())
-    assert noop.counts()["keys"] > 0
+    assert runs[1].memories[0].counts()["keys"] > 0
 
 
-def test_an_edit_and_its_controls_share_nothing(model: Model) -> None:
-    """As plain hooks of one forward after the other: each finds what it would find if it were alone."""
-    for make in (lambda: PreviousStep(top_k=1), lambda: ByKeyNorm(1), lambda: ByToken([5, 9], top_k=1)):
-        edit = MaskSinks(make())
-        others = [control(edit, name) for name in (*CONTROLS, "noop")]
-        inner = [getattr(other.detector, "of", other.detector) for other in others]
-        assert len({id(detector) for detector in [edit.detector, *inner]}) == len(inner) + 1
-        for detector in inner:
-            for name, value in vars(detector).items():
-                if isinstance(value, dict):
-                    assert value is not vars(edit.detector)[name], (type(detector), name)
-    assert model("LLaDA")
+@pytest.mark.parametrize("family", ["LLaDA", "Llama"])
+def test_an_edit_and_its_controls_share_nothing(model: Model, family: str) -> None:
+    """One selector object under an edit and all its controls, each in heads of its own: as if it were alone."""
+    dlm = model(family)
+    plan = Plan(new_tokens=4, suppress_eos="logits" if dlm.is_causal else None)
+    clean = denoise(dlm, PROMPTS, plan, progress=False)
+    for selector, names in (
+        (PreviousStep(top_k=1), (*CONTROLS, "noop")),
+        (ByKeyNorm(1), ("random",)),
+        (ByToken([5, 9, 33], top_k=1), ("same_class", "noop")),
+    ):
+        for name in names:
+            edit = MaskSinks(selector, where=Scope(heads=[0], layers=[1]))
+            other = control(MaskSinks(selector, where=Scope(heads=[1], layers=[1])), name)
+            together = denoise(dlm, PROMPTS, plan, interventions=[edit, other], follow=clean, progress=False)
+            for index, each in enumerate((edit, other)):
+                alone = denoise(dlm, PROMPTS, plan, interventions=[each], follow=clean, progress=False)
+                assert alone.memories[0].counts() == together.memories[index].counts(), (selector, name)
 
 
 def test_a_control_of_a_control_of_every_sink_edit_keeps_its_arguments() -> None:
-    edit = Redistribute("uniform", SameStep(top_k=2), Where(layers=[1]), share=0.4)
+    edit = Redistribute("uniform", SameStep(top_k=2), where=Scope(layers=[1]), share=0.4, queries="masked")
     other = control(edit, "bottom", seed=7)
-    assert (type(other), other.to, other.share, other.where) == (Redistribute, "uniform", 0.4, edit.where)
-    assert repr(other.detector) == "BottomKeys(SameStep(top_k=2), seed=7)"
-    assert repr(control(Swap(Fixed(0), seed=4), "random", 1).detector) == "RandomKeys(Fixed([0]), seed=1)"
+    assert other == dataclasses.replace(edit, selector=BottomKeys(SameStep(top_k=2), 7))
+    assert control(other, "random", 1) == dataclasses.replace(edit, selector=RandomKeys(other.selector, 1))
+    assert control(Swap(Fixed(0), seed=4), "random", 1) == Swap(RandomKeys(Fixed(0), 1), seed=4)
 
 
 def test_keep_keys_is_matched_by_as_many_random_keys(model: Model) -> None:
     dlm, plan = model("LLaDA"), Plan(new_tokens=3)
-    edit = KeepKeys(0.5, "received", Where(layers=[1]))
+    edit = KeepKeys(0.5, "received", where=Scope(layers=[1]), keys="committed")
     other = control(edit, "random", seed=3)
-    assert (type(other), other.budget, other.by, other.seed, other.where) == (KeepKeys, 0.5, "random", 3, edit.where)
-    for each in (edit, other):
-        denoise(dlm, PROMPTS, plan, interventions=[each], progress=False)
-    assert edit.counts()["keys"] == other.counts()["keys"] > 0
-    with pytest.raises(ValueError, match=r"KeepKeys\(0\.5, by='received', .*has the control 'random' only"):
+    assert other == KeepKeys(0.5, "random", where=edit.where, keys="committed", seed=3)
+    ours, theirs = (
+        denoise(dlm, PROMPTS, plan, interventions=[each], progress=False).memories[0].counts()["keys"]
+        for each in (edit, other)
+    )
+    assert ours == theirs > 0
+    with pytest.raises(ValueError, match=r"KeepKeys\(0\.5, .*has the control 'random' only"):
         control(edit, "bottom")
 
 
@@ -390,44 +454,48 @@ def test_what_has_no_control_says_so(model: Model) -> None:
         control(MaskSinks(), "wild")
     for edit in (NullKey(1.0), SinkToken(3), Pin(record), InOrder(MaskSinks())):
         for name in ("random", "noop", "bottom"):
-            with pytest.raises(ValueError, match=r"acts on no detected keys.*controls=None"):
+            with pytest.raises(ValueError, match=r"acts on no selected keys.*controls=None"):
                 control(edit, name)
-    with pytest.raises(ValueError, match="by=0 must be at least 1"):
+    with pytest.raises(ValueError, match="by=0 must be a whole number of at least 1"):
         ShiftedKeys(SameStep(top_k=1), by=0)
 
 
-def test_controls_that_differ_have_different_names() -> None:
+def test_controls_that_differ_differ_in_content_and_name() -> None:
     of = [SameStep(top_k=1), PreviousStep(top_k=1), Fixed(0)]
     kinds = [
         kind(each, seed) for kind in CONTROLS.values() for each in of for seed in (0, 1) if kind is not ShiftedKeys
     ]
     kinds += [ShiftedKeys(each, by=by) for each in of for by in (1, 2)]
-    assert len({repr(each) for each in kinds}) == len(kinds)
+    for tell in (lambda each: each.digest, repr, lambda each: each):
+        assert len({tell(each) for each in kinds}) == len(kinds)
+    for each in kinds:
+        assert Matched.from_dict(each.to_dict()) == each
 
 
 @pytest.mark.parametrize("name", CONTROLS)
-def test_a_control_of_detectors_that_read_no_attention(model: Model, name: str) -> None:
+def test_a_control_of_selectors_that_read_no_attention(model: Model, name: str) -> None:
     """Also of a record's sinks and of key norms; never the keys that those find."""
     dlm, plan = model("LLaDA"), Plan(new_tokens=3)
     record = denoise(dlm, PROMPTS, plan, probes=[ReceivedAttention()], progress=False).record
-    for detector in (FromRecord(record, top_k=1), ByKeyNorm(1), ByToken([5, 33, 7], top_k=1)):
-        edit = control(ZeroSinks(detector), name)
-        run = denoise(dlm, PROMPTS, plan, interventions=[edit], progress=False)
-        assert run.finished
-        found_by_edit = ZeroSinks(detector)
-        denoise(dlm, PROMPTS, plan, interventions=[found_by_edit], progress=False)
+    for selector in (FromRecord(record, top_k=1), ByKeyNorm(1), ByToken([5, 33, 7], top_k=1)):
+        edit = ZeroSinks(selector)
+        ours, theirs = (
+            denoise(dlm, PROMPTS, plan, interventions=[each], progress=False) for each in (edit, control(edit, name))
+        )
+        assert theirs.finished
         if name in ("random", "bottom"):
-            assert edit.counts()["keys"] == found_by_edit.counts()["keys"] > 0
+            assert theirs.memories[0].counts()["keys"] == ours.memories[0].counts()["keys"] > 0
 
 
 @pytest.mark.parametrize("name", [*CONTROLS, "noop"])
 def test_an_open_loop_control_reads_the_clean_forward(model: Model, name: str) -> None:
-    """With a control of an open-loop detector the clean forward is run, and the result differs from a closed loop."""
+    """With a control of an open-loop selector the clean forward is run, and the result differs from a closed loop."""
     dlm, plan = model("LLaDA"), Plan(new_tokens=5)
     tokens = []
     for loop in ("open", "closed"):
         edit = control(MaskSinks(SameStep(top_k=2, loop=loop)), name)
-        assert bool(edit.clean) == (loop == "open")
+        canvas, _ = scene(1, 4, 0)
+        assert bool(edit.clean(dlm, canvas, edit.memory())) == (loop == "open")
         run = denoise(dlm, PROMPTS, plan, interventions=[edit], probes=[Pattern()], progress=False)
         tokens.append(run.record["pattern"])
     assert tokens[0].equals(tokens[1]) == (name == "noop")
@@ -439,11 +507,13 @@ def test_another_prompts_sinks(model: Any) -> None:
     prompts = [[5, 17, 9, 33], [12, 40, 7], [8, 21, 50, 44, 3]]
     plan = Plan(new_tokens=3)
     record = denoise(dlm, prompts, plan, probes=[ReceivedAttention()], progress=False).record
-    made = other_prompt(record)(MaskSinks(PreviousStep(top_k=2), Where(layers=1)))
-    assert repr(made) == repr(MaskSinks(FromRecord(record, top_k=2, shift=1), Where(layers=1)))
-    denoise(dlm, prompts, plan, interventions=[made], progress=False)
+    made = other_prompt(record)(MaskSinks(PreviousStep(top_k=2), where=Scope(layers=1)))
+    assert made == MaskSinks(FromRecord(record, top_k=2, shift=1), where=Scope(layers=1))
+    run = denoise(dlm, prompts, plan, interventions=[made], progress=False)
+    with pytest.raises(ValueError, match="has no rule by which a record could show"):
+        other_prompt(record)(MaskSinks(Fixed(0)))
     flags = metrics.sinks(record, SinkRule(None, top_k=2)).to_numpy()
     exists = (record["masked"] >= 0).to_numpy()
     for row in range(3):
         theirs = flags[(row + 1) % 3][:, 1] & exists[row][:, None, :]
-        assert made.keys_per_row()[row] == theirs.sum()
+        assert run.memories[0].per_row("keys")[row] == theirs.sum()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -17,9 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sinklens import Canvas, HookedDLM, Plan, Where, denoise
+from sinklens import Canvas, HookedDLM, Plan, Scope, SinkRule, denoise, named
 from sinklens.errors import BrokenPattern, RecordError, ScopeError
-from sinklens.hooks import Hook
+from sinklens.ground_truth.models import FILLER, REST, PlantedModel, planted_model
+from sinklens.hooks import Hook, Memory
 from sinklens.interventions import (
     BiasSinks,
     Fixed,
@@ -41,7 +41,6 @@ from sinklens.interventions import (
     ZeroValue,
     control,
 )
-from sinklens.planted.models import FILLER, REST, PlantedModel, planted_model
 from sinklens.probes import Pattern
 
 INF = float("inf")
@@ -302,51 +301,82 @@ def later(pattern: Tensor, at: Any) -> Tensor:
     return weights / weights.sum(-1, keepdim=True).clamp(min=1)
 
 
-TOP = partial(SameStep, top_k=2, queries="all")
-OPERATORS: dict[str, tuple[Callable[[Where], Any], Naive]] = {
-    "noop": (lambda w: NoOp(TOP(), w), lambda head: (head.pattern, head.pattern @ head.values)),
-    "mask": (lambda w: MaskSinks(TOP(), w), by_rows(mask_row)),
-    "bias -2": (lambda w: BiasSinks(-2, TOP(), w), by_rows(bias_row(-2))),
-    "bias 1.5": (lambda w: BiasSinks(1.5, TOP(), w), by_rows(bias_row(1.5))),
-    "zero": (lambda w: ZeroSinks(TOP(), w), by_rows(zero_row)),
-    "scale 0.1": (lambda w: ScaleSinks(0.1, TOP(), w), by_rows(scale_row(0.1, False))),
-    "scale 3": (lambda w: ScaleSinks(3, TOP(), w), by_rows(scale_row(3, False))),
-    "rescale 0.1": (lambda w: ScaleSinks(0.1, TOP(), w, renormalise=True), by_rows(scale_row(0.1, True))),
-    "rescale 1.3": (lambda w: ScaleSinks(1.3, TOP(), w, renormalise=True), by_rows(scale_row(1.3, True))),
-    "proportional": (lambda w: Redistribute("proportional", TOP(), w), by_rows(give_row("proportional", 1.0))),
-    "proportional 0.6": (
-        lambda w: Redistribute("proportional", TOP(), w, share=0.6),
-        by_rows(give_row("proportional", 0.6)),
-    ),
-    "uniform": (lambda w: Redistribute("uniform", TOP(), w), by_rows(give_row("uniform", 1.0))),
-    "self 0.5": (lambda w: Redistribute("self", TOP(), w, share=0.5), by_rows(give_row("self", 0.5))),
-    "position 4": (lambda w: Redistribute(4, TOP(), w), by_rows(give_row(4, 1.0))),
-    "function 0.9": (lambda w: Redistribute(later, TOP(), w, share=0.9), by_rows(give_row("later", 0.9))),
-    "swap": (lambda w: Swap(TOP(), w, seed=5), swap_all(5)),
-    "zero value": (lambda w: ZeroValue(TOP(), w), values_of(lambda head, j: 0 * head.values[j])),
-    "mean value": (lambda w: MeanValue(TOP(), w), values_of(lambda head, j: head.values[head.real].mean(0))),
-    "noise": (lambda w: NoiseValue(None, TOP(), w, seed=4), values_of(noise_of(None, 4))),
-    "noise 0.3": (lambda w: NoiseValue(0.3, TOP(), w), values_of(noise_of(0.3, 0))),
-    "null key 0": (lambda w: NullKey(0.0, w), null_key(0.0)),
-    "null key 3": (lambda w: NullKey(3.0, w), null_key(3.0)),
-    "keep 0.5": (lambda w: KeepKeys(0.5, where=w), keep(0.5, "received")),
-    "keep 3 norm": (lambda w: KeepKeys(3, "key_norm", w), keep(3, "key_norm")),
-    "keep 0.3 random": (lambda w: KeepKeys(0.3, "random", w, seed=9), keep(0.3, "random", 9)),
-    "keep 4 recency": (lambda w: KeepKeys(4, "recency", w), keep(4, "recency")),
+EVERYWHERE = Scope()
+
+
+@dataclass(frozen=True)
+class Reach:
+    """What an edit may touch."""
+
+    where: Scope = EVERYWHERE
+    queries: Any = "all"
+    diagonal: bool = True
+    keys: Any = "all"
+
+    def of(self, *names: str) -> dict[str, Any]:
+        """As arguments of an edit."""
+        return {name: getattr(self, name) for name in ("where", "queries", *names)}
+
+
+ALL = Reach()
+
+
+def top(reach: Reach = ALL, k: int = 2) -> SameStep:
+    """The k keys that receive most from all queries, in any model."""
+    return SameStep(SinkRule(None, top_k=k, keys=reach.keys))
+
+
+def sinks(make: Any, *first: Any, **options: Any) -> Callable[[Reach], Any]:
+    """An edit of those keys, its own arguments first."""
+    return lambda reach: make(*first, top(reach), **reach.of("diagonal"), **options)
+
+
+def kept(*first: Any, **options: Any) -> Callable[[Reach], Any]:
+    return lambda reach: KeepKeys(*first, **reach.of("diagonal", "keys"), **options)
+
+
+LATER = named("later", later)
+OPERATORS: dict[str, tuple[Callable[[Reach], Any], Naive]] = {
+    "noop": (sinks(NoOp), lambda head: (head.pattern, head.pattern @ head.values)),
+    "mask": (sinks(MaskSinks), by_rows(mask_row)),
+    "bias -2": (sinks(BiasSinks, -2), by_rows(bias_row(-2))),
+    "bias 1.5": (sinks(BiasSinks, 1.5), by_rows(bias_row(1.5))),
+    "zero": (sinks(ZeroSinks), by_rows(zero_row)),
+    "scale 0.1": (sinks(ScaleSinks, 0.1), by_rows(scale_row(0.1, False))),
+    "scale 3": (sinks(ScaleSinks, 3), by_rows(scale_row(3, False))),
+    "rescale 0.1": (sinks(ScaleSinks, 0.1, renormalise=True), by_rows(scale_row(0.1, True))),
+    "rescale 1.3": (sinks(ScaleSinks, 1.3, renormalise=True), by_rows(scale_row(1.3, True))),
+    "proportional": (sinks(Redistribute, "proportional"), by_rows(give_row("proportional", 1.0))),
+    "proportional 0.6": (sinks(Redistribute, "proportional", share=0.6), by_rows(give_row("proportional", 0.6))),
+    "uniform": (sinks(Redistribute, "uniform"), by_rows(give_row("uniform", 1.0))),
+    "self 0.5": (sinks(Redistribute, "self", share=0.5), by_rows(give_row("self", 0.5))),
+    "position 4": (sinks(Redistribute, 4), by_rows(give_row(4, 1.0))),
+    "function 0.9": (sinks(Redistribute, LATER, share=0.9), by_rows(give_row("later", 0.9))),
+    "swap": (sinks(Swap, seed=5), swap_all(5)),
+    "zero value": (sinks(ZeroValue), values_of(lambda head, j: 0 * head.values[j])),
+    "mean value": (sinks(MeanValue), values_of(lambda head, j: head.values[head.real].mean(0))),
+    "noise": (sinks(NoiseValue, None, seed=4), values_of(noise_of(None, 4))),
+    "noise 0.3": (sinks(NoiseValue, 0.3), values_of(noise_of(0.3, 0))),
+    "null key 0": (lambda reach: NullKey(0.0, **reach.of()), null_key(0.0)),
+    "null key 3": (lambda reach: NullKey(3.0, **reach.of()), null_key(3.0)),
+    "keep 0.5": (kept(0.5), keep(0.5, "received")),
+    "keep 3 norm": (kept(3, "key_norm"), keep(3, "key_norm")),
+    "keep 0.3 random": (kept(0.3, "random", seed=9), keep(0.3, "random", 9)),
+    "keep 4 recency": (kept(4, "recency"), keep(4, "recency")),
 }
-SCOPES = {
-    "everything": Where(),
-    "layer 1, heads 0 and 3": Where(layers=[1], heads=[0, -1]),
-    "masked queries, prompt keys": Where(queries="masked", keys="prompt"),
-    "response queries, no diagonal": Where(queries="response", diagonal=False),
-    "committed keys": Where(heads=slice(1, 3), keys="committed", diagonal=False),
+REACHES = {
+    "everything": ALL,
+    "layer 1, heads 0 and 3": Reach(Scope(layers=[1], heads=[0, -1])),
+    "masked queries, prompt keys": Reach(queries="masked", keys="prompt"),
+    "response queries, no diagonal": Reach(queries="response", diagonal=False),
+    "committed keys": Reach(Scope(heads=slice(1, 3)), keys="committed", diagonal=False),
 }
 POINTS = {"q": "hook_rot_q", "k": "hook_rot_k", "v": "v.hook_out", "pattern": "hook_pattern", "z": "o.hook_in"}
 
 
 @torch.no_grad()
 def edited(
-    dlm: HookedDLM, edit: Any, canvas: Canvas, before: list[Hook] | None = None
+    dlm: HookedDLM, edit: Any, canvas: Canvas, before: list[Hook] | None = None, memory: Memory | None = None
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Logits of one edited forward, and what hooks that come after the edit see."""
     seen: dict[str, Tensor] = {}
@@ -355,14 +385,15 @@ def edited(
         seen[name] = tensor.detach().clone()
 
     names = [(f"{n}{layer}", f"blocks.{layer}.attn.{point}") for layer in range(2) for n, point in POINTS.items()]
-    hooks = [] if edit is None else edit.fwd_hooks(dlm, canvas)
+    hooks = [] if edit is None else edit.fwd_hooks(dlm, canvas, memory)
     with dlm.hooks(fwd_hooks=[*(before or []), *hooks, *((point, partial(look, n)) for n, point in names)]):
-        return dlm(canvas.tokens, canvas.valid), seen
+        return dlm(canvas.tokens, attention_mask=canvas.valid), seen
 
 
-def heads_of(dlm: HookedDLM, canvas: Canvas, seen: dict[str, Tensor], where: Where, layer: int) -> list[list[Head]]:
+def heads_of(dlm: HookedDLM, canvas: Canvas, seen: dict[str, Tensor], reach: Reach, layer: int) -> list[list[Head]]:
     """All heads of a layer, [row][head], from queries, keys and values alone."""
     q, k, v = (seen[f"{name}{layer}"].double() for name in "qkv")
+    where = reach.where
     inside = where.layers is None or layer in where.layers
     out = []
     for b in range(len(q)):
@@ -374,15 +405,15 @@ def heads_of(dlm: HookedDLM, canvas: Canvas, seen: dict[str, Tensor], where: Whe
             scores[:, ~canvas.valid[b]] = -INF
             if dlm.is_causal:
                 scores[torch.ones_like(scores).triu(1) > 0] = -INF
-            heads = [0, 1, 2, 3] if where.heads is None else [0, 3] if where.heads == [0, -1] else [1, 2]
-            rows = places(canvas, b, where.queries) if inside and h in heads else []
+            heads = [0, 1, 2, 3] if where.heads is None else [0, 3] if where.heads == (0, -1) else [1, 2]
+            rows = places(canvas, b, reach.queries) if inside and h in heads else []
             place = dict(zip(real, range(len(real)), strict=True))
             hash_at = lambda seed, j, b=b, h=h, place=place: state(  # noqa: E731
                 seed, canvas.seeds[b], canvas.step, layer, h, place[j]
             )
             norms = k[b, :, group].norm(dim=-1).tolist()
-            eligible = places(canvas, b, where.keys)
-            row.append(Head(scores, v[b, :, group], norms, real, rows, eligible, where.diagonal, hash_at))
+            eligible = places(canvas, b, reach.keys)
+            row.append(Head(scores, v[b, :, group], norms, real, rows, eligible, reach.diagonal, hash_at))
         out.append(row)
     return out
 
@@ -393,16 +424,16 @@ def test_an_operator_does_what_its_naive_form_does(model: Make, family: str, kv_
     """Pattern and output of every head; then a forward without the edit into which the naive output is written."""
     dlm, canvas = model(family, kv_heads), canvas_for()
     make, naive = OPERATORS[name]
-    for label, where in SCOPES.items():
+    for label, reach in REACHES.items():
         if label != "everything" and family in ("A2D-Qwen3", "Qwen3"):
             continue  # saves time
-        if name == "swap" and not where.diagonal:
+        if name == "swap" and not reach.diagonal:
             continue  # see test_swap_spares_the_diagonal
-        logits, seen = edited(dlm, make(where), canvas)
+        logits, seen = edited(dlm, make(reach), canvas)
         put: list[Hook] = []
         for layer in range(2):
             z = torch.zeros(seen[f"z{layer}"].shape, dtype=torch.float64)
-            for b, row in enumerate(heads_of(dlm, canvas, seen, where, layer)):
+            for b, row in enumerate(heads_of(dlm, canvas, seen, reach, layer)):
                 real = row[0].real
                 for h, head in enumerate(row):
                     pattern, z[b, :, h] = naive(head)
@@ -429,14 +460,14 @@ def test_every_operator_changes_the_logits(model: Make, name: str) -> None:
     """Otherwise the comparison above would compare nothing."""
     dlm, canvas = model("LLaDA", 2), canvas_for()
     plain, _ = edited(dlm, None, canvas)
-    logits, _ = edited(dlm, OPERATORS[name][0](Where()), canvas)
+    logits, _ = edited(dlm, OPERATORS[name][0](ALL), canvas)
     assert (logits - plain)[canvas.valid].abs().max() > 0.05
 
 
 @pytest.mark.parametrize("name", OPERATORS)
 @pytest.mark.parametrize("family", ["LLaDA", "Llama"])
 def test_alone_or_in_a_padded_batch_it_is_the_same(model: Make, family: str, name: str) -> None:
-    dlm, edit = model(family, 2), OPERATORS[name][0](Where())
+    dlm, edit = model(family, 2), OPERATORS[name][0](ALL)
     both, seen = edited(dlm, edit, canvas_for())
     for b, seed in ((0, 3), (1, 8)):
         logits, one = edited(dlm, edit, canvas_for([TOKENS[b]], seeds=(seed,)))
@@ -451,13 +482,14 @@ def test_alone_or_in_a_padded_batch_it_is_the_same(model: Make, family: str, nam
 def test_rows_that_are_done_are_left_alone(model: Make, name: str) -> None:
     dlm = model("LLaDA", 2)
     canvas = replace(canvas_for(), active=torch.tensor([True, False]))
-    edit = OPERATORS[name][0](Where())
-    logits, seen = edited(dlm, edit, canvas)
-    plain, before = edited(dlm, NoOp(TOP()), canvas)
+    edit = OPERATORS[name][0](ALL)
+    memory = edit.memory()
+    logits, seen = edited(dlm, edit, canvas, memory=memory)
+    plain, before = edited(dlm, NoOp(top()), canvas)
     assert torch.equal(logits[1], plain[1])
     assert torch.equal(seen["pattern1"][1], before["pattern1"][1])
     assert name == "noop" or not torch.equal(logits[0], plain[0])
-    counts = [edit.per_row(count)[1] for count in ("keys", "mass") if edit.per_row(count)]
+    counts = [memory.per_row(count)[1] for count in ("keys", "mass") if memory.per_row(count)]
     assert not any(counts)
     assert counts
 
@@ -491,22 +523,23 @@ def with_a_real_token(dlm: HookedDLM, canvas: Canvas, token: int) -> tuple[Tenso
     hooks: list[Hook] = [(f"blocks.{layer}.attn.hook_attn_scores", alone) for layer in range(2)]
     hooks += [(f"blocks.{layer}.attn.hook_pattern", look) for layer in range(2)]
     with dlm.hooks(fwd_hooks=hooks):
-        return dlm(tokens, valid)[:, 1:], mass
+        return dlm(tokens, attention_mask=valid)[:, 1:], mass
 
 
 @models
 def test_the_sink_token_is_a_token_that_sees_only_itself(model: Make, family: str, kv_heads: int) -> None:
     dlm, canvas = model(family, kv_heads), canvas_for()
     edit = SinkToken(token=44)
-    ours, _ = edited(dlm, edit, canvas)
+    memory = edit.memory()
+    ours, _ = edited(dlm, edit, canvas, memory=memory)
     theirs, mass = with_a_real_token(dlm, canvas, 44)
     compared = canvas.valid & (canvas.valid.long().cumsum(-1) > (1 if dlm.family.shift else 0))
     scale = float(theirs.abs().max())
     torch.testing.assert_close(ours[compared] / scale, theirs[compared] / scale, atol=1e-4, rtol=0)
     plain, _ = edited(dlm, None, canvas)
     assert (ours - plain)[compared].abs().max() > 0.1
-    torch.testing.assert_close(torch.tensor(edit.per_row("mass")), mass[0] + mass[1], atol=1e-3, rtol=1e-4)
-    assert edit.per_row("rows") == [9 * 4 * 2, 6 * 4 * 2]
+    torch.testing.assert_close(torch.tensor(memory.per_row("mass")), mass[0] + mass[1], atol=1e-3, rtol=1e-4)
+    assert memory.per_row("rows") == [9 * 4 * 2, 6 * 4 * 2]
 
 
 def test_the_sink_token_is_bos_unless_said_otherwise(model: Make) -> None:
@@ -523,9 +556,9 @@ def test_the_sink_token_is_bos_unless_said_otherwise(model: Make) -> None:
 def test_the_sink_token_keeps_to_its_scope(model: Make, family: str) -> None:
     """Rows in scope sum to less than 1, rows out of scope are what they were, bit for bit."""
     dlm, canvas = model(family, 2), canvas_for()
-    where = Where(layers=[0], heads=[1, 2], queries="masked")
-    _, seen = edited(dlm, SinkToken(44, where), canvas)
-    _, plain = edited(dlm, NoOp(TOP()), canvas)
+    where = Scope(layers=[0], heads=[1, 2])
+    _, seen = edited(dlm, SinkToken(44, where=where, queries="masked"), canvas)
+    _, plain = edited(dlm, NoOp(top()), canvas)
     smallest = 1.0
     for b in range(2):
         for h in range(4):
@@ -542,16 +575,17 @@ def test_the_sink_token_keeps_to_its_scope(model: Make, family: str) -> None:
 # Pinning.
 
 
-@pytest.mark.parametrize("where", [Where(), Where(layers=[1], heads=[0, 2], queries="masked")])
+@pytest.mark.parametrize("reach", [ALL, Reach(Scope(layers=[1], heads=[0, 2]), queries="masked")])
 @models
-def test_pinned_rows_are_those_of_the_record(model: Make, family: str, kv_heads: int, where: Where) -> None:
+def test_pinned_queries_are_those_of_the_record(model: Make, family: str, kv_heads: int, reach: Reach) -> None:
     """The record comes from the same prompts in another batch order with other tokens committed (another seed)."""
     dlm = model(family, kv_heads)
     prompts = [[5, 17, 9, 33], [12, 40]]
     plan = Plan(new_tokens=3, temperature=5.0, suppress_eos="logits")
     record = denoise(dlm, prompts[::-1], plan, probes=[Pattern()], seed=[5, 4], progress=False).record
-    edit = Pin(record, where)
-    run = denoise(dlm, prompts, plan, probes=[Pattern()], interventions=[edit], seed=[6, 7], progress=False).record
+    edit, where = Pin(record, **reach.of()), reach.where
+    edited_run = denoise(dlm, prompts, plan, probes=[Pattern()], interventions=[edit], seed=[6, 7], progress=False)
+    run, memory = edited_run.record, edited_run.memories[0]
     old, new = (
         each["pattern"].transpose("prompt", "step", "layer", "head", "query", "key").to_numpy()
         for each in (record, run)
@@ -566,14 +600,14 @@ def test_pinned_rows_are_those_of_the_record(model: Make, family: str, kv_heads:
                     for i in range(length):
                         masked = int(run["masked"][b, s, i]) == 1
                         same = (new[b, s, layer, h, i, :length] == old[1 - b, s, layer, h, i, :length]).all()
-                        if inside and (where.queries == "all" or masked):
+                        if inside and (reach.queries == "all" or masked):
                             assert same
                             pinned += 1
                         elif i > 0:
                             others += not same
-    assert sum(edit.per_row("rows")) == pinned
-    assert sum(edit.per_row("rows_left")) == 0
-    assert where == Where() or others > 0  # out of scope this run's own tokens decide
+    assert sum(memory.per_row("rows")) == pinned
+    assert sum(memory.per_row("rows_left")) == 0
+    assert reach == ALL or others > 0  # out of scope this run's own tokens decide
     assert pinned or dlm.is_causal  # a baseline has no masked queries
 
 
@@ -594,17 +628,17 @@ def test_pinning_a_run_to_itself_reproduces_it(model: Make, family: str, kv_head
 def test_pin_leaves_and_counts_what_the_record_does_not_have(model: Make) -> None:
     """Two recorded steps of three; the queries that were not kept are nan there."""
     dlm, plan = model("LLaDA", 2), Plan(new_tokens=3)
-    keep_some = Pattern(Where(steps=[0, 1], queries="masked"))
+    keep_some = Pattern(Scope(steps=[0, 1]), queries="masked")
     record = denoise(dlm, [5, 17, 9], plan, probes=[keep_some], progress=False).record
     edit = Pin(record)
     run = denoise(dlm, [5, 17, 9], plan, interventions=[edit], progress=False)
-    assert edit.counts() == {"rows": (3 + 2) * 8, "rows_left": (3 + 4 + 6) * 8}
+    assert run.memories[0].counts() == {"rows": (3 + 2) * 8, "rows_left": (3 + 4 + 6) * 8}
     assert torch.equal(run.tokens, denoise(dlm, [5, 17, 9], plan, progress=False).tokens)
 
 
 def test_pin_refuses_before_any_forward_what_it_cannot_do(model: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     dlm, plan = model("LLaDA", 2), Plan(new_tokens=2)
-    record = denoise(dlm, [5, 17], plan, probes=[Pattern(Where(layers=[1]))], progress=False).record
+    record = denoise(dlm, [5, 17], plan, probes=[Pattern(Scope(layers=[1]))], progress=False).record
     with pytest.raises(RecordError, match="no pattern to pin"):
         Pin(record.drop_vars("pattern"))
     with pytest.raises(ScopeError, match="needs to know the prompts"):
@@ -617,7 +651,7 @@ def test_pin_refuses_before_any_forward_what_it_cannot_do(model: Make, monkeypat
     with pytest.raises(ScopeError, match="no patterns of layer 0; it has"):
         denoise(dlm, [5, 17], plan, interventions=[Pin(record)], progress=False)
     with pytest.raises(RecordError, match="is not in the record"):
-        denoise(dlm, [5, 18], plan, interventions=[Pin(record, Where(layers=[1]))], progress=False)
+        denoise(dlm, [5, 18], plan, interventions=[Pin(record, where=Scope(layers=[1]))], progress=False)
 
 
 @pytest.mark.parametrize("family", ["LLaDA", "Llama"])
@@ -629,7 +663,7 @@ def test_pin_works_where_gaps_are_filled(model: Make, family: str) -> None:
     edit = Pin(clean.record)
     pinned = denoise(dlm, prompts, plan, interventions=[edit], progress=False)
     assert torch.equal(clean.tokens, pinned.tokens)
-    assert edit.counts()["rows_left"] == 0
+    assert pinned.memories[0].counts()["rows_left"] == 0
 
 
 # One hook call on random tensors.
@@ -659,9 +693,9 @@ def random_scores(canvas: Canvas, seed: int, *, causal: bool) -> Tensor:
     return scores.masked_fill(torch.ones(length, length, dtype=torch.bool).triu(1), -INF) if causal else scores
 
 
-def after(edit: Any, canvas: Canvas, scores: Tensor, *, causal: bool) -> Tensor:
+def after(edit: Any, canvas: Canvas, scores: Tensor, *, causal: bool, memory: Memory | None = None) -> Tensor:
     """The pattern after an edit of scores or pattern; neither input changes in place."""
-    hooks = edit.fwd_hooks(fake(causal=causal), canvas)
+    hooks = edit.fwd_hooks(fake(causal=causal), canvas, memory)
     kept = scores.clone()
     for name, function in hooks:
         if name.endswith("hook_attn_scores"):
@@ -680,7 +714,7 @@ def after(edit: Any, canvas: Canvas, scores: Tensor, *, causal: bool) -> Tensor:
 
 def everyone() -> SameStep:
     """Every key of every row."""
-    return SameStep(top_k=50, queries="all")
+    return top(k=50)
 
 
 @settings(max_examples=40)
@@ -714,9 +748,9 @@ def test_rows_still_sum_to_one_and_nothing_moves_to_the_right(
     """Also where every key is touched."""
     canvas = random_canvas(batch, length, seed)
     scores = random_scores(canvas, seed, causal=causal)
-    edit = OPERATORS[which][0](Where(diagonal=diagonal))
+    edit = OPERATORS[which][0](Reach(diagonal=diagonal))
     if not isinstance(edit, KeepKeys):
-        edit.detector = SameStep(top_k=k, queries="all")
+        edit = replace(edit, selector=top(k=k))
     out = after(edit, canvas, scores, causal=causal)
     assert not out.isnan().any()
     assert (out >= 0).all()
@@ -730,7 +764,7 @@ def test_the_ways_to_take_a_sink_agree(batch: int, length: int, seed: int, k: in
     canvas = random_canvas(batch, length, seed)
     scores = random_scores(canvas, seed, causal=causal)
     see = partial(after, canvas=canvas, scores=scores, causal=causal)
-    find = partial(SameStep, top_k=k, queries="all")
+    find = partial(top, k=k)
     plain = see(NoOp(find()))
     assert torch.equal(plain, scores.softmax(-1).nan_to_num(0.0))
     for identity in (
@@ -745,14 +779,14 @@ def test_the_ways_to_take_a_sink_agree(batch: int, length: int, seed: int, k: in
     ):
         assert torch.equal(see(identity), plain), identity
     assert torch.equal(see(ScaleSinks(0, find())), see(ZeroSinks(find())))
-    masked, zeroed = see(mask := MaskSinks(find())), see(zero := ZeroSinks(find()))
+    memories = [Memory() for _ in range(4)]
+    mask, zero, give, scale = memories
+    masked, zeroed = see(MaskSinks(find()), memory=mask), see(ZeroSinks(find()), memory=zero)
     lost = plain.sum(-1) - zeroed.sum(-1)
     torch.testing.assert_close(lost.sum((1, 2)), torch.tensor(zero.per_row("mass")), atol=1e-4, rtol=0)
     assert torch.equal(zeroed[zeroed > 0], plain[zeroed > 0])
-    given_, scaled = (
-        see(give := Redistribute("proportional", find())),
-        see(scale := ScaleSinks(0, find(), renormalise=1)),
-    )
+    given_ = see(Redistribute("proportional", find()), memory=give)
+    scaled = see(ScaleSinks(0, find(), renormalise=True), memory=scale)
     some = (zeroed.sum(-1) > 0) | ~canvas.valid[:, None]
     torch.testing.assert_close(given_[some], masked[some], atol=1e-5, rtol=0)
     torch.testing.assert_close(scaled[some], masked[some], atol=1e-5, rtol=0)
@@ -760,24 +794,24 @@ def test_the_ways_to_take_a_sink_agree(batch: int, length: int, seed: int, k: in
     assert torch.equal(given_[~some], plain[~some])
     assert torch.equal(scaled[~some], plain[~some])
     left = int((~some).sum())
-    assert mask.counts()["rows_that_kept_one_key"] == give.counts()["rows_left"] == scale.counts()["rows_left"] == left
+    assert sum(mask.per_row("rows_that_kept_one_key")) == left
+    assert give.counts()["rows_left"] == scale.counts()["rows_left"] == left
 
 
 @given(**shapes, k=st.integers(1, 9), causal=st.booleans())
 def test_swap_keeps_the_weights_of_each_row(batch: int, length: int, seed: int, k: int, causal: bool) -> None:
     canvas = random_canvas(batch, length, seed)
     scores = random_scores(canvas, seed, causal=causal)
-    edit = Swap(SameStep(top_k=k, queries="all"), seed=seed)
-    out = after(edit, canvas, scores, causal=causal)
+    memory = Memory()
+    out = after(Swap(top(k=k), seed=seed), canvas, scores, causal=causal, memory=memory)
     plain = scores.softmax(-1).nan_to_num(0.0)
     assert torch.equal(out.sort(-1).values, plain.sort(-1).values)
     sizes = canvas.valid.sum(-1)
     alone = sum(HEADS * max(0, 2 * min(k, int(n)) - int(n)) for n in sizes)
-    assert edit.counts()["keys_without_partner"] == alone
+    assert memory.counts()["keys_without_partner"] == alone
     if alone == 0 and not causal:
-        sinks = SameStep(top_k=k, queries="all").rule
         received = (plain * canvas.valid[:, None, :, None]).sum(-2)
-        chosen = sinks(received, canvas.valid[:, None].expand(received.shape))
+        chosen = top(k=k).rule(received, canvas.valid[:, None].expand(received.shape))
         changed = ((out != plain) & canvas.valid[:, None, :, None]).any(-2)
         assert (changed | ~chosen).all()  # every sink was exchanged
         assert int(changed.sum()) == 2 * k * HEADS * batch
@@ -789,8 +823,8 @@ def test_a_factor_that_the_others_cannot_pay_leaves_the_row(
 ) -> None:
     canvas = random_canvas(batch, length, seed)
     scores = random_scores(canvas, seed, causal=causal)
-    edit = ScaleSinks(factor, SameStep(top_k=1, queries="all"), renormalise=True)
-    out = after(edit, canvas, scores, causal=causal)
+    memory = Memory()
+    out = after(ScaleSinks(factor, top(k=1), renormalise=True), canvas, scores, causal=causal, memory=memory)
     plain = scores.softmax(-1).nan_to_num(0.0)
     left = 0
     for b in range(batch):
@@ -811,15 +845,15 @@ def test_a_factor_that_the_others_cannot_pay_leaves_the_row(
                 else:
                     left += 1
                 torch.testing.assert_close(out[b, h, i].double(), expected, atol=1e-5, rtol=1e-4)
-    assert edit.counts()["rows_left"] >= left
+    assert memory.counts()["rows_left"] >= left
 
 
 def test_zero_value_and_zero_weight_give_the_same_logits(model: Make) -> None:
     for family, kv_heads in MODELS:
         dlm, canvas = model(family, kv_heads), canvas_for()
-        for where in SCOPES.values():
-            value, seen = edited(dlm, ZeroValue(TOP(), where), canvas)
-            weight, _ = edited(dlm, ZeroSinks(TOP(), where), canvas)
+        for reach in REACHES.values():
+            value, seen = edited(dlm, sinks(ZeroValue)(reach), canvas)
+            weight, _ = edited(dlm, sinks(ZeroSinks)(reach), canvas)
             torch.testing.assert_close(value[canvas.valid], weight[canvas.valid], atol=2e-3, rtol=1e-4)
             rows = seen["pattern1"].sum(-1)[canvas.valid[:, None].expand(-1, 4, -1)]
             torch.testing.assert_close(rows, torch.ones_like(rows), atol=1e-5, rtol=0)  # the pattern stays
@@ -828,13 +862,13 @@ def test_zero_value_and_zero_weight_give_the_same_logits(model: Make) -> None:
 @pytest.mark.parametrize("family", ["LLaDA", "Dream", "Llama"])
 def test_identities_hold_bit_for_bit_in_the_logits(model: Make, family: str) -> None:
     dlm, canvas = model(family, 2), canvas_for()
-    plain, _ = edited(dlm, NoOp(TOP()), canvas)
+    plain, _ = edited(dlm, NoOp(top()), canvas)
     for edit in (
         NullKey(-INF),
-        BiasSinks(0, TOP()),
-        ScaleSinks(1, TOP()),
-        ScaleSinks(1, TOP(), renormalise=True),
-        Redistribute("uniform", TOP(), share=0),
+        BiasSinks(0, top()),
+        ScaleSinks(1, top()),
+        ScaleSinks(1, top(), renormalise=True),
+        Redistribute("uniform", top(), share=0),
         KeepKeys(1.0),
     ):
         assert torch.equal(edited(dlm, edit, canvas)[0], plain), edit
@@ -890,8 +924,17 @@ def test_nothing_is_nan_when_every_key_is_touched(model: Make, family: str) -> N
         (lambda: KeepKeys(-3), r"budget=-3"),
         (lambda: KeepKeys(0.5, by="luck"), r"by='luck'"),  # pyright: ignore[reportArgumentType]
         (lambda: KeepKeys(math.nan), r"budget=nan"),
+        (lambda: KeepKeys(True), r"budget=True"),
+        (lambda: KeepKeys(1.5, unit="keys"), r"budget=1\.5"),
+        (lambda: KeepKeys(2, unit="share"), r"budget=2"),
+        (lambda: KeepKeys(2, unit="rows"), r"unit='rows'"),  # pyright: ignore[reportArgumentType]
         (lambda: NoiseValue(INF), r"std=inf"),
-        (lambda: Redistribute(1.5), r"to=1\.5"),
+        (lambda: Redistribute(1.5), r"to=1\.5"),  # pyright: ignore[reportArgumentType]
+        (lambda: SinkToken(-1), r"token=-1"),
+        (lambda: MaskSinks(queries="some"), r"queries='some'"),  # pyright: ignore[reportArgumentType]
+        (lambda: KeepKeys(3, keys="some"), r"keys='some'"),  # pyright: ignore[reportArgumentType]
+        (lambda: MaskSinks(Scope(layers=[0])), r"selector=Scope.*the scope is where="),  # pyright: ignore
+        (lambda: MaskSinks(where=[0]), r"where=\[0\] must be a Scope"),  # pyright: ignore[reportArgumentType]
     ],
 )
 def test_a_bad_argument_is_refused_and_quoted(make: Callable[[], Any], match: str) -> None:
@@ -901,7 +944,7 @@ def test_a_bad_argument_is_refused_and_quoted(make: Callable[[], Any], match: st
 
 @pytest.mark.usefixtures("no_forward")
 def test_a_budget_that_keeps_every_key_is_refused_before_any_forward(model: Make) -> None:
-    with pytest.raises(ScopeError, match=r"KeepKeys\(4, by='received'\) keeps every key: the shortest row has 4"):
+    with pytest.raises(ScopeError, match=r"KeepKeys\(4\) keeps every key: the shortest row has 4"):
         denoise(model("LLaDA", 2), [[5, 6], [5, 6, 7]], Plan(new_tokens=2), interventions=[KeepKeys(4)], progress=False)
 
 
@@ -909,46 +952,35 @@ def test_a_function_must_give_shares(model: Make) -> None:
     dlm, canvas = model("LLaDA", 2), canvas_for()
     for wrong in (lambda pattern, at: pattern * 0.5, lambda pattern, at: pattern * 3 - 2 / pattern.shape[-1]):
         with pytest.raises(BrokenPattern, match="at least 0 and sum to 1"):
-            edited(dlm, Redistribute(wrong, TOP()), canvas)
-
-
-def test_edits_that_differ_have_different_names() -> None:
-    edits = [
-        *(make(where) for make, _ in OPERATORS.values() for where in SCOPES.values()),
-        *(SinkToken(token) for token in (None, 3, 4)),
-        KeepKeys(1, "random"),
-        KeepKeys(1.0, "random"),
-        KeepKeys(1, "random", seed=1),
-    ]
-    assert len({repr(edit) for edit in edits}) == len(edits)
+            edited(dlm, Redistribute(wrong, top()), canvas)
 
 
 # Single claims of the docstrings.
 
 
-def only_call(edit: Any, scores: Tensor, *, causal: bool = False) -> Tensor:
+def only_call(edit: Any, scores: Tensor, memory: Memory | None = None) -> Tensor:
     """The pattern after an edit of one row without padding."""
     n = scores.shape[-1]
     on = torch.ones(1, n, dtype=torch.bool)
     canvas = Canvas(torch.zeros(1, n, dtype=torch.long), on, ~on, on, 0, (0,))
-    return after(edit, canvas, scores, causal=causal)
+    return after(edit, canvas, scores, causal=False, memory=memory)
 
 
 def test_nothing_is_given_to_a_key_that_is_touched_itself() -> None:
     """Redistribute: "a key to give to (one that may be seen, and is not touched)", else the row is left and counted."""
     scores = torch.zeros(1, 1, 4, 4)
     for to in (0, "self"):
-        edit = Redistribute(to, Fixed([0, 1]))
-        out = only_call(edit, scores)
+        memory = Memory()
+        out = only_call(Redistribute(to, Fixed([0, 1])), scores, memory)
 
         assert out[0, 0, 0].tolist() == [0.25, 0.25, 0.25, 0.25], to
-        assert edit.counts()["rows_left"] == (4 if to == 0 else 2)
+        assert memory.counts()["rows_left"] == (4 if to == 0 else 2)
 
 
 def test_swap_spares_the_diagonal() -> None:
     """Two sinks: query 0, itself a sink, is edited at the other one and keeps what it gives itself."""
     scores = torch.tensor([[4.0, 3.0, 0.0, 0.5, 1.0]]).expand(1, 1, 5, 5)
-    edit = Swap(Fixed([0, 1]), Where(diagonal=False))
+    edit = Swap(Fixed([0, 1]), diagonal=False)
     out, plain = only_call(edit, scores), scores.softmax(-1)
     assert not torch.equal(out, plain)
 
@@ -960,26 +992,30 @@ def test_swap_spares_the_diagonal() -> None:
 def test_a_share_of_keys_is_rounded_up_exactly(budget: float, keys: int, kept: int) -> None:
     """15 % of 100 keys are 15."""
     scores = torch.randn(1, 1, keys, keys, generator=torch.Generator().manual_seed(0))
-    edit = KeepKeys(budget)
-    out = only_call(edit, scores)
+    memory = Memory()
+    out = only_call(KeepKeys(budget), scores, memory)
 
     assert int((out[0, 0, 0] > 0).sum()) == kept
-    assert edit.counts()["keys"] == keys - kept
+    assert memory.counts()["keys"] == keys - kept
 
 
 def test_a_position_that_no_row_has_is_counted() -> None:
-    edit = Redistribute(9, Fixed(0))
+    edit, memory = Redistribute(9, Fixed(0)), Memory()
     scores = torch.randn(1, 1, 4, 4, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(only_call(edit, scores), scores.softmax(-1))
-    assert edit.counts()["rows_left"] == 4
+    assert torch.equal(only_call(edit, scores, memory), scores.softmax(-1))
+    assert memory.counts()["rows_left"] == 4
 
 
 def test_an_edit_outside_its_steps_makes_no_hooks(model: Make) -> None:
     dlm, canvas = model("LLaDA", 2), canvas_for(step=1)
-    for edit in (NullKey(0.0, Where(steps=[0])), SinkToken(5, Where(steps=[0]))):
-        edit.reset(3)
-        assert edit.fwd_hooks(dlm, canvas) == []
-        assert edit.fwd_hooks(dlm, replace(canvas, step=0))
+    first = Scope(steps=[0])
+    for edit in (NullKey(0.0, where=first), SinkToken(5, where=first), MaskSinks(top(), where=first)):
+        memory = edit.memory(3)
+        for ask in (edit.hooks, edit.at_step):
+            assert ask(dlm, canvas, memory) == []
+            assert ask(dlm, replace(canvas, step=0), memory)
+        with pytest.raises(ScopeError, match="names steps, and a forward outside the denoising loop has none"):
+            edit.fwd_hooks(dlm)
 
 
 # Planted truth.
@@ -1012,13 +1048,13 @@ def test_a_resting_place_can_be_zeroed_but_not_masked(causal: bool) -> None:
     example = planted.example(seed=3, new_tokens=4)
     tokens = torch.tensor([example.prompt + example.answer])
     find = partial(Fixed, [0])
-    where = Where(layers=[planted.layer], heads=[planted.head])
-    plain = planted_logits(planted, NoOp(find(), where), tokens)
-    assert torch.equal(planted_logits(planted, ZeroSinks(find(), where), tokens), plain)
-    assert torch.equal(planted_logits(planted, ZeroValue(find(), where), tokens), plain)
-    assert torch.equal(planted_logits(planted, ScaleSinks(0.3, find(), where), tokens), plain)
-    assert planted_run(planted, ZeroValue(find(), where), example.prompt)[0] == [REST] * 4
-    for edit in (MaskSinks(find(), where), Redistribute("proportional", find(), where)):
+    where = Scope(layers=[planted.layer], heads=[planted.head])
+    plain = planted_logits(planted, NoOp(find(), where=where), tokens)
+    assert torch.equal(planted_logits(planted, ZeroSinks(find(), where=where), tokens), plain)
+    assert torch.equal(planted_logits(planted, ZeroValue(find(), where=where), tokens), plain)
+    assert torch.equal(planted_logits(planted, ScaleSinks(0.3, find(), where=where), tokens), plain)
+    assert planted_run(planted, ZeroValue(find(), where=where), example.prompt)[0] == [REST] * 4
+    for edit in (MaskSinks(find(), where=where), Redistribute("proportional", find(), where=where)):
         assert planted_run(planted, edit, example.prompt)[0] == [FILLER] * 4
 
 
@@ -1076,26 +1112,26 @@ def test_a_large_null_key_starves_the_head(causal: bool) -> None:
     example = planted.example(seed=2, new_tokens=4)
     assert planted_run(planted, NullKey(-INF), example.prompt)[0] == example.answer
     assert planted_run(planted, NullKey(0.0), example.prompt)[0] == example.answer
-    edit = NullKey(60.0)
-    assert planted_run(planted, edit, example.prompt)[0] == [REST] * 4
-    counts = edit.counts()
+    said, run = planted_run(planted, NullKey(60.0), example.prompt)
+    assert said == [REST] * 4
+    counts = run.memories[0].counts()
     assert counts["mass"] == pytest.approx(counts["rows"], rel=1e-6)
 
 
 @either_way
 def test_masking_the_informative_key_destroys_the_answer_and_controls_do_not(causal: bool) -> None:
     planted = make_planted("informative", causal=causal)
-    where = Where(layers=[planted.layer], heads=[planted.head])
+    where = Scope(layers=[planted.layer], heads=[planted.head])
     for seed in range(3):
         example = planted.example(seed=seed, new_tokens=4)
-        edit = MaskSinks(SameStep(top_k=1, queries="all"), where)
+        edit = MaskSinks(top(k=1), where=where)
         assert planted_run(planted, edit, example.prompt)[0] == [FILLER] * 4
-        zero = ZeroSinks(SameStep(top_k=1, queries="all"), where)
+        zero = ZeroSinks(top(k=1), where=where)
         assert planted_run(planted, zero, example.prompt)[0] == [REST] * 4
         for name in ("random", "bottom", "shifted", "noop"):
-            other = control(edit, name)
-            assert planted_run(planted, other, example.prompt)[0] == example.answer, name
-            assert name == "noop" or other.counts()["keys"] > 0
+            said, run = planted_run(planted, control(edit, name), example.prompt)
+            assert said == example.answer, name
+            assert name == "noop" or run.memories[0].counts()["keys"] > 0
 
 
 def test_another_kinds_pattern_pinned_gives_what_the_oracle_says() -> None:
@@ -1104,7 +1140,7 @@ def test_another_kinds_pattern_pinned_gives_what_the_oracle_says() -> None:
     example = reader.example(seed=4, new_tokens=4)
     record = planted_run(rester, None, example.prompt, probes=[Pattern()])[1].record
     seen: list[Tensor] = []
-    edit = Pin(record, Where(layers=[reader.layer], heads=[reader.head]))
+    edit = Pin(record, where=Scope(layers=[reader.layer], heads=[reader.head]))
     said, run = planted_run(reader, edit, example.prompt)
     tokens = torch.tensor([example.prompt + [2] * 4])
     expected = reader.logits(tokens, rester.pattern(tokens))
@@ -1120,14 +1156,12 @@ def test_another_kinds_pattern_pinned_gives_what_the_oracle_says() -> None:
     torch.testing.assert_close(seen[0], expected, atol=2e-3, rtol=1e-4)
 
 
-def test_a_copied_edit_has_its_own_counts(model: Make) -> None:
-    """control() copies edits; a run of the copy must not add to the original."""
-    dlm, canvas = model("LLaDA", 2), canvas_for()
-    edit = ZeroSinks(TOP())
-    edit.reset(3)
-    other = copy.copy(edit)
-    other.reset(3)
-    edited(dlm, edit, canvas)
-    before = dict(edit.counts())
-    edited(dlm, other, canvas)
-    assert dict(edit.counts()) == before == dict(other.counts())
+def test_two_memories_of_one_edit_count_apart(model: Make) -> None:
+    """Whoever runs an edit holds its memory: a second run of the same edit must not add to the first."""
+    dlm, canvas, edit = model("LLaDA"), canvas_for(), ZeroSinks(top())
+    one, other = edit.memory(3), edit.memory(3)
+    edited(dlm, edit, canvas, memory=one)
+    before = one.counts()
+    assert before["keys"] > 0
+    edited(dlm, edit, canvas, memory=other)
+    assert one.counts() == before == other.counts()

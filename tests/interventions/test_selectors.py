@@ -1,9 +1,9 @@
-"""Detectors: who is edited, against received attention, norms and records that are worked out by hand."""
+"""Selectors: who is edited, against received attention, norms and records that are worked out by hand."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any
@@ -12,14 +12,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from sinklens import Canvas, HookedDLM, Plan, SinkRule, Where, denoise, denoising_steps
+from sinklens import Canvas, HookedDLM, Plan, Scope, SinkRule, denoise, denoising_steps
 from sinklens.analysis import rates as metrics
-from sinklens.errors import RecordError, ScopeError
-from sinklens.hooks import Hook
+from sinklens.errors import ContentError, RecordError, ScopeError
+from sinklens.hooks import Hook, Memory
 from sinklens.interventions import (
     ByKeyNorm,
     ByToken,
-    Detector,
+    Evidence,
     Fixed,
     FromRecord,
     KeepKeys,
@@ -29,9 +29,11 @@ from sinklens.interventions import (
     PreviousStep,
     RandomKeys,
     SameStep,
+    Selector,
     ZeroSinks,
 )
 from sinklens.probes import ReceivedAttention
+from sinklens.sinks import Positions, Sight
 
 INF = float("inf")
 PROMPTS = [[5, 17, 9], [33, 8, 21, 50, 12, 40], [7, 13]]
@@ -45,49 +47,61 @@ def model(tiny_model: Any) -> Model:
     return lru_cache(lambda family, kv_heads=2: tiny_model(family, kv_heads=kv_heads))
 
 
-class Spy(Detector):
-    """Hands on another detector and keeps what it selects, by (step, layer)."""
+@dataclass(frozen=True, repr=False)
+class Spy(Selector):
+    """Hands on another selector and keeps what it finds, by (step, layer)."""
 
-    def __init__(self, of: Detector) -> None:
-        super().__init__(of.rule, queries=of.queries, fewer=of.fewer, loop=of.loop)
-        self.of, self.needs_previous, self.found = of, of.needs_previous, {}
+    of: Selector
+    found: dict[tuple[int, int], Tensor] = field(default_factory=dict, compare=False)
+    loop: Any = field(init=False, compare=False)
+    identity = "a spy"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "loop", self.of.loop)
 
     @property
-    def watched(self) -> Any:
-        """The inner one's."""
-        return self.of.watched
+    def looks_back(self) -> bool:
+        """As inside."""
+        return self.of.looks_back
 
-    @watched.setter
-    def watched(self, value: Any) -> None:
-        if hasattr(self, "of"):
-            self.of.watched = value
+    def counting(self, *, autoregressive: bool) -> Positions:
+        """As inside."""
+        return self.of.counting(autoregressive=autoregressive)
 
-    def reset(self) -> None:
-        """Both."""
-        self.of.reset()
-        self.found = {}
+    def candidates(self) -> Positions:
+        """As inside."""
+        return self.of.candidates()
+
+    def ahead(self, layer: int, memory: Memory) -> bool:
+        """As inside."""
+        return self.of.ahead(layer, memory)
 
     def check(self, model: Any, canvas: Canvas) -> None:
         """As inside."""
         self.of.check(model, canvas)
 
-    def query_set(self, *, causal: bool) -> Any:
+    def hooks(self, model: Any, layer: int, canvas: Canvas | None, memory: Memory) -> list[Hook]:
         """As inside."""
-        return self.of.query_set(causal=causal)
+        return self.of.hooks(model, layer, canvas, memory)
 
-    def hooks(self, model: Any, layer: int, canvas: Canvas | None) -> list[Hook]:
+    def observe(self, evidence: Evidence) -> None:
         """As inside."""
-        return self.of.hooks(model, layer, canvas)
+        self.of.observe(evidence)
 
-    def observe(self, *args: Any) -> None:
+    def select(self, evidence: Evidence) -> Tensor:
         """As inside."""
-        self.of.observe(*args)
+        return self.of.select(evidence)
 
-    def find(self, layer: int, received: Tensor, eligible: Tensor, canvas: Canvas, visible: Any = None) -> Any:
+    def find(self, evidence: Evidence) -> Any:
         """As inside, and kept."""
-        found = self.of.find(layer, received, eligible, canvas, visible)
-        self.found[canvas.step, layer] = found[0].clone()
+        found = self.of.find(evidence)
+        self.found[evidence.canvas.step, evidence.layer] = found[0].clone()
         return found
+
+
+def ranking(k: int, queries: Any = "all", keys: Any = "all") -> SinkRule:
+    """The k keys that receive most from some queries."""
+    return SinkRule(None, top_k=k, queries=queries, keys=keys)
 
 
 def plan_for(dlm: HookedDLM, new_tokens: int = 4) -> Plan:
@@ -109,7 +123,7 @@ def patterns(dlm: HookedDLM, canvas: Canvas) -> list[Tensor]:
         seen.append(tensor.clone())
 
     with dlm.hooks(fwd_hooks=[(f"blocks.{layer}.attn.hook_pattern", keep) for layer in range(2)]):
-        dlm(canvas.tokens, canvas.valid)
+        dlm(canvas.tokens, attention_mask=canvas.valid)
     return seen
 
 
@@ -145,12 +159,12 @@ def widened(found: Tensor, width: int) -> Tensor:
 # Loops.
 
 
-@pytest.mark.parametrize("detector", [SameStep, PreviousStep])
+@pytest.mark.parametrize("selector", [SameStep, PreviousStep])
 @pytest.mark.parametrize("family", ["LLaDA", "Dream", "Llama"])
-def test_an_open_loop_reads_a_clean_forward_on_the_same_canvas(model: Model, family: str, detector: Any) -> None:
+def test_an_open_loop_reads_a_clean_forward_on_the_same_canvas(model: Model, family: str, selector: Any) -> None:
     """At each step of the edited run a forward without edits is run by hand on the canvas that the run saw."""
-    dlm, shift = model(family), int(detector is PreviousStep)
-    open_, closed = (Spy(detector(top_k=2, loop=loop)) for loop in ("open", "closed"))
+    dlm, shift = model(family), int(selector is PreviousStep)
+    open_, closed = (Spy(selector(top_k=2, loop=loop)) for loop in ("open", "closed"))
     steps = list(denoising_steps(dlm, PROMPTS, plan_for(dlm), interventions=[ZeroSinks(open_)]))
     clean = [patterns(dlm, step.canvas) for step in steps]
     own = list(denoising_steps(dlm, PROMPTS, plan_for(dlm), interventions=[ZeroSinks(closed)]))
@@ -195,23 +209,41 @@ def test_the_first_step_edits_nothing_or_its_own_sinks(model: Model, family: str
 
 def test_an_open_loop_costs_a_second_forward_at_its_steps_only(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     dlm, calls = model("LLaDA"), []
-    forward = HookedDLM.__call__
+    forward = HookedDLM.forward
 
     def counted(self: HookedDLM, *args: Any, **kwargs: Any) -> Tensor:
         calls.append(1)
         return forward(self, *args, **kwargs)
 
-    monkeypatch.setattr(HookedDLM, "__call__", counted)
-    run(dlm, MaskSinks(PreviousStep(top_k=1, loop="open"), Where(steps=[2])))
+    monkeypatch.setattr(HookedDLM, "forward", counted)
+    run(dlm, MaskSinks(PreviousStep(top_k=1, loop="open"), where=Scope(steps=[2])))
     assert len(calls) == 4 + 2  # steps 1 (looking) and 2
     calls.clear()
     run(dlm, MaskSinks(PreviousStep(top_k=1)))
     assert len(calls) == 4
 
 
-def test_an_open_loop_needs_the_loop(model: Model) -> None:
-    with pytest.raises(ScopeError, match="needs a clean forward at the same canvas"):
-        MaskSinks(SameStep(top_k=1, loop="open")).fwd_hooks(model("LLaDA"))
+def test_an_open_loop_needs_a_clean_forward_each_time(model: Model) -> None:
+    """By hand, too; what the last one showed is not taken for this one's."""
+    dlm, tokens = model("LLaDA"), torch.tensor(PROMPTS[1:2])
+    spy = Spy(SameStep(top_k=1, loop="open"))
+    edit, memory = MaskSinks(spy), Memory()
+    first = ZeroSinks(Fixed([0, 2, 3]), where=Scope(layers=[0]))  # so that layer 1 is another one than in the clean run
+    for _ in range(2):
+        with pytest.raises(ScopeError, match="needs a clean forward at the same canvas"):
+            edit.hooks(dlm, None, memory)
+        with torch.no_grad(), dlm.hooks(fwd_hooks=edit.clean(dlm, None, memory)):
+            dlm(tokens)
+        with torch.no_grad(), dlm.hooks(fwd_hooks=[*first.fwd_hooks(dlm), *edit.hooks(dlm, None, memory)]):
+            dlm(tokens)
+    canvas = Canvas.plain(torch.ones_like(tokens, dtype=torch.bool))
+    assert torch.equal(spy.found[0, 1], top(canvas, patterns(dlm, canvas_of(PROMPTS[1:2]))[1], 1, last=False))
+    with torch.no_grad(), dlm.hooks(fwd_hooks=edit.clean(dlm, None, memory)):
+        dlm(tokens)
+    with torch.no_grad(), dlm.hooks(fwd_hooks=edit.hooks(dlm, None, memory)):  # and the hooks used a second time
+        dlm(tokens)
+        with pytest.raises(ScopeError, match="needs a clean forward at the same canvas"):
+            dlm(tokens)
 
 
 @pytest.mark.parametrize("loop", ["open", "closed"])
@@ -219,22 +251,22 @@ def test_an_open_loop_needs_the_loop(model: Model) -> None:
 @pytest.mark.parametrize("family", ["LLaDA", "Qwen3"])
 def test_the_last_query_is_a_set_of_queries(model: Model, family: str, first: Any, loop: Any) -> None:
     dlm = model(family)
-    one = MaskSinks(Spy(LastQuery(top_k=2, first=first, loop=loop)))
-    other = MaskSinks(Spy(PreviousStep(top_k=2, queries="last", first=first, loop=loop)))
-    tokens = [run(dlm, edit, seed=1).tokens for edit in (one, other)]
+    one = Spy(LastQuery(top_k=2, first=first, loop=loop))
+    other = Spy(PreviousStep(ranking(2, "last"), first=first, loop=loop))
+    tokens = [run(dlm, MaskSinks(spy), seed=1).tokens for spy in (one, other)]
     assert torch.equal(*tokens)
-    assert one.detector.found.keys() == other.detector.found.keys()
-    for at, found in one.detector.found.items():
-        assert torch.equal(found, other.detector.found[at])
+    assert one.found.keys() == other.found.keys()
+    for place, found in one.found.items():
+        assert torch.equal(found, other.found[place])
     if family == "LLaDA" and first == "same":
-        every = MaskSinks(Spy(PreviousStep(top_k=2, first=first, loop=loop)))
-        run(dlm, every)
-        assert not torch.equal(every.detector.found[0, 0], one.detector.found[0, 0])
+        every = Spy(PreviousStep(top_k=2, first=first, loop=loop))
+        run(dlm, MaskSinks(every))
+        assert not torch.equal(every.found[0, 0], one.found[0, 0])
 
 
 @pytest.mark.parametrize("which", ["masked", "prompt", "response", "committed", "last"])
-def test_the_queries_of_the_rule_or_of_the_detector_count(model: Model, which: Any) -> None:
-    """The detector's own go before the rule's; the rule's keys limit who can be found."""
+def test_the_queries_of_the_rule_count_and_its_keys_are_eligible(model: Model, which: Any) -> None:
+    """Nothing else says whose attention counts: the edit's own queries only limit what is touched."""
     dlm = model("LLaDA")
     canvas = next(denoising_steps(dlm, PROMPTS, plan_for(dlm))).canvas
     pattern = patterns(dlm, canvas)[0]
@@ -252,19 +284,34 @@ def test_the_queries_of_the_rule_or_of_the_detector_count(model: Model, which: A
         return sorted(keys, key=lambda j: -sum(float(pattern[b, h, i, j]) for i in queries))[:1]
 
     expected = flags(canvas, 4, choose)
-    of_rule = Spy(SameStep(SinkRule(None, top_k=1, queries=which, keys="prompt")))
-    of_detector = Spy(SameStep(SinkRule(None, top_k=1, queries="all", keys="prompt"), queries=which))
-    both = Spy(SameStep(SinkRule(None, top_k=1, queries="prompt", keys="prompt"), queries=which))
-    for spy in (of_rule, of_detector, both):
-        run(dlm, NoOp(spy))
+    for touched in ("all", "masked"):
+        spy = Spy(SameStep(ranking(1, which, "prompt")))
+        run(dlm, NoOp(spy, queries=touched))
         assert torch.equal(spy.found[0, 0], expected)
 
 
-def test_a_detector_that_two_edits_share_works_for_both(model: Model) -> None:
+def test_top_k_counts_all_queries_or_the_last_one_and_a_rule_what_it_says(model: Model) -> None:
+    """Shorthand and "auto": the paper's protocol for each kind of model. A rule's own "all" stays all."""
+    for family in ("LLaDA", "Llama"):
+        dlm = model(family)
+        step = next(denoising_steps(dlm, PROMPTS, plan_for(dlm)))
+        pattern, canvas = patterns(dlm, step.canvas)[0], step.canvas
+        for selector, last in (
+            (SameStep(top_k=1), dlm.is_causal),
+            (SameStep(ranking(1, "auto")), dlm.is_causal),
+            (SameStep(ranking(1)), False),
+            (SameStep(ranking(1, "last")), True),
+        ):
+            spy = Spy(selector)
+            run(dlm, NoOp(spy))
+            assert torch.equal(spy.found[0, 0], top(canvas, pattern, 1, last=last)), (family, selector)
+
+
+def test_a_selector_that_two_edits_share_works_for_both(model: Model) -> None:
     """One object, two edits of other heads: the second must see the step before as the first does."""
     dlm, shared = model("LLaDA"), PreviousStep(top_k=1)
-    one, other = ZeroSinks(shared, Where(heads=[0])), ZeroSinks(shared, Where(heads=[1]))
-    denoise(dlm, PROMPTS, plan_for(dlm), interventions=[one, other], progress=False)
+    edits = [ZeroSinks(shared, where=Scope(heads=[head])) for head in (0, 1)]
+    one, other = denoise(dlm, PROMPTS, plan_for(dlm), interventions=edits, progress=False).memories
 
     assert one.counts()["keys"] == other.counts()["keys"] == 3 * 3 * 2
 
@@ -272,9 +319,10 @@ def test_a_detector_that_two_edits_share_works_for_both(model: Model) -> None:
 # Places, tokens, norms.
 
 
-def selected(detector: Detector, canvas: Canvas, received: Tensor) -> Tensor:
+def selected(selector: Selector, canvas: Canvas, received: Tensor) -> Tensor:
     eligible = canvas.valid[:, None].expand(received.shape)
-    return detector.find(0, received, eligible, canvas)[0]
+    evidence = Evidence(None, 0, canvas, Sight(canvas.valid), "all", received, eligible, Memory())
+    return selector.find(evidence)[0]
 
 
 def canvas_of(rows: list[list[int]], step: int = 0) -> Canvas:
@@ -296,18 +344,18 @@ def test_fixed_counts_from_the_first_real_token() -> None:
 @pytest.mark.usefixtures("no_forward")
 def test_what_no_row_can_have_is_refused_before_any_forward(model: Model) -> None:
     dlm = model("LLaDA")
-    for detector, match in [
-        (Fixed([0, 6]), r"Fixed\(\[0, 6\]\): the shortest row has positions 0 to 5"),
+    for selector, match in [
+        (Fixed([0, 6]), r"Fixed\(\(0, 6\)\): the shortest row has positions 0 to 5"),
         (SameStep(top_k=7), r"SameStep\(top_k=7\) asks for 7 keys, and the shortest row has 6"),
         (PreviousStep(SinkRule(1.0, top_k=7)), "asks for 7 keys, and the shortest row has 6"),
         (LastQuery(top_k=9), "asks for 9 keys"),
-        (ByKeyNorm(8), r"ByKeyNorm\(top_k=8\) asks for 8 keys"),
+        (ByKeyNorm(8), r"ByKeyNorm\(8\) asks for 8 keys"),
         (ByToken([62], top_k=7), "asks for 7 keys"),
         (RandomKeys(SameStep(top_k=7)), "asks for 7 keys"),
         (RandomKeys(Fixed(9)), "the shortest row has positions 0 to 5"),
     ]:
         with pytest.raises(ScopeError, match=match):
-            run(dlm, MaskSinks(detector))
+            run(dlm, MaskSinks(selector))
 
 
 def test_tokens_are_found_where_they_stand_now(model: Model) -> None:
@@ -323,7 +371,7 @@ def test_tokens_are_found_where_they_stand_now(model: Model) -> None:
 
 
 def test_tokens_are_ranked_by_all_queries(model: Model) -> None:
-    """Also in a causal model, whose other detectors read the last query."""
+    """Also in a causal model, whose other selectors read the last query."""
     for family in ("LLaDA", "Llama"):
         dlm, spy = model(family), Spy(ByToken([5, 17, 33, 21, 50, 7, 13], top_k=1))
         step = next(denoising_steps(dlm, PROMPTS, plan_for(dlm), interventions=[NoOp(spy)]))
@@ -383,6 +431,7 @@ def test_key_norms_by_hand(model: Model, family: str, kv_heads: int, largest: bo
 
 
 def record_of(dlm: HookedDLM, prompts: Any, seed: Any = 0, **probe: Any) -> Any:
+    """A run's record, with what keys receive from all queries unless said otherwise."""
     plan = replace(plan_for(dlm), temperature=1.0)
     return denoise(dlm, prompts, plan, probes=[ReceivedAttention(**probe)], seed=seed, progress=False).record
 
@@ -400,10 +449,10 @@ def on_canvas(record: Any, row: int, step: int, layer: int, rule: SinkRule, widt
 @either_way
 def test_a_record_says_the_same_in_every_batch(model: Model, family: str, shift: int) -> None:
     """Other orders, other padding, and another row's sinks with a shift."""
-    dlm, rule = model(family), SinkRule(None, top_k=2)
+    dlm, rule = model(family), ranking(2)
     record = record_of(dlm, PROMPTS, seed=[1, 2, 3])
     for order in ([0, 1, 2], [2, 0], [1], [2, 1, 0]):
-        spy = Spy(FromRecord(record, top_k=2, shift=shift))
+        spy = Spy(FromRecord(record, rule, shift=shift))
         steps = list(
             denoising_steps(dlm, [PROMPTS[i] for i in order], plan_for(dlm), interventions=[ZeroSinks(spy)], seed=7)
         )
@@ -418,11 +467,26 @@ def test_a_record_says_the_same_in_every_batch(model: Model, family: str, shift:
                     assert expected.any()
 
 
+@either_way
+def test_a_record_counts_the_queries_that_its_model_has(model: Model, family: str) -> None:
+    """The shorthand is the protocol of the record's model; where the record lacks it, that is said, not guessed."""
+    dlm = model(family)
+    record = record_of(dlm, PROMPTS, queries=["all", "last"])
+    spy, expected = Spy(FromRecord(record, top_k=2)), ranking(2, "last" if dlm.is_causal else "all")
+    run(dlm, NoOp(spy))
+    found, theirs = spy.found[0, 0][0], on_canvas(record, 0, 0, 0, expected, spy.found[0, 0].shape[-1], 3)
+    assert theirs.any()
+    assert torch.equal(found, theirs)
+    if dlm.is_causal:
+        with pytest.raises(RecordError, match="last"):
+            FromRecord(record_of(dlm, PROMPTS), top_k=2)
+
+
 def test_a_prompt_that_occurs_twice_is_told_by_its_seed(model: Model) -> None:
     dlm = model("LLaDA")
     prompts = [PROMPTS[0], PROMPTS[0], PROMPTS[2]]
     record = record_of(dlm, prompts, seed=[4, 5, 5])
-    rule, spy = SinkRule(None, top_k=1), Spy(FromRecord(record, top_k=1))
+    rule, spy = ranking(1), Spy(FromRecord(record, top_k=1))
     list(denoising_steps(dlm, [PROMPTS[0]] * 2, plan_for(dlm), interventions=[NoOp(spy)], seed=[5, 4]))
     seen = [torch.stack([spy.found[s, layer][b] for s in range(4) for layer in range(2)]) for b in range(2)]
     assert not torch.equal(*seen)
@@ -442,13 +506,15 @@ def test_a_record_of_fewer_steps_or_layers(model: Model) -> None:
     dlm = model("LLaDA")
     record = record_of(dlm, PROMPTS).isel(step=[0, 2])
     spy = Spy(FromRecord(record, top_k=1))
-    run(dlm, edit := MaskSinks(spy))
+    memory = run(dlm, MaskSinks(spy)).memories[0]
     assert [bool(spy.found[s, 0].any()) for s in range(4)] == [True, False, True, False]
-    assert edit.counts()["keys"] == 2 * 3 * 2 * 4
-    one = record_of(dlm, PROMPTS, where=Where(layers=[1]))
-    assert run(dlm, MaskSinks(FromRecord(one, top_k=1), Where(layers=[1]))).finished
-    with pytest.raises(ScopeError, match=r"knows the layers \[1\] and not 0; narrow the edit's Where"):
+    assert memory.counts()["keys"] == 2 * 3 * 2 * 4
+    one = record_of(dlm, PROMPTS, where=Scope(layers=[1]))
+    assert run(dlm, MaskSinks(FromRecord(one, top_k=1), where=Scope(layers=[1]))).finished
+    with pytest.raises(ScopeError, match=r"knows the layers \[1\] and not 0; narrow the edit's scope"):
         run(dlm, MaskSinks(FromRecord(one, top_k=1)))
+    with pytest.raises(ScopeError, match="needs to know the prompts"):
+        MaskSinks(FromRecord(one, top_k=1), where=Scope(layers=[1])).fwd_hooks(dlm)
 
 
 def test_a_record_of_another_model_or_a_useless_shift_is_refused(model: Model) -> None:
@@ -468,16 +534,28 @@ def test_a_record_works_where_gaps_are_filled(model: Model, family: str) -> None
     """In a baseline, what stands right of the next gap is not seen yet, but the prompt is the same prompt."""
     dlm, prompts, plan = model(family), [[5, 17, 62, 33, 62, 8], [9, 62, 7, 50, 62]], Plan(new_tokens=0)
     record = denoise(dlm, prompts, plan, probes=[ReceivedAttention()], progress=False).record
-    edit = NoOp(FromRecord(record, top_k=1))
-    denoise(dlm, prompts, plan, interventions=[edit], progress=False)
-    assert edit.counts()["keys"] == 2 * 2 * 2 * 4
+    edit = NoOp(FromRecord(record, ranking(1)))
+    memory = denoise(dlm, prompts, plan, interventions=[edit], progress=False).memories[0]
+    assert memory.counts()["keys"] == 2 * 2 * 2 * 4
+    # One that begins as another does, and differs behind the gap: told apart by the canvas that the run begins with.
+    prompts = [[5, 17, 62, 33], [5, 17, 62, 34]]
+    record = denoise(dlm, prompts, plan, probes=[ReceivedAttention()], progress=False).record
+    spy = Spy(FromRecord(record, ranking(1)))
+    denoise(dlm, prompts[::-1], plan, interventions=[NoOp(spy)], progress=False)
+    for b in range(2):
+        assert torch.equal(spy.found[0, 1][b], on_canvas(record, 1 - b, 0, 1, ranking(1), spy.found[0, 1].shape[-1], 0))
 
 
-def test_records_that_differ_have_different_names(model: Model) -> None:
+def test_records_that_differ_are_different_selectors(model: Model) -> None:
+    """By content, by ==, and by the names that people read."""
     dlm = model("LLaDA")
     one, other = record_of(dlm, PROMPTS, seed=1), record_of(dlm, PROMPTS, seed=2)
-    detectors = [FromRecord(r, top_k=k, shift=s) for r in (one, other) for k in (1, 2) for s in (0, 1)]
-    assert len({repr(each) for each in detectors}) == len(detectors)
+    selectors = [FromRecord(r, top_k=k, shift=s) for r in (one, other) for k in (1, 2) for s in (0, 1)]
+    for tell in (lambda each: each.digest, repr, lambda each: each):
+        assert len({tell(each) for each in selectors}) == len(selectors)
+    assert FromRecord(one, top_k=1) == FromRecord(one.copy(deep=True), top_k=1)
+    with pytest.raises(ContentError, match="a record cannot be made from its description"):
+        Selector.from_dict(selectors[0].to_dict())
 
 
 # Online and offline.
@@ -502,8 +580,8 @@ RULES = [
 @either_way
 def test_a_rule_says_the_same_online_and_of_a_record(model: Model, family: str, rule: SinkRule) -> None:
     dlm = model(family)
-    spy = Spy(SameStep(rule, queries=rule.queries))
-    probe = ReceivedAttention() if rule.queries == "all" else ReceivedAttention(query_sets=[rule.queries])
+    spy = Spy(SameStep(rule))
+    probe = ReceivedAttention(queries=rule.queries)
     steps, offline = [], run(dlm, NoOp(spy), probes=[probe]).record
     steps = list(denoising_steps(dlm, PROMPTS, plan_for(dlm)))
     found = metrics.sinks(offline, rule).transpose("prompt", "step", "layer", "head", "key").to_numpy()
@@ -523,7 +601,7 @@ def test_a_rule_says_the_same_online_and_of_a_record(model: Model, family: str, 
 @pytest.mark.parametrize("queries", ["all", "last"])
 def test_a_share_counts_the_queries_that_see_the_key(model: Model, queries: Any) -> None:
     """Causal, by hand: the column's sum over the counted queries at or right of the key."""
-    dlm, spy = model("Llama"), Spy(SameStep(SinkRule(0.3, "share"), queries=queries))
+    dlm, spy = model("Llama"), Spy(SameStep(SinkRule(0.3, "share", queries=queries)))
     step = next(denoising_steps(dlm, PROMPTS, plan_for(dlm), interventions=[NoOp(spy)]))
     pattern, canvas = patterns(dlm, step.canvas)[0], step.canvas
 
@@ -547,37 +625,49 @@ def test_a_share_counts_the_queries_that_see_the_key(model: Model, queries: Any)
 @pytest.mark.parametrize("fewer", ["take", "none"])
 @pytest.mark.parametrize("kind", [SameStep, PreviousStep, LastQuery])
 def test_fewer_than_top_k_are_taken_or_left_and_counted(model: Model, kind: Any, fewer: Any) -> None:
-    dlm, rule = model("LLaDA"), SinkRule(0.25, "share", top_k=2)
-    queries = {} if kind is LastQuery else {"queries": "last"}
-    loose = Spy(kind(rule, **queries))
+    dlm, rule = model("LLaDA"), SinkRule(0.25, "share", top_k=2, queries="last")
+    loose = Spy(kind(rule))
     run(dlm, NoOp(loose))
     canvases = [step.canvas for step in denoising_steps(dlm, PROMPTS, plan_for(dlm))]
-    spy = Spy(kind(rule, fewer=fewer, **queries))
-    run(dlm, edit := NoOp(spy))
+    spy = Spy(kind(rule, fewer=fewer))
+    counts = run(dlm, NoOp(spy)).memories[0].counts()
     short = without = some = 0
-    for at, found in loose.found.items():
+    for place, found in loose.found.items():
         number = found.sum(-1)
         expected = found if fewer == "take" else found & (number == 2)[..., None]
-        assert torch.equal(spy.found[at], expected)
+        assert torch.equal(spy.found[place], expected)
         short += int(((number < 2) & expected.any(-1)).sum())
         some += int((number == 1).sum())
         without += int((~expected.any(-1)).sum())
     assert some > 0
     assert len(canvases) == 4
-    assert edit.counts()["heads_with_fewer"] == short
-    assert edit.counts()["heads_without_sink"] == without
+    assert counts["heads_with_fewer"] == short
+    assert counts["heads_without_sink"] == without
     # "Counted either way": with fewer="none" the heads are among those without a sink.
-    assert (fewer == "take") == (edit.counts()["heads_with_fewer"] > 0)
+    assert (fewer == "take") == (counts["heads_with_fewer"] > 0)
 
 
 def test_tokens_that_are_too_few_are_left_if_so_asked(model: Model) -> None:
     dlm = model("LLaDA")
-    for fewer, keys in (("take", 3 + 3 + 2 * 2 + 1), ("none", 3 * 2 + 0)):
-        del keys
-        edit = NoOp(ByToken([62], top_k=3, fewer=fewer))
-        run(dlm, edit)
-        per_step = [min(3, n) for n in (4, 3, 2, 1)] if fewer == "take" else [3, 3, 0, 0]
-        assert edit.counts()["keys"] == sum(per_step) * 3 * 2 * 4
+    for fewer, per_step in (("take", [3, 3, 2, 1]), ("none", [3, 3, 0, 0])):
+        memory = run(dlm, NoOp(ByToken([62], top_k=3, fewer=fewer))).memories[0]
+        assert memory.counts()["keys"] == sum(per_step) * 3 * 2 * 4
+
+
+@pytest.mark.parametrize("keys", ["masked", "committed", "prompt", "response", "last"])
+def test_selectors_without_a_rule_keep_to_their_keys(model: Model, keys: Any) -> None:
+    dlm = model("LLaDA")
+    for make in (lambda **more: Fixed([0, 1, 3], **more), lambda **more: ByToken([5, 33, 7, 62], **more)):
+        every, some = Spy(make()), Spy(make(keys=keys))
+        for spy in (every, some):
+            run(dlm, NoOp(spy))
+        canvas = next(denoising_steps(dlm, PROMPTS, plan_for(dlm))).canvas
+        among = canvas.positions(keys)[:, None]
+        assert torch.equal(some.found[0, 1], every.found[0, 1] & among)
+    spy, counts = Spy(ByKeyNorm(2, keys=keys)), canvas.positions(keys).sum(-1)
+    run(dlm, NoOp(spy))
+    assert not (spy.found[0, 1] & ~among).any()
+    assert torch.equal(spy.found[0, 1].sum(-1), counts.clamp(max=2)[:, None].expand(-1, 4))
 
 
 # What cannot be meant.
@@ -592,17 +682,20 @@ def test_tokens_that_are_too_few_are_left_if_so_asked(model: Model) -> None:
         (lambda: SameStep(top_k=1, loop="ajar"), "loop='ajar'"),
         (lambda: PreviousStep(top_k=1, first="last"), "first='last'"),
         (lambda: LastQuery(top_k=1, first="last"), "first='last'"),
-        (LastQuery, r"at most 1: SinkRule\(epsilon=3\.0"),
+        (LastQuery, r"LastQuery\(.*epsilon=3\.0.*at most 1"),
+        (lambda: SameStep(SinkRule(3.0, queries="last")), "can never fire"),
+        (lambda: LastQuery(SinkRule(0.3, queries="masked")), "counts masked queries"),
         (lambda: Fixed([]), r"positions=\[\]"),
         (lambda: Fixed(-1), r"positions=\[-1\]"),
         (lambda: Fixed([0, -2]), r"positions=\[0, -2\]"),
-        (lambda: ByToken([]), r"ByToken\(\[\]\) names no token"),
+        (lambda: ByToken([]), r"ByToken\(\(\)\) names no token"),
         (lambda: ByToken([5], top_k=0), "top_k=0"),
         (lambda: ByToken([5], fewer="some"), "fewer='some'"),
         (lambda: ByKeyNorm(0), "top_k=0"),
         (lambda: KeepKeys(0.5, "age"), "by='age'"),
-        (lambda: SameStep(top_k=1, queries="nobody"), "queries='nobody'"),
-        (lambda: PreviousStep(top_k=1, queries="nobody"), "queries='nobody'"),
+        (lambda: Fixed(0, keys="some"), "keys='some'"),
+        (lambda: ByToken([5], keys="some"), "keys='some'"),
+        (lambda: ByKeyNorm(1, keys="some"), "keys='some'"),
     ],
 )
 def test_a_bad_argument_is_refused_and_quoted(make: Callable[[], Any], match: str) -> None:
@@ -610,8 +703,9 @@ def test_a_bad_argument_is_refused_and_quoted(make: Callable[[], Any], match: st
         make()
 
 
-def test_detectors_that_differ_have_different_names() -> None:
-    detectors = [
+def every_selector() -> list[Selector]:
+    """Ones that differ in one thing each."""
+    return [
         *(
             kind(top_k=k, fewer=fewer, loop=loop)
             for kind in (SameStep, PreviousStep, LastQuery)
@@ -620,9 +714,12 @@ def test_detectors_that_differ_have_different_names() -> None:
             for loop in ("open", "closed")
         ),
         *(SameStep(rule) for rule in RULES),
-        *(PreviousStep(top_k=1, queries=queries) for queries in ("all", "masked", "last")),
+        *(PreviousStep(ranking(1, queries)) for queries in ("all", "masked", "last")),
+        SameStep(SinkRule(-1.000001)),
+        SameStep(SinkRule(-1.0000001)),
         Fixed(0),
         Fixed([0, 1]),
+        Fixed(0, keys="masked"),
         ByToken("mask"),
         ByToken("digit"),
         ByToken([5]),
@@ -632,11 +729,34 @@ def test_detectors_that_differ_have_different_names() -> None:
         ByKeyNorm(2),
         ByKeyNorm(largest=True),
     ]
-    assert len({repr(each) for each in detectors}) == len(detectors)
+
+
+def test_selectors_that_differ_differ_in_content_and_name() -> None:
+    selectors = every_selector()
+    for tell in (lambda each: each.digest, repr, lambda each: each):
+        assert len({tell(each) for each in selectors}) == len(selectors)
+
+
+def test_one_selector_has_one_content_however_it_is_written() -> None:
+    for one, other in (
+        (Fixed(0), Fixed([0])),
+        (ByToken(5), ByToken((5,))),
+        (SameStep(top_k=2), SameStep(ranking(2, "auto"))),
+        (LastQuery(top_k=2), LastQuery(ranking(2, "last"))),
+        (LastQuery(SinkRule(0.5)), LastQuery(SinkRule(0.5, queries="last"))),
+    ):
+        assert one == other
+        assert one.digest == other.digest
+        assert repr(one) == repr(other)
+    assert PreviousStep(ranking(2, "last")) != LastQuery(top_k=2)
+    for selector in every_selector():
+        again = replace(selector)  # pyright: ignore[reportArgumentType]
+        assert again == selector
+        assert again.digest == selector.digest
 
 
 def test_a_model_that_is_not_a_hooked_dlm_tells_its_direction_by_its_config() -> None:
-    """As much of a stock bridge as a detector asks for."""
+    """As much of a stock bridge as a selector asks for."""
     canvas = canvas_of([[5, 6, 7, 8]])
     scores = torch.randn(1, 2, 4, 4, generator=torch.Generator().manual_seed(1))
     pattern = scores.masked_fill(torch.ones(4, 4).triu(1).bool(), -INF).softmax(-1)

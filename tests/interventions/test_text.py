@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from random_edits import edits, fewer, finite, first, positions, whole
 
-from sinklens.errors import ScopeError
-from sinklens.hooks import Where
+from sinklens.errors import ContentError, ScopeError
+from sinklens.hooks import Edit, Scope
 from sinklens.interventions import (
     GRAMMAR,
     BiasSinks,
     ByKeyNorm,
     ByToken,
     Fixed,
+    InOrder,
     KeepKeys,
     LastQuery,
     MaskSinks,
@@ -29,9 +35,11 @@ from sinklens.interventions import (
     Swap,
     ZeroSinks,
     ZeroValue,
+    control,
     parse,
+    text_of,
 )
-from sinklens.interventions.text import OPERATORS
+from sinklens.interventions.grammar import OPERATORS
 from sinklens.sinks import SinkRule
 from sinklens.sinks.named import RULES
 
@@ -83,57 +91,87 @@ WHO = {
     "pos0+3+12": Fixed([0, 3, 12]),
     "token=mask": ByToken("mask"),
     "token=white_space": ByToken("white space"),
+    "token=5+9": ByToken([5, 9]),
     "keynorm4": ByKeyNorm(4),
+    "eps-1e-07": PreviousStep(SinkRule(epsilon=-1e-07)),
     **{name: PreviousStep(rule) for name, rule in RULES.items()},
 }
 
-SCOPE = {
-    "": Where(),
-    "@layers=1": Where(layers=1),
-    "@layers=0-3": Where(layers=slice(0, 4)),
-    "@layers=0,2,5": Where(layers=(0, 2, 5)),
-    "@heads=1": Where(heads=1),
-    "@steps=8-": Where(steps=slice(8, None)),
-    "@queries=masked": Where(queries="masked"),
-    "@keys=prompt": Where(keys="prompt"),
-    "@diagonal=no": Where(diagonal=False),
-    "@diagonal=yes": Where(),
-    "@layers=0-3@heads=1,2@steps=8-@queries=masked@keys=prompt@diagonal=no": Where(
-        slice(0, 4), (1, 2), slice(8, None), "masked", "prompt", False
-    ),
+SCOPE: dict[str, dict[str, Any]] = {
+    "": {},
+    "@layers=1": {"where": Scope(layers=1)},
+    "@layers=1,": {"where": Scope(layers=(1,))},
+    "@layers=0-3": {"where": Scope(layers=slice(0, 4))},
+    "@layers=0,2,5": {"where": Scope(layers=(0, 2, 5))},
+    "@heads=1": {"where": Scope(heads=1)},
+    "@steps=8-": {"where": Scope(steps=slice(8, None))},
+    "@queries=masked": {"queries": "masked"},
+    "@diagonal=no": {"diagonal": False},
+    "@diagonal=yes": {},
+    "@layers=0-3@heads=1,2@steps=8-@queries=masked@diagonal=no": {
+        "where": Scope(slice(0, 4), (1, 2), slice(8, None)),
+        "queries": "masked",
+        "diagonal": False,
+    },
+}
+
+CHOSEN = {
+    "mask:top2@keys=prompt": MaskSinks(PreviousStep(SinkRule(None, top_k=2, queries="auto", keys="prompt"))),
+    "mask:same/top2@by=masked": MaskSinks(SameStep(SinkRule(None, top_k=2, queries="masked"))),
+    "mask:same/top2@by=all@queries=masked": MaskSinks(SameStep(SinkRule(None, top_k=2)), queries="masked"),
+    "zero:eps0.5@by=auto@keys=committed": ZeroSinks(PreviousStep(SinkRule(0.5, queries="auto", keys="committed"))),
+    "zero:same/gu@by=last": ZeroSinks(SameStep(dataclasses.replace(RULES["gu"], queries="last"))),
+    "mask:streaming@keys=prompt": MaskSinks(PreviousStep(dataclasses.replace(RULES["streaming"], keys="prompt"))),
+    "mask:top2@first=same@fewer=none": MaskSinks(PreviousStep(top_k=2, first="same", fewer="none")),
+    "mask:pos0+2@keys=masked": MaskSinks(Fixed([0, 2], keys="masked")),
+    "mask:token=mask@keys=response": MaskSinks(ByToken("mask", keys="response")),
+    "mask:keynorm3@keys=committed": MaskSinks(ByKeyNorm(3, keys="committed")),
+    "redistribute=uniform:top1@share=0.6": Redistribute("uniform", TOP, share=0.6),
+    "swap:top1@seed=5": Swap(TOP, seed=5),
+    "noise_value=0.5:top1@seed=5": NoiseValue(0.5, TOP, seed=5),
+    "keep=0.5:random@seed=5@keys=committed": KeepKeys(0.5, "random", seed=5, keys="committed"),
 }
 
 
 def test_every_operator_is_listed_here_and_in_the_grammar():
     names = {re.split("[=:]", text)[0] for text in OPERATOR}
-    assert names == {*OPERATORS, "keep"}
+    assert names == set(OPERATORS)
     for name in names:
         assert re.search(rf"\b{name}\b", GRAMMAR)
 
 
 @pytest.mark.parametrize(("text", "expected"), OPERATOR.items(), ids=OPERATOR)
 def test_operators(text, expected):
-    assert repr(parse(text)) == repr(expected)
+    assert parse(text) == expected
     assert type(parse(text)) is type(expected)
-    assert parse(text).where == Where()
+    assert parse(text).where == Scope()
 
 
 @pytest.mark.parametrize(("who", "expected"), WHO.items(), ids=WHO)
 def test_who(who, expected):
-    detector = parse(f"mask:{who}").detector
-    assert repr(detector) == repr(expected)
-    assert type(detector) is type(expected)
+    assert parse(f"mask:{who}") == MaskSinks(expected)
 
 
 @pytest.mark.parametrize(("scope", "expected"), SCOPE.items(), ids=SCOPE)
 @pytest.mark.parametrize("edit", ["mask:top1", "null_key", "keep=0.5:received"])
 def test_scopes(edit, scope, expected):
-    assert parse(edit + scope).where == expected
+    if edit == "null_key" and "diagonal" in scope:  # it has no keys
+        with pytest.raises(ScopeError, match=r"null_key cannot honour diagonal"):
+            parse(edit + scope)
+        return
+    assert parse(edit + scope) == dataclasses.replace(parse(edit), **expected)
 
 
-def test_different_texts_give_different_reprs():
-    """A stored score is found by the repr of its edit, so no two edits may share one."""
-    texts = [*OPERATOR, *(f"mask:{who}" for who in WHO), *(f"mask:top1{scope}" for scope in SCOPE)]
+@pytest.mark.parametrize(("text", "expected"), CHOSEN.items(), ids=CHOSEN)
+def test_who_is_chosen_and_how_much(text, expected):
+    assert parse(text) == expected
+
+
+EVERY = [*OPERATOR, *(f"mask:{who}" for who in WHO), *(f"mask:top1{scope}" for scope in SCOPE), *CHOSEN]
+
+
+def test_different_texts_are_different_edits():
+    """By content, under which scores are stored, and by the names that people read."""
     same = [
         {"mask:top1", "mask:top1@diagonal=yes"},
         {"redistribute:top1", "redistribute=proportional:top1"},
@@ -141,10 +179,96 @@ def test_different_texts_give_different_reprs():
         {"mask:top5", "mask:previous/top5"},
         {"mask:eps3", "mask:rulli"},
     ]
-    seen: dict[str, set[str]] = {}
-    for text in texts:
-        seen.setdefault(repr(parse(text)), set()).add(text)
-    assert [found for found in seen.values() if len(found) > 1 and found not in same] == []
+    for tell in (lambda edit: edit.digest, repr):
+        seen: dict[str, set[str]] = {}
+        for text in EVERY:
+            seen.setdefault(tell(parse(text)), set()).add(text)
+        assert [found for found in seen.values() if len(found) > 1 and found not in same] == []
+
+
+def test_numbers_keep_their_last_digit():
+    """Once written with `:g`, -1.000001 and -1.0000001 were one edit, and one score was the other's."""
+    edits = [BiasSinks(bias, TOP) for bias in (-1.0, -1.000001, -1.0000001, -0.1 - 0.2, -0.3)]
+    texts = [text_of(edit) for edit in edits]
+    assert texts[1:3] == ["bias=-1.000001:top1", "bias=-1.0000001:top1"]
+    assert len({edit.digest for edit in edits}) == len(set(texts)) == len({repr(edit) for edit in edits}) == 5
+    assert [parse(text) for text in texts] == edits
+
+
+@pytest.mark.parametrize("text", EVERY)
+def test_an_edits_text_can_be_written(text):
+    """The shortest of those that say the same."""
+    edit = parse(text)
+    assert parse(text_of(edit)) == edit
+    assert len(text_of(edit)) <= len(text)
+
+
+@given(edit=edits)
+def test_a_text_says_all_of_its_edit_or_is_refused(edit: Edit) -> None:
+    try:
+        text = text_of(edit)
+    except ContentError:
+        return
+    assert parse(text) == edit
+    assert parse(text).digest == edit.digest
+    assert parse(f" {text}\n") == edit
+
+
+plain_selectors = st.one_of(
+    st.builds(
+        lambda kind, k, **more: kind(top_k=k, **more),
+        st.sampled_from([PreviousStep, LastQuery]),
+        st.integers(1, 9),
+        first=first,
+        fewer=fewer,
+    ),
+    st.builds(lambda k, **more: SameStep(top_k=k, **more), st.integers(1, 9), fewer=fewer),
+    st.builds(lambda k: PreviousStep(top_k=k, loop="open"), st.integers(1, 9)),
+    st.builds(
+        lambda kind, epsilon, queries, keys: kind(SinkRule(epsilon, queries=queries, keys=keys)),
+        st.sampled_from([SameStep, PreviousStep]),
+        finite,
+        st.sampled_from(["all", "auto", "masked", "committed"]),
+        positions,
+    ),
+    st.builds(
+        lambda kind, rule: kind(rule), st.sampled_from([SameStep, PreviousStep]), st.sampled_from(list(RULES.values()))
+    ),
+    st.builds(Fixed, st.lists(whole, min_size=1, max_size=3), keys=positions),
+    st.builds(ByToken, st.sampled_from(["mask", "white space", "digit"]), keys=positions),
+    st.builds(ByToken, st.lists(whole, min_size=1, max_size=3), keys=positions),
+    st.builds(ByKeyNorm, st.integers(1, 9), keys=positions),
+)
+plain_ranges = st.one_of(
+    st.none(),
+    whole,
+    st.lists(whole, min_size=1, max_size=3).map(tuple),
+    st.builds(slice, whole, st.one_of(st.none(), st.integers(41, 60))),
+)
+
+
+@given(edit=edits, selector=plain_selectors, where=st.builds(Scope, plain_ranges, plain_ranges, plain_ranges))
+def test_what_the_grammar_has_words_for_is_never_refused(edit: Any, selector: Any, where: Scope) -> None:
+    edit = dataclasses.replace(edit, where=where)
+    if type(edit) not in (NullKey, SinkToken, KeepKeys):
+        edit = dataclasses.replace(edit, selector=selector)
+    assert parse(text_of(edit)) == edit
+
+
+def test_what_has_no_words_is_refused_with_a_way_out():
+    for edit in (
+        InOrder(MaskSinks(TOP)),
+        control(MaskSinks(TOP)),
+        MaskSinks(SameStep(top_k=1, loop="open")),
+        MaskSinks(ByKeyNorm(largest=True)),
+        MaskSinks(ByToken("mask", top_k=1)),
+        MaskSinks(SameStep(SinkRule(0.1, "mean"))),
+        MaskSinks(TOP, where=Scope(layers=-1)),
+        MaskSinks(TOP, where=Scope(layers=slice(None, 4))),
+        MaskSinks(TOP, where=Scope(steps=slice(0, 8, 2))),
+    ):
+        with pytest.raises(ContentError, match=r"has no words for .*; use edit\.to_dict\(\)"):
+            text_of(edit)
 
 
 def test_the_grammars_examples_can_be_read():
@@ -155,7 +279,7 @@ def test_the_grammars_examples_can_be_read():
 
 
 def test_spaces_around_a_text_do_not_matter():
-    assert repr(parse("  mask:top1\n")) == repr(MaskSinks(TOP))
+    assert parse("  mask:top1\n") == MaskSinks(TOP)
 
 
 @pytest.mark.parametrize(
@@ -187,7 +311,22 @@ def test_spaces_around_a_text_do_not_matter():
         ("keep", "needs a budget"),
         ("mask=:top1", "ends without a value"),
         ("mask:last/pos0", "does not come from a step's attention"),
-        ("sink_token=1.7", "no token id"),
+        ("sink_token=1.7", "no whole number from 0, as a token id"),
+        ("swap:top1@seed=-1", "no whole number"),
+        ("mask:top1@share=0.5", "mask cannot honour share=0.5"),
+        ("mask:top1@seed=1", "mask cannot honour seed=1"),
+        ("null_key@keys=prompt", "null_key cannot honour keys=prompt"),
+        ("sink_token@diagonal=no", "sink_token cannot honour diagonal=False"),
+        ("keep=0.5@by=random", "keep cannot honour by=random"),
+        ("keep=0.5@first=same", "keep cannot honour first=same"),
+        ("mask:pos0@by=masked", "Fixed cannot honour by=masked"),
+        ("mask:keynorm2@fewer=none", "ByKeyNorm cannot honour fewer=none"),
+        ("mask:same/top1@first=same", "SameStep cannot honour first=same"),
+        ("mask:last/top1@by=masked", "counts masked queries"),
+        ("mask:top1@by=some", "queries='some' is unknown"),
+        ("mask:top1@keys=some", "keys='some' is unknown"),
+        ("mask:top1@fewer=some", "fewer='some' is unknown"),
+        ("redistribute:top1@share=x", "'x' is no number"),
         ("mask:top1@layers=0@layers=1", "named twice"),
         ("mask:top1@layers=3-1", "holds nothing"),
         ("mask:top1@steps=-4", "no range"),

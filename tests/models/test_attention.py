@@ -52,7 +52,7 @@ def watched(
 
     names = [f"blocks.{layer}.attn.{point}" for layer in range(dlm.n_layers) for point in {*points, *edits}]
     with dlm.hooks(fwd_hooks=[(name, look) for name in names]):
-        logits = dlm(tokens, mask)
+        logits = dlm(tokens, attention_mask=mask)
     assert set(seen) == set(names)
     return logits, seen
 
@@ -198,10 +198,8 @@ def test_scores_are_minus_infinity_where_the_model_does_not_look(model: Model) -
 
 def test_the_pattern_is_formed_only_when_somebody_looks(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     dlm, formed = model("LLaDA", 2), []
-    original = attention.SinkAttentionBridge._pattern_path
-    monkeypatch.setattr(
-        attention.SinkAttentionBridge, "_pattern_path", lambda self, *a: formed.append(self) or original(self, *a)
-    )
+    original = attention.blocks.attend
+    monkeypatch.setattr(attention.blocks, "attend", lambda *a, **more: formed.append(a) or original(*a, **more))
     tokens, mask = inputs(1, 6, (0,))
     watched(dlm, tokens, mask, {}, QKVZ)
     assert not formed
@@ -213,7 +211,7 @@ def test_the_pattern_is_formed_only_when_somebody_looks(model: Model, monkeypatc
 
 def test_gradients_are_the_same_on_both_paths(model: Model) -> None:
     dlm = model("LLaDA", 2)
-    weight = dlm.reference.model.layers[0].self_attn.q_proj.weight
+    weight = dlm.original_model.model.layers[0].self_attn.q_proj.weight
     tokens, _ = inputs(1, 6, (0,))
     gradients = []
     for point in ("hook_out", "hook_pattern"):

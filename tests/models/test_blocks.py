@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from sinklens import HookedDLM, MaskSinks, Plan, PreviousStep, SameStep, Where, denoise, probes
+from sinklens import HookedDLM, MaskSinks, Plan, PreviousStep, SameStep, Scope, denoise, probes
 from sinklens.errors import ScopeError
-from sinklens.hooks import nothing, plain_canvas, rowwise
+from sinklens.hooks import Canvas, by_query, watching
 from sinklens.interventions import (
     BiasSinks,
     ByKeyNorm,
@@ -36,7 +36,7 @@ from sinklens.interventions import (
     control,
 )
 from sinklens.interventions.controls import CONTROLS
-from sinklens.models import blocks as streaming
+from sinklens.models import blocks as attention_blocks
 from sinklens.sinks import SinkRule, received_attention
 
 Model = Any
@@ -52,70 +52,79 @@ def model(tiny_model: Any) -> Any:
 
 
 def every_probe() -> list[Any]:
-    """All that work row by row."""
+    """All that read the pattern, query by query, and some that need none."""
     return [
-        probes.ReceivedAttention(query_sets=["all", "masked", "committed", "last"]),
+        probes.ReceivedAttention(queries=("all", "masked", "committed", "last")),
         probes.SinkMask(SinkRule(epsilon=0.3)),
         probes.MaskedVsCommitted(SinkRule(epsilon=0.3)),
-        probes.AttentionEntropy(Where(queries="masked")),
-        probes.MassOn([0, 2], where=Where(queries="committed")),
-        probes.Contribution(),
+        probes.AttentionEntropy(queries="masked"),
+        probes.MassOn([0, 2], queries="committed"),
+        probes.Contribution(Scope(heads=[0, 3])),
+        probes.Pattern(),
         probes.KeyNorm(),
         probes.QKDecomposition(),
     ]
 
 
 def edits(record: Any) -> dict[str, Any]:
-    """Every operator, detector and control: those that know their keys before the forward, and those that look."""
-    at, same = partial(PreviousStep, top_k=2), partial(SameStep, top_k=2)
+    """Every operator, selector and control: those that know their keys before the forward, and those that preview."""
+    before, same = partial(PreviousStep, top_k=2), partial(SameStep, top_k=2)
     return {
-        "mask": MaskSinks(at(), Where(diagonal=False)),
+        "mask": MaskSinks(before(), diagonal=False),
         "open": MaskSinks(SameStep(top_k=2, loop="open")),
+        "open before": MaskSinks(before(loop="open"), where=Scope(steps=[1, 4])),
         "last": MaskSinks(LastQuery(top_k=2)),
-        "bias": BiasSinks(-1.5, at(), Where(queries="masked")),
-        "zero": ZeroSinks(at(), Where(heads=1)),
-        "scale": ScaleSinks(0.3, at(), renormalise=True),
-        "proportional": Redistribute("proportional", at()),
-        "uniform": Redistribute("uniform", at(), share=0.6),
-        "self": Redistribute("self", at()),
-        "position": Redistribute(1, at()),
-        "swap": Swap(at()),
-        "zero value": ZeroValue(at()),
-        "mean value": MeanValue(at(), Where(layers=0)),
-        "noise value": NoiseValue(None, at()),
-        "null key": NullKey(0.5, Where(queries="masked")),
+        "bias": BiasSinks(-1.5, before(), queries="masked"),
+        "zero": ZeroSinks(before(), where=Scope(heads=1)),
+        "scale": ScaleSinks(0.3, before(), renormalise=True),
+        "proportional": Redistribute("proportional", before()),
+        "uniform": Redistribute("uniform", before(), share=0.6),
+        "self": Redistribute("self", before()),
+        "position": Redistribute(1, before()),
+        "swap": Swap(before()),
+        "zero value": ZeroValue(before()),
+        "mean value": MeanValue(before(), where=Scope(layers=0)),
+        "noise value": NoiseValue(None, before()),
+        "null key": NullKey(0.5, queries="masked"),
         "sink token": SinkToken(3),
         "keep norm": KeepKeys(0.5, "key_norm"),
         "keep random": KeepKeys(3, "random"),
         "fixed": MaskSinks(Fixed([0, 3])),
         "token": MaskSinks(ByToken([9, 62])),
         "norm": MaskSinks(ByKeyNorm(2)),
-        "record": MaskSinks(FromRecord(record, top_k=1)),
+        "record": MaskSinks(FromRecord(record, SinkRule(None, top_k=1))),
         "pin": Pin(record),
-        "no-op": NoOp(at()),
-        "in order": InOrder(MaskSinks(at(top_k=1)), ScaleSinks(0.5, Fixed(1)), ZeroValue(Fixed(2)), NullKey(-1.0)),
-        "side by side": SideBySide([MaskSinks(at()), ZeroSinks(Fixed(1))], 1),
-        "same": MaskSinks(same()),
-        "same, some": MaskSinks(same(), Where(queries="masked", diagonal=False, heads=[0, 2])),
-        "same zero": ZeroSinks(SameStep(SinkRule(epsilon=0.3))),
-        "same value": ZeroValue(same()),
-        "first": BiasSinks(2.0, at(first="same")),
-        "keep received": KeepKeys(0.5, "received"),
-        "two that look": InOrder(ZeroSinks(same()), MaskSinks(same()), ScaleSinks(2.0, same(), renormalise=True)),
-        "look amid others": InOrder(
-            BiasSinks(-1.0, at()), MaskSinks(same()), SinkToken(3), ZeroSinks(same()), NoiseValue(None, same())
+        "no-op": NoOp(before()),
+        "in order": InOrder(
+            MaskSinks(PreviousStep(top_k=1)), ScaleSinks(0.5, Fixed(1)), ZeroValue(Fixed(2)), NullKey(-1.0)
         ),
-        "side by side, looking": SideBySide([ZeroSinks(same()), control(MaskSinks(at()), seed=3)], 1),
-        **{f"control {name}": control(MaskSinks(at()), name, seed=5) for name in (*CONTROLS, "noop")},
+        "side by side": SideBySide([MaskSinks(before()), ZeroSinks(Fixed(1))], 1),
+        "same": MaskSinks(same()),
+        "same, some": MaskSinks(same(), where=Scope(heads=[0, 2]), queries="masked", diagonal=False),
+        "same zero": ZeroSinks(SameStep(SinkRule(epsilon=0.3))),
+        "same share": ZeroSinks(SameStep(SinkRule(epsilon=0.3, units="share"))),
+        "same value": ZeroValue(same()),
+        "first": BiasSinks(2.0, before(first="same")),
+        "keep received": KeepKeys(0.5, "received"),
+        "two that preview": InOrder(ZeroSinks(same()), MaskSinks(same()), ScaleSinks(2.0, same(), renormalise=True)),
+        "preview amid others": InOrder(
+            BiasSinks(-1.0, before()), MaskSinks(same()), SinkToken(3), ZeroSinks(same()), NoiseValue(None, same())
+        ),
+        "side by side, previewing": SideBySide([ZeroSinks(same()), control(MaskSinks(before()), seed=3)], 1),
+        "side by side, two that preview": SideBySide(
+            [InOrder(ZeroSinks(SameStep(top_k=1)), ZeroSinks(SameStep(top_k=1))), ZeroSinks(same())], 1
+        ),
+        **{f"control {name}": control(MaskSinks(before()), name, seed=5) for name in (*CONTROLS, "noop")},
     }
 
 
 NAMES = [
-    "mask", "open", "last", "bias", "zero", "scale", "proportional", "uniform", "self", "position", "swap",
-    "zero value", "mean value", "noise value", "null key", "sink token", "keep norm", "keep random", "fixed", "token",
-    "norm", "record", "pin", "no-op", "in order", "side by side", "same", "same, some", "same zero", "same value",
-    "first", "keep received", "two that look", "look amid others", "side by side, looking", "control random",
-    "control same_mass", "control bottom", "control same_class", "control shifted", "control noop",
+    "mask", "open", "open before", "last", "bias", "zero", "scale", "proportional", "uniform", "self", "position",
+    "swap", "zero value", "mean value", "noise value", "null key", "sink token", "keep norm", "keep random", "fixed",
+    "token", "norm", "record", "pin", "no-op", "in order", "side by side", "same", "same, some", "same zero",
+    "same share", "same value", "first", "keep received", "two that preview", "preview amid others",
+    "side by side, previewing", "side by side, two that preview", "control random", "control same_mass",
+    "control bottom", "control same_class", "control shifted", "control noop",
 ]  # fmt: skip
 
 
@@ -141,7 +150,7 @@ def run(dlm: HookedDLM, edit: Any, path: str, **options: Any) -> Any:
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three queries at a time: every canvas here has several blocks, the last one shorter."""
-    monkeypatch.setattr(streaming, "rows_at_once", lambda *_: 3)
+    monkeypatch.setattr(attention_blocks, "rows_at_once", lambda *_: 3)
 
 
 @lru_cache
@@ -157,8 +166,8 @@ def recorded(dlm: HookedDLM) -> Any:
 def test_blocks_give_the_numbers_of_whole_patterns(model: Any, family: str, name: str) -> None:
     """Padded rows, grouped-query heads, bidirectional and causal: same tokens, same measurements, same counts."""
     dlm = model(family)
-    made = [None if name == "nothing" else edits(recorded(dlm))[name] for _ in range(2)]
-    whole, blocks = (run(dlm, edit, path) for edit, path in zip(made, ("pattern", "streaming"), strict=True))
+    edit = None if name == "nothing" else edits(recorded(dlm))[name]
+    whole, blocks = (run(dlm, edit, path) for path in ("pattern", "blocks"))
     assert torch.equal(whole.tokens, blocks.tokens)
     assert torch.equal(whole.commit_step, blocks.commit_step)
     assert whole.fired == blocks.fired
@@ -168,18 +177,19 @@ def test_blocks_give_the_numbers_of_whole_patterns(model: Any, family: str, name
                 blocks.record[variable], whole.record[variable], atol=3e-4, rtol=1e-4, err_msg=str(variable)
             )
     if name != "nothing":
-        ours, theirs = made[1].counts(), made[0].counts()
+        ours, theirs = (each.memories[0].counts() for each in (blocks, whole))
+        assert set(NAMES) == set(edits(recorded(dlm)))
         assert ours.keys() == theirs.keys()
         for count, amount in theirs.items():
             assert ours[count] == pytest.approx(amount, rel=1e-4, abs=1e-4), count
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("path", ["pattern", "streaming"])
+@pytest.mark.parametrize("path", ["pattern", "blocks"])
 def test_statistics_are_those_of_float64_in_every_dtype(tiny_model: Any, dtype: torch.dtype, path: str) -> None:
     """Received attention of the queries and keys that the model has, however coarse its own arithmetic is."""
-    dlm, kept, probe = tiny_model("LLaDA").to(dtype), {}, probes.ReceivedAttention()
-    for block in dlm.bridge.blocks:  # sharp attention, where rounded scores would show
+    dlm, kept, seen, probe = tiny_model("LLaDA").to(dtype), {}, {}, probes.ReceivedAttention()
+    for block in dlm.blocks:  # sharp attention, where rounded scores would show
         block.attn.original_component.q_proj.weight.data.mul_(8)
 
     def keep(tensor: torch.Tensor, *, hook: Any) -> None:
@@ -187,9 +197,9 @@ def test_statistics_are_those_of_float64_in_every_dtype(tiny_model: Any, dtype: 
 
     dlm.attention = path
     names = [f"blocks.{layer}.attn.hook_rot_{which}" for layer in range(dlm.n_layers) for which in "qk"]
-    with torch.no_grad(), dlm.hooks(fwd_hooks=[*probe.fwd_hooks(dlm), *((name, keep) for name in names)]):
+    with torch.no_grad(), dlm.hooks(fwd_hooks=[*probe.fwd_hooks(dlm, seen=seen), *((name, keep) for name in names)]):
         dlm(torch.tensor([PROMPTS[0]]))
-    for layer, received in enumerate(probe.values()[0]):
+    for layer, received in enumerate(probe.values(seen)[0]):
         q, k = (kept[f"blocks.{layer}.attn.hook_rot_{which}"][0] for which in "qk")
         scores = q @ k.repeat_interleave(len(q) // len(k), 0).mT / q.shape[-1] ** 0.5
         assert float(scores.abs().max()) > 5
@@ -201,10 +211,10 @@ def test_no_more_than_a_block_is_ever_formed(model: Any, family: str) -> None:
     dlm, sizes = model(family), []
 
     def look(tensor: torch.Tensor, *, hook: Any) -> None:
-        sizes.append((tensor.shape[-2], hook.ctx["rows"].start, hook.ctx["rows"].stop))
+        sizes.append((tensor.shape[-2], hook.ctx["queries"].start, hook.ctx["queries"].stop))
 
     tokens = torch.tensor([PROMPTS[0]])
-    with torch.no_grad(), dlm.hooks(fwd_hooks=[("blocks.0.attn.hook_pattern", rowwise(look))]):
+    with torch.no_grad(), dlm.hooks(fwd_hooks=[("blocks.0.attn.hook_pattern", by_query(look))]):
         dlm(tokens)
     assert sizes == [(3, 0, 3), (3, 3, 6), (1, 6, 7)]
 
@@ -220,7 +230,7 @@ def test_a_hook_that_needs_the_whole_gets_the_whole(model: Any) -> None:
     with torch.no_grad(), dlm.hooks(fwd_hooks=[*probe.fwd_hooks(dlm), ("blocks.0.attn.hook_pattern", look)]):
         dlm(tokens)
     assert sizes == [7]
-    dlm.attention = "streaming"
+    dlm.attention = "blocks"
     try:
         with (
             pytest.raises(ScopeError, match=r"blocks\.0\.attn\.hook_pattern: a hook needs the whole pattern"),
@@ -230,7 +240,7 @@ def test_a_hook_that_needs_the_whole_gets_the_whole(model: Any) -> None:
             dlm(tokens)
     finally:
         dlm.attention = "auto"
-    with pytest.raises(ValueError, match="attention='fast' is unknown; choose auto, pattern or streaming"):
+    with pytest.raises(ValueError, match="attention='fast' is unknown; choose auto, pattern, blocks"):
         dlm.attention = "fast"
 
 
@@ -240,30 +250,28 @@ def test_gradients_run_through_whole_patterns(model: Any) -> None:
     def look(tensor: torch.Tensor, *, hook: Any) -> None:
         sizes.append((tensor.shape[-2], tensor.requires_grad))
 
-    with dlm.hooks(fwd_hooks=[("blocks.0.attn.hook_pattern", rowwise(look))]):
+    with dlm.hooks(fwd_hooks=[("blocks.0.attn.hook_pattern", by_query(look))]):
         dlm(torch.tensor([PROMPTS[0]]))
     assert sizes == [(7, True)]
 
 
-def test_only_an_edit_that_needs_its_own_forward_looks_first(model: Model) -> None:
-    dlm = model("LLaDA")
-    for detector, sweeps in ((SameStep(top_k=1), 1), (PreviousStep(top_k=1, first="same"), 1), (Fixed(0), 0)):
-        hooks: list[Any] = MaskSinks(detector).fwd_hooks(dlm, plain_canvas((1, 7), torch.device("cpu")))
-        assert [(function.rowwise, function.sweeps) for _, function in hooks] == [(True, sweeps)] * 2, detector
+def test_only_an_edit_that_needs_its_own_forward_previews_it(model: Model) -> None:
+    dlm, canvas = model("LLaDA"), Canvas.plain(torch.ones(1, 7, dtype=torch.bool))
+    for selector, rounds in ((SameStep(top_k=1), 1), (PreviousStep(top_k=1, first="same"), 1), (Fixed(0), 0)):
+        hooks: list[Any] = MaskSinks(selector).fwd_hooks(dlm, canvas)
+        assert [function.rounds for _, function in hooks] == [rounds] * 2, selector
+        assert all(function.preview is not None for _, function in hooks)
 
 
-def test_beside_a_hook_that_cannot_be_asked_an_edit_that_looks_gets_the_whole(model: Model) -> None:
+def test_beside_a_hook_without_a_preview_an_edit_that_previews_gets_the_whole(model: Model) -> None:
     dlm, sizes = model("LLaDA"), []
 
     def note(tensor: torch.Tensor, *, hook: Any) -> None:
         sizes.append(tensor.shape[-2])
 
-    for look, expected in ((None, [7]), (nothing, [3, 3, 1])):
+    for noting, expected in ((by_query(note), [7]), (watching(note), [3, 3, 1])):
         sizes.clear()
-        hooks = [
-            ("blocks.0.attn.hook_attn_scores", rowwise(note, look=look)),
-            *MaskSinks(SameStep(top_k=1)).fwd_hooks(dlm),
-        ]
+        hooks = [("blocks.0.attn.hook_attn_scores", noting), *MaskSinks(SameStep(top_k=1)).fwd_hooks(dlm)]
         with torch.no_grad(), dlm.hooks(fwd_hooks=hooks):
             dlm(torch.tensor([PROMPTS[0]]))
         assert sizes == expected
@@ -282,17 +290,17 @@ def test_hook_received_is_the_column_sum_over_real_queries(model: Any, family: s
 
     hooks = [(f"blocks.1.attn.hook_{name}", partial(keep, name)) for name in ("received", "pattern")]
     with torch.no_grad(), dlm.hooks(fwd_hooks=hooks):
-        dlm(tokens, valid)
+        dlm(tokens, attention_mask=valid)
     expected = received_attention(kept["pattern"], valid[:, None])
     dlm.attention = path
     try:
         with torch.no_grad(), dlm.hooks(fwd_hooks=hooks[:1]):
-            logits = dlm(tokens, valid)
+            logits = dlm(tokens, attention_mask=valid)
     finally:
         dlm.attention = "auto"
     torch.testing.assert_close(kept["received"], expected, atol=1e-5, rtol=0)
     with torch.no_grad():
-        torch.testing.assert_close(logits[valid], dlm(tokens, valid)[valid], atol=1e-3, rtol=1e-4)
+        torch.testing.assert_close(logits[valid], dlm(tokens, attention_mask=valid)[valid], atol=1e-3, rtol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -309,22 +317,22 @@ def test_the_softmax_over_its_own_scores_is_the_softmax_bit_for_bit(dtype: torch
 
 
 def test_hooks_that_an_error_interrupted_start_anew(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What an edit looked at in a forward that ended early is not taken for the next one's."""
+    """What an edit previewed in a forward that ended early is not taken for the next one's."""
     dlm, point = model("LLaDA"), "blocks.0.attn.hook_pattern"
 
     def fail(tensor: torch.Tensor, *, hook: Any) -> None:
         raise RuntimeError("enough")
 
-    hooks = MaskSinks(SameStep(top_k=2), Where(layers=0)).fwd_hooks(dlm)
+    hooks = MaskSinks(SameStep(top_k=2), where=Scope(layers=0)).fwd_hooks(dlm)
     with (
         torch.no_grad(),
         pytest.raises(RuntimeError, match="enough"),
-        dlm.hooks(fwd_hooks=[*hooks, (point, rowwise(fail, look=nothing))]),
+        dlm.hooks(fwd_hooks=[*hooks, (point, watching(fail))]),
     ):
         dlm(torch.tensor([PROMPTS[0]]))
-    monkeypatch.setattr(streaming, "rows_at_once", lambda *_: 99)
+    monkeypatch.setattr(attention_blocks, "rows_at_once", lambda *_: 99)
     found = []
-    for used in (hooks, MaskSinks(SameStep(top_k=2), Where(layers=0)).fwd_hooks(dlm)):
+    for used in (hooks, MaskSinks(SameStep(top_k=2), where=Scope(layers=0)).fwd_hooks(dlm)):
         with torch.no_grad(), dlm.hooks(fwd_hooks=used):
             found.append(dlm(torch.tensor([PROMPTS[0][::-1]])))
     assert torch.equal(found[0], found[1])

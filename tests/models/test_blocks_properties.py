@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Any, NamedTuple, NoReturn
 
@@ -16,9 +18,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
-from sinklens import Canvas, HookedDLM, Plan, PreviousStep, SameStep, SinkRule, Where, denoise, probes
+from sinklens import Canvas, HookedDLM, Plan, PreviousStep, SameStep, Scope, SinkRule, denoise, probes
 from sinklens.errors import ScopeError
-from sinklens.hooks import nothing, rows_of, rowwise
+from sinklens.hooks import Hook, Memory, block_of, by_query, watching
 from sinklens.interventions import (
     BiasSinks,
     Fixed,
@@ -35,7 +37,8 @@ from sinklens.interventions import (
     control,
 )
 from sinklens.interventions.controls import CONTROLS
-from sinklens.models import blocks as streaming
+from sinklens.models import blocks as attention_blocks
+from sinklens.sinks import Sight
 
 FAMILIES = ["LLaDA", "Dream", "Llama", "Qwen3"]
 BOTH = ["LLaDA", "Llama"]  # one that looks everywhere, one that looks back
@@ -58,7 +61,7 @@ def model(tiny_model: Any) -> Model:
 def blocks(size: int, dlm: HookedDLM | None = None, path: str = "auto") -> Iterator[None]:
     """So many queries at a time, and one way to compute attention."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(streaming, "rows_at_once", lambda *_: size)
+        patch.setattr(attention_blocks, "rows_at_once", lambda *_: size)
         if dlm is not None:
             dlm.attention = path
         try:
@@ -151,7 +154,7 @@ def problems(draw: st.DrawFn) -> Problem:
     causal = draw(st.booleans())
     forms = ["bool", "float"] + ([] if causal else ["keys"]) + ([None] if len(set(sizes)) == 1 else [])
     heads, each, width = (draw(st.integers(*bounds)) for bounds in ((1, 3), (1, 3), (2, 8)))
-    path = draw(st.sampled_from(["streaming", "auto", "pattern"]))
+    path = draw(st.sampled_from(["blocks", "auto", "pattern"]))
     form, size = draw(st.sampled_from(forms)), draw(st.integers(1, max(sizes)))
     return Problem(sizes, heads, each, width, causal, form, size, path, draw(st.booleans()), draw(seeds))
 
@@ -220,36 +223,42 @@ def by_hand(p: Problem, n: Numbers) -> Answer:
 
 
 def attended(p: Problem, n: Numbers) -> Answer:
-    """By `streaming.attend`."""
+    """By `blocks.attend`."""
     scores, pattern = HookPoint(), HookPoint()
     got: list[Tensor] = []
     rows: list[tuple[int, int]] = []
 
     def add(tensor: Tensor, *, hook: Any) -> Tensor:
-        return tensor + n.bias[:, :, hook.ctx["rows"]]
+        return tensor + n.bias[:, :, hook.ctx["queries"]]
 
     def multiply(tensor: Tensor, *, hook: Any) -> Tensor:
-        return tensor * n.factor[:, :, hook.ctx["rows"]]
+        return tensor * n.factor[:, :, hook.ctx["queries"]]
 
     def keep(tensor: Tensor, *, hook: Any) -> None:
-        rows.append((hook.ctx["rows"].start, hook.ctx["rows"].stop))
+        rows.append((hook.ctx["queries"].start, hook.ctx["queries"].stop))
         got.append(tensor.clone())
 
     def keep_received(tensor: Tensor, *, hook: Any) -> None:
         received.append(tensor)
 
     if p.edited:
-        scores.add_hook(rowwise(add))
-        pattern.add_hook(rowwise(multiply))
-    pattern.add_hook(rowwise(keep))
+        scores.add_hook(by_query(add))
+        pattern.add_hook(by_query(multiply))
+    pattern.add_hook(by_query(keep))
     received: list[Tensor] = []
     shown = [(HookPoint(), which) for which in query_sets(p)]
     for point, _ in shown:
         point.add_hook(keep_received)
     with blocks(p.size), torch.no_grad():
-        mixed, whole = streaming.attend(
-            (scores, pattern), shown, *n[:3], p.mask(n.q.dtype), p.width**-0.5, causal=p.causal, path=p.path
+        sight = Sight.from_mask(
+            p.mask(n.q.dtype),
+            batch=len(p.lengths),
+            queries=p.positions,
+            keys=p.positions,
+            direction="causal" if p.causal else "bidirectional",
+            device=n.q.device,
         )
+        mixed, whole = attention_blocks.attend((scores, pattern), shown, *n[:3], sight, p.width**-0.5, path=p.path)
     expected = cut(p.positions, p.positions if p.path == "pattern" else p.size)
     assert rows == expected
     weights = torch.cat(got, 2)
@@ -311,36 +320,42 @@ def test_rows_sum_to_one_or_are_blind(dtype: torch.dtype, p: Problem) -> None:
 # ------------------------------------------------------------------------------------------------------- compositions
 
 
-detectors = st.one_of(
+def ranking(k: int, queries: Any = "all") -> SinkRule:
+    """The k keys that receive most from some queries, in any model."""
+    return SinkRule(None, top_k=k, queries=queries)
+
+
+selectors = st.one_of(
     st.builds(
         PreviousStep,
         top_k=st.integers(1, 3),
         first=st.sampled_from(["none", "same"]),
         loop=st.sampled_from(["closed", "closed", "open"]),
     ),
-    st.builds(SameStep, top_k=st.integers(1, 3), queries=st.sampled_from(["auto", "all", "masked"])),
+    st.builds(SameStep, st.builds(ranking, st.integers(1, 3), st.sampled_from(["auto", "all", "masked"]))),
     st.builds(SameStep, st.just(SinkRule(epsilon=0.3))),
     st.builds(Fixed, st.lists(st.integers(0, 2), min_size=1, max_size=2)),
 )
 scopes = st.builds(
-    Where,
+    Scope,
     heads=st.sampled_from([None, None, [1], [0, -1]]),
     steps=st.sampled_from([None, None, [1], slice(1, None)]),
-    queries=st.sampled_from(["all", "all", "masked", "last"]),
-    diagonal=st.booleans(),
 )
+queries = st.sampled_from(["all", "all", "masked", "last"])
+reach: dict[str, Any] = {"where": scopes, "queries": queries, "diagonal": st.booleans()}
 sink_edits = st.one_of(
-    st.builds(MaskSinks, detectors, scopes),
-    st.builds(ZeroSinks, detectors, scopes),
-    st.builds(Redistribute, st.sampled_from(["proportional", "uniform"]), detectors, scopes, share=st.just(0.7)),
-    st.builds(ScaleSinks, st.sampled_from([0.3, 1.5]), detectors, scopes, renormalise=st.booleans()),
-    st.builds(BiasSinks, st.sampled_from([-1.5, 2.0]), detectors, scopes),
-    st.builds(Swap, detectors, scopes, seed=seeds),
-    st.builds(ZeroValue, detectors, scopes),
+    st.builds(MaskSinks, selectors, **reach),
+    st.builds(ZeroSinks, selectors, **reach),
+    st.builds(Redistribute, st.sampled_from(["proportional", "uniform"]), selectors, share=st.just(0.7), **reach),
+    st.builds(ScaleSinks, st.sampled_from([0.3, 1.5]), selectors, renormalise=st.booleans(), **reach),
+    st.builds(BiasSinks, st.sampled_from([-1.5, 2.0]), selectors, **reach),
+    st.builds(Swap, selectors, seed=seeds, **reach),
+    st.builds(ZeroValue, selectors, **reach),
 )
 controlled = st.builds(control, sink_edits, st.sampled_from([*CONTROLS, "noop"]), seeds)
 added = st.one_of(
-    st.builds(NullKey, st.sampled_from([-1.0, 0.5]), scopes), st.builds(SinkToken, st.sampled_from([None, 3]), scopes)
+    st.builds(NullKey, st.sampled_from([-1.0, 0.5]), where=scopes, queries=queries),
+    st.builds(SinkToken, st.sampled_from([None, 3]), where=scopes, queries=queries),
 )
 edits = st.one_of(sink_edits, sink_edits, controlled, added)
 prompts = st.lists(st.lists(st.integers(2, 60), min_size=3, max_size=7), min_size=1, max_size=3)
@@ -385,12 +400,12 @@ def test_any_edits_in_order_by_both_paths(
     """Same tokens, same keys edited, same attention; refused combinations (two edits of values) are passed over."""
     dlm, edit = model(family), InOrder(*made)
     runs, counts = [], []
-    for path in ("pattern", "streaming"):
+    for path in ("pattern", "blocks"):
         try:
             runs.append(run(dlm, edit, path, texts, size, steps))
         except ScopeError as refused:
             pass_over(refused)
-        counts.append(edit.counts())
+        counts.append(runs[-1].memories[0].counts())
     same_run(*runs)
     assert counts[0].keys() == counts[1].keys()
     for name, amount in counts[0].items():
@@ -403,10 +418,11 @@ def test_any_edits_in_order_by_both_paths(
 @given(size=st.integers(1, 6))
 def test_sinks_without_a_partner_count_once_per_layer(model: Model, size: int) -> None:
     dlm, canvas = model("LLaDA"), canvas_of([3], 0)
-    edit = Swap(Fixed([0, 1, 2]), Where(layers=0, heads=0))  # every key a sink: nobody to exchange with
-    with blocks(size, dlm), torch.no_grad(), dlm.hooks(fwd_hooks=edit.fwd_hooks(dlm, canvas)):
-        dlm(canvas.tokens, canvas.valid)
-    assert edit.counts()["keys_without_partner"] == 3
+    edit = Swap(Fixed([0, 1, 2]), where=Scope(layers=0, heads=0))  # every key a sink: nobody to exchange with
+    memory = edit.memory()
+    with blocks(size, dlm), torch.no_grad(), dlm.hooks(fwd_hooks=edit.fwd_hooks(dlm, canvas, memory)):
+        dlm(canvas.tokens, attention_mask=canvas.valid)
+    assert memory.counts()["keys_without_partner"] == 3
 
 
 # ------------------------------------------------------------------------------------------------- hooks of one's own
@@ -417,7 +433,7 @@ class Spec(NamedTuple):
 
     layer: int
     point: str
-    sweeps: int
+    rounds: int
     changes: bool
 
 
@@ -429,7 +445,7 @@ specs = st.lists(
 
 
 class Log:
-    """Hooks that note every call: (hook, "look" or "call", rows), with what they were shown."""
+    """Hooks that note every call: (hook, "preview" or "call", queries), with what they were shown."""
 
     def __init__(self, made: Sequence[Spec], *, ask: bool = True) -> None:
         self.calls: list[tuple[int, str, tuple[int, int]]] = []
@@ -437,88 +453,88 @@ class Log:
         self.hooks = [
             (
                 f"blocks.{spec.layer}.{spec.point}",
-                rowwise(
+                by_query(
                     partial(self._note, index, spec, "call"),
-                    look=partial(self._note, index, spec, "look") if ask else None,
-                    sweeps=spec.sweeps,
+                    preview=partial(self._note, index, spec, "preview") if ask else None,
+                    rounds=spec.rounds,
                 ),
             )
             for index, spec in enumerate(made)
         ]
 
     def _note(self, index: int, spec: Spec, kind: str, tensor: Tensor, *, hook: Any) -> Tensor | None:
-        rows = rows_of(hook, tensor)
-        entry = (index, kind, (rows.start, rows.stop))
+        block = block_of(hook, tensor)
+        entry = (index, kind, (block.start, block.stop))
         self.calls.append(entry)
-        self.shown[entry] = tensor.clone()  # of several looks, the last
+        self.shown[entry] = tensor.clone()  # of several previews, the last
         if not spec.changes:
             return None
-        place = torch.arange(rows.start, rows.stop, dtype=tensor.dtype)[:, None]
+        place = torch.arange(block.start, block.stop, dtype=tensor.dtype)[:, None]
         return tensor * (1 + 0.1 * place / tensor.shape[-1])
 
 
 @pytest.mark.parametrize("family", BOTH)
 @given(made=specs, shape=lengths, size=sizes, seed=seeds)
-def test_a_hook_looks_as_often_as_asked_and_is_called_once_per_block(
+def test_a_hook_previews_as_often_as_asked_and_is_called_once_per_block(
     model: Model, family: str, made: list[Spec], shape: list[int], size: int, seed: int
 ) -> None:
-    """In order of rows, all looks of a layer before its first call; one block alone needs no look."""
+    """In order of queries, all previews of a layer before its first call; one block alone needs none."""
     dlm, canvas, log = model(family), canvas_of(shape, seed), Log(made)
     with blocks(size, dlm), torch.no_grad(), dlm.hooks(fwd_hooks=log.hooks):
-        dlm(canvas.tokens, canvas.valid)
+        dlm(canvas.tokens, attention_mask=canvas.valid)
     spans = cut(max(shape), size)
     for index, spec in enumerate(made):
         assert [rows for which, kind, rows in log.calls if (which, kind) == (index, "call")] == spans
         here = [each for each in made if each.layer == spec.layer]
-        sweeps = sum(each.sweeps for each in here) if len(spans) > 1 else 0
-        if spec.point == PATTERN and not any(each.sweeps for each in here if each.point == PATTERN):
-            sweeps = 0  # nobody asks about weights
-        assert [rows for which, kind, rows in log.calls if (which, kind) == (index, "look")] == spans * sweeps
+        rounds = sum(each.rounds for each in here) if len(spans) > 1 else 0
+        if spec.point == PATTERN and not any(each.rounds for each in here if each.point == PATTERN):
+            rounds = 0  # nobody asks about weights
+        assert [rows for which, kind, rows in log.calls if (which, kind) == (index, "preview")] == spans * rounds
     for layer in range(dlm.n_layers):
         kinds = [kind for index, kind, _ in log.calls if made[index].layer == layer]
-        assert "look" not in kinds[kinds.index("call") :] if kinds else True
+        assert "preview" not in kinds[kinds.index("call") :] if kinds else True
 
 
 @pytest.mark.parametrize("family", BOTH)
 @given(made=specs, shape=lengths, size=sizes, seed=seeds)
-def test_a_look_shows_what_the_hook_will_be_shown(
+def test_a_preview_shows_what_the_hook_will_be_shown(
     model: Model, family: str, made: list[Spec], shape: list[int], size: int, seed: int
 ) -> None:
     """Bit for bit: with what the hooks before it at its point, and at the scores, will have changed."""
     dlm, canvas, log = model(family), canvas_of(shape, seed), Log(made)
     with blocks(size, dlm), torch.no_grad(), dlm.hooks(fwd_hooks=log.hooks):
-        dlm(canvas.tokens, canvas.valid)
-    looks = [entry for entry in log.shown if entry[1] == "look"]
-    assume(looks)
-    for index, _, rows in looks:
-        ours, theirs = log.shown[index, "look", rows], log.shown[index, "call", rows]
+        dlm(canvas.tokens, attention_mask=canvas.valid)
+    previews = [entry for entry in log.shown if entry[1] == "preview"]
+    assume(previews)
+    for index, _, rows in previews:
+        ours, theirs = log.shown[index, "preview", rows], log.shown[index, "call", rows]
         assert torch.equal(ours.nan_to_num(), theirs.nan_to_num())
 
 
 @pytest.mark.parametrize("family", BOTH)
 @given(made=specs, shape=lengths, size=sizes, seed=seeds, top_k=st.integers(1, 3), first=st.booleans())
-def test_beside_an_edit_that_looks_a_hook_that_cannot_be_asked_gets_the_whole(
+def test_beside_an_edit_that_previews_a_hook_that_cannot_gets_the_whole(
     model: Model, family: str, made: list[Spec], shape: list[int], size: int, seed: int, top_k: int, first: bool
 ) -> None:
-    """In the edit's layer; in the other one blocks, unless the hooks there look themselves."""
+    """In the edit's layer; in the other one blocks, unless the hooks there preview themselves."""
     dlm, canvas = model(family), canvas_of(shape, seed)
-    log = Log([spec._replace(sweeps=0) for spec in made], ask=False)
-    edit: list[Any] = MaskSinks(SameStep(top_k=top_k), Where(layers=0)).fwd_hooks(dlm, canvas)
+    log = Log([spec._replace(rounds=0) for spec in made], ask=False)
+    edit: list[Any] = MaskSinks(SameStep(top_k=top_k), where=Scope(layers=0)).fwd_hooks(dlm, canvas)
     hooks = [*edit, *log.hooks] if first else [*log.hooks, *edit]
     with blocks(size, dlm), torch.no_grad(), dlm.hooks(fwd_hooks=hooks):
-        dlm(canvas.tokens, canvas.valid)
+        dlm(canvas.tokens, attention_mask=canvas.valid)
     width = max(shape)
     for index, spec in enumerate(made):
         expected = cut(width, size if spec.layer else width)
         assert [rows for which, _, rows in log.calls if which == index] == expected
     if any(spec.layer == 0 for spec in made):
         with (
-            blocks(size, dlm, "streaming"),
+            blocks(size, dlm, "blocks"),
             torch.no_grad(),
             dlm.hooks(fwd_hooks=hooks),
             pytest.raises(ScopeError, match="a hook needs the whole pattern"),
         ):
-            dlm(canvas.tokens, canvas.valid)
+            dlm(canvas.tokens, attention_mask=canvas.valid)
 
 
 # ------------------------------------------------------------------------------------------------------------- errors
@@ -532,65 +548,79 @@ class Fuse:
     """Counts how often it is passed, and blows at the asked time."""
 
     def __init__(self) -> None:
-        self.passed, self.blows, self.looking = 0, -1, False
+        self.passed, self.blows = 0, -1
 
-    def burn(self, *, looking: bool) -> None:
+    def burn(self) -> None:
         self.passed += 1
         if self.passed - 1 == self.blows:
-            self.looking = looking
             raise BlownError
 
 
+@dataclass(frozen=True, repr=False)
 class BreakingMask(MaskSinks):
-    """Passes the fuse whenever it is applied, for real or in a look."""
+    """Passes the fuse whenever it is applied, for real or in a preview."""
 
-    fuse: Fuse
+    fuse: Fuse = field(default_factory=Fuse, compare=False)
+    identity = "with a fuse"
 
     def apply(self, tensor: Tensor, at: Any) -> Tensor:
-        self.fuse.burn(looking=self.quiet)
+        self.fuse.burn()
         return super().apply(tensor, at)
 
 
+@dataclass(frozen=True, repr=False)
 class BreakingZero(ZeroSinks):
     """Likewise, where it reads the pattern."""
 
-    fuse: Fuse
+    fuse: Fuse = field(default_factory=Fuse, compare=False)
+    identity = "with a fuse"
 
     def pattern(self, tensor: Tensor) -> Tensor:
-        self.fuse.burn(looking=self.quiet)
+        self.fuse.burn()
         return super().pattern(tensor)
 
 
+@dataclass(frozen=True, repr=False)
 class BreakingValue(ZeroValue):
     """Likewise."""
 
-    fuse: Fuse
+    fuse: Fuse = field(default_factory=Fuse, compare=False)
+    identity = "with a fuse"
 
     def apply(self, tensor: Tensor, at: Any) -> Tensor:
-        self.fuse.burn(looking=self.quiet)
+        self.fuse.burn()
         return super().apply(tensor, at)
 
 
+@dataclass(frozen=True, repr=False)
 class BreakingNull(NullKey):
-    """Likewise."""
+    """Likewise, at the pattern."""
 
-    fuse: Fuse
+    fuse: Fuse = field(default_factory=Fuse, compare=False)
+    identity = "with a fuse"
 
-    def _scale(self, share: dict[str, Tensor], canvas: Canvas | None, pattern: Tensor, *, hook: Any) -> Tensor:
-        self.fuse.burn(looking=self.quiet)
-        return super()._scale(share, canvas, pattern, hook=hook)
+    def acting(self, model: Any, canvas: Canvas | None, memory: Memory) -> list[Hook]:
+        return [(name, self._fused(function)) for name, function in super().acting(model, canvas, memory)]
+
+    def _fused(self, function: Any) -> Any:
+        def passing(inner: Any, tensor: Tensor, *, hook: Any) -> Any:
+            if hook.name.endswith(PATTERN):
+                self.fuse.burn()
+            return inner(tensor, hook=hook)
+
+        return by_query(partial(passing, function.function), preview=partial(passing, function.preview))
 
 
-def breaking(name: str, fuse: Fuse) -> list[Any]:
-    """Edits of which one breaks, and another one looks before and after it."""
+def breaking(name: str, fuse: Fuse) -> InOrder:
+    """Edits of which one breaks, and others preview before and after it."""
+    same = SameStep(top_k=1)
     here: Any = {
-        "mask": lambda: BreakingMask(SameStep(top_k=1)),
-        "zero": lambda: BreakingZero(SameStep(top_k=1)),
-        "value": lambda: BreakingValue(SameStep(top_k=1)),
-        "null": lambda: BreakingNull(0.5),
+        "mask": lambda: BreakingMask(same, fuse=fuse),
+        "zero": lambda: BreakingZero(same, fuse=fuse),
+        "value": lambda: BreakingValue(same, fuse=fuse),
+        "null": lambda: BreakingNull(0.5, fuse=fuse),
     }[name]()
-    here.fuse = fuse
-    return [ScaleSinks(0.5, SameStep(top_k=1)), here, MaskSinks(SameStep(top_k=2)), ZeroSinks(SameStep(top_k=1))]
+    return InOrder(ScaleSinks(0.5, same), here, MaskSinks(SameStep(top_k=2)), ZeroSinks(same))
 
 
 def same_bits(one: Any, other: Any) -> None:
@@ -608,27 +638,24 @@ def same_bits(one: Any, other: Any) -> None:
 def test_an_error_inside_a_hook_leaves_nothing_behind(
     model: Model, family: str, name: str, texts: list[list[int]], size: int, when: float
 ) -> None:
-    """Wherever it is raised, in a look or for real, in whatever block, layer and step."""
+    """Wherever it is raised, in a preview or for real, in whatever block, layer and step."""
     dlm, fuse = model(family), Fuse()
-    made = breaking(name, fuse)
-    fresh = run(dlm, InOrder(*made), "streaming", texts, size, 2)
-    counted = InOrder(*made).counts()
+    edit = breaking(name, fuse)
+    fresh = run(dlm, edit, "blocks", texts, size, 2)
     fuse.blows, fuse.passed = int(when * fuse.passed), 0
     with pytest.raises(BlownError):
-        run(dlm, InOrder(*made), "streaming", texts, size, 2)
+        run(dlm, edit, "blocks", texts, size, 2)
     assert not dlm.hooked
     points = {id(point): point for point in dlm.hook_dict.values()}.values()
-    assert not [point.name for point in points if "rows" in point.ctx or point.fwd_hooks]
-    assert not [edit for edit in made if edit.quiet]
+    assert not [point.name for point in points if "queries" in point.ctx or point.fwd_hooks]
     fuse.blows = -1
-    again = InOrder(*made)
-    same_bits(run(dlm, again, "streaming", texts, size, 2), fresh)
-    assert again.counts() == counted
-    other = breaking(name, Fuse())
-    same_bits(run(dlm, InOrder(*other), "streaming", texts, size, 2), fresh)
+    for again in (edit, breaking(name, Fuse())):
+        repeated = run(dlm, again, "blocks", texts, size, 2)
+        same_bits(repeated, fresh)
+        assert repeated.memories[0].counts() == fresh.memories[0].counts()
 
 
-@pytest.mark.parametrize("kind", ["look", "call"])
+@pytest.mark.parametrize("kind", ["preview", "call"])
 @given(made=specs, shape=lengths, size=st.integers(1, 4), seed=seeds, when=st.floats(0, 1, exclude_max=True))
 def test_an_error_in_a_users_hook_leaves_nothing_behind(
     model: Model, kind: str, made: list[Spec], shape: list[int], size: int, seed: int, when: float
@@ -639,21 +666,21 @@ def test_an_error_in_a_users_hook_leaves_nothing_behind(
         calls.clear()
 
         def passing(tensor: Tensor, inner: Any, *, hook: Any) -> Any:
-            calls.append(hook.ctx["rows"])
+            calls.append(hook.ctx["queries"])
             if len(calls) - 1 == blow:
                 raise BlownError
             return inner(tensor, hook=hook)
 
         hooks = []
         for point, function in log.hooks:
-            look, call = function.look, function
-            if kind == "look":
-                look = partial(passing, inner=look)
+            preview, call = function.preview, function.function
+            if kind == "preview":
+                preview = partial(passing, inner=preview)
             else:
                 call = partial(passing, inner=call)
-            hooks.append((point, rowwise(partial(call), look=look, sweeps=function.sweeps)))
-        with blocks(size, dlm, "streaming"), torch.no_grad(), dlm.hooks(fwd_hooks=hooks):
-            return dlm(canvas.tokens, canvas.valid)
+            hooks.append((point, by_query(call, preview=preview, rounds=function.rounds)))
+        with blocks(size, dlm, "blocks"), torch.no_grad(), dlm.hooks(fwd_hooks=hooks):
+            return dlm(canvas.tokens, attention_mask=canvas.valid)
 
     fresh, total = forward(Log(made), None), len(calls)
     assume(total)
@@ -661,7 +688,7 @@ def test_an_error_in_a_users_hook_leaves_nothing_behind(
         forward(Log(made), int(when * total))
     points = {id(point): point for point in dlm.hook_dict.values()}.values()
     assert not dlm.hooked
-    assert not [point.name for point in points if "rows" in point.ctx or point.fwd_hooks]
+    assert not [point.name for point in points if "queries" in point.ctx or point.fwd_hooks]
     assert torch.equal(forward(Log(made), None), fresh)
 
 
@@ -669,7 +696,7 @@ def test_an_error_in_a_users_hook_leaves_nothing_behind(
 
 
 def around(
-    dlm: HookedDLM, edit: Any, canvas: Canvas, size: int, point: str = PATTERN, path: str = "streaming"
+    dlm: HookedDLM, edit: Any, canvas: Canvas, size: int, memory: Memory, point: str = PATTERN
 ) -> tuple[Tensor, Tensor]:
     """Layer 0's weights (or scores) before an edit and its weights after it, put together from blocks."""
     before: list[Tensor] = []
@@ -679,12 +706,12 @@ def around(
         kept.append(tensor.clone())
 
     hooks = [
-        (f"blocks.0.{point}", rowwise(partial(note, before), look=nothing)),
-        *edit.fwd_hooks(dlm, canvas),
-        (f"blocks.0.{PATTERN}", rowwise(partial(note, after), look=nothing)),
+        (f"blocks.0.{point}", watching(partial(note, before))),
+        *edit.fwd_hooks(dlm, canvas, memory),
+        (f"blocks.0.{PATTERN}", watching(partial(note, after))),
     ]
-    with blocks(size, dlm, path), torch.no_grad(), dlm.hooks(fwd_hooks=hooks):
-        dlm(canvas.tokens, canvas.valid)
+    with blocks(size, dlm, "blocks"), torch.no_grad(), dlm.hooks(fwd_hooks=hooks):
+        dlm(canvas.tokens, attention_mask=canvas.valid)
     assert [part.shape[2] for part in after] == [end - start for start, end in cut(canvas.tokens.shape[1], size)]
     return torch.cat(before, 2), torch.cat(after, 2)
 
@@ -699,7 +726,7 @@ def strongest(pattern: Tensor, canvas: Canvas, k: int) -> list[list[list[int]]]:
     return found
 
 
-FIRST = Where(layers=0)
+FIRST = Scope(layers=0)
 SUMS: Any = {"rtol": 0, "atol": 2e-6}  # float32: a row of at most 9 weights, each rounded once or twice
 
 
@@ -710,8 +737,8 @@ def test_zeroing_in_blocks_takes_exactly_the_sinks_mass(
 ) -> None:
     """Row by row; all other weights stay bit for bit, and the mass that is counted is the mass that is gone."""
     dlm, canvas = model(family), canvas_of(shape, seed)
-    edit = ZeroSinks(SameStep(top_k=k, queries="all"), FIRST)
-    before, after = around(dlm, edit, canvas, size)
+    edit, memory = ZeroSinks(SameStep(ranking(k)), where=FIRST), Memory()
+    before, after = around(dlm, edit, canvas, size, memory)
     expected, gone = before.clone(), 0.0
     for b, row in enumerate(strongest(before, canvas, k)):
         real = canvas.valid[b]
@@ -723,8 +750,8 @@ def test_zeroing_in_blocks_takes_exactly_the_sinks_mass(
             gone += float(mass[real].sum())
     real = canvas.valid[:, None, :, None].expand(before.shape)
     assert torch.equal(after[real], expected[real])
-    assert edit.counts()["mass"] == pytest.approx(gone, rel=1e-5)
-    assert edit.counts()["keys"] == k * HEADS * len(shape)
+    assert memory.counts()["mass"] == pytest.approx(gone, rel=1e-5)
+    assert memory.counts()["keys"] == k * HEADS * len(shape)
 
 
 @pytest.mark.parametrize("name", ["mask", "proportional", "uniform", "scale", "swap"])
@@ -734,42 +761,54 @@ def test_zeroing_in_blocks_takes_exactly_the_sinks_mass(
     size=sizes,
     seed=seeds,
     k=st.integers(1, 3),
-    where=scopes.map(lambda where: Where(layers=0, heads=where.heads, queries=where.queries, diagonal=where.diagonal)),
+    heads=st.sampled_from([None, None, [1], [0, -1]]),
+    queries=queries,
+    diagonal=st.booleans(),
 )
 def test_row_sums_stay_in_blocks(
-    model: Model, name: str, family: str, shape: list[int], size: int, seed: int, k: int, where: Where
+    model: Model,
+    name: str,
+    family: str,
+    shape: list[int],
+    size: int,
+    seed: int,
+    k: int,
+    heads: list[int] | None,
+    queries: Any,
+    diagonal: bool,
 ) -> None:
-    dlm, canvas, same = model(family), canvas_of(shape, seed), SameStep(top_k=k, queries="all")
-    edit = {
-        "mask": MaskSinks(same, where),
-        "proportional": Redistribute("proportional", same, where),
-        "uniform": Redistribute("uniform", same, where, share=0.6),
-        "scale": ScaleSinks(0.2, same, where, renormalise=True),
-        "swap": Swap(same, where, seed=seed),
+    dlm, canvas, same, memory = model(family), canvas_of(shape, seed), SameStep(ranking(k)), Memory()
+    edit: Any = {
+        "mask": MaskSinks(same),
+        "proportional": Redistribute("proportional", same),
+        "uniform": Redistribute("uniform", same, share=0.6),
+        "scale": ScaleSinks(0.2, same, renormalise=True),
+        "swap": Swap(same, seed=seed),
     }[name]
-    before, after = around(dlm, edit, canvas, size, SCORES if name == "mask" else PATTERN)
+    edit = dataclasses.replace(edit, where=Scope(layers=0, heads=heads), queries=queries, diagonal=diagonal)
+    before, after = around(dlm, edit, canvas, size, memory, SCORES if name == "mask" else PATTERN)
     before = before.softmax(-1).nan_to_num(0.0) if name == "mask" else before
     real = canvas.valid[:, None].expand(before.shape[:3])
     torch.testing.assert_close(after.sum(-1)[real], torch.ones(int(real.sum())), **SUMS)
     torch.testing.assert_close(after.sum(-1), before.sum(-1), **SUMS)
-    touched = {h: h in ([1] if where.heads == [1] else [0, 3] if where.heads else range(HEADS)) for h in range(HEADS)}
+    touched = {h: h in ([1] if heads == [1] else [0, 3] if heads else range(HEADS)) for h in range(HEADS)}
     for head, there in touched.items():
         if not there:
             torch.testing.assert_close(after[:, head], before[:, head], rtol=0, atol=1e-6)
-    assert edit.counts()["keys"] > 0
+    assert memory.counts()["keys"] > 0
 
 
-def used(dlm: HookedDLM, edit: Any, canvas: Canvas, size: int) -> dict[str, Tensor]:
+def used(dlm: HookedDLM, edit: Any, canvas: Canvas, size: int, memory: Memory | None = None) -> dict[str, Tensor]:
     """What layer 0 makes of an edit, and the logits."""
     kept: dict[str, list[Tensor]] = {PATTERN: [], MIXED: []}
 
     def note(name: str, tensor: Tensor, *, hook: Any) -> None:
         kept[name].append(tensor.clone())
 
-    noting = [(f"blocks.0.{name}", rowwise(partial(note, name), look=nothing)) for name in kept]
-    hooks = [*edit.fwd_hooks(dlm, canvas), *noting]
-    with blocks(size, dlm, "streaming"), torch.no_grad(), dlm.hooks(fwd_hooks=hooks):
-        logits = dlm(canvas.tokens, canvas.valid)
+    noting = [(f"blocks.0.{name}", watching(partial(note, name))) for name in kept]
+    hooks = [*edit.fwd_hooks(dlm, canvas, memory), *noting]
+    with blocks(size, dlm, "blocks"), torch.no_grad(), dlm.hooks(fwd_hooks=hooks):
+        logits = dlm(canvas.tokens, attention_mask=canvas.valid)
     return {"logits": logits, PATTERN: torch.cat(kept[PATTERN], 2), MIXED: kept[MIXED][0]}
 
 
@@ -789,29 +828,45 @@ OPERATORS: dict[str, Any] = {
 @pytest.mark.parametrize("name", OPERATORS)
 @settings(max_examples=12)
 @given(
-    family=st.sampled_from(FAMILIES), shape=lengths, size=sizes, seed=seeds, where=scopes, how=st.sampled_from("kqs")
+    family=st.sampled_from(FAMILIES),
+    shape=lengths,
+    size=sizes,
+    seed=seeds,
+    heads=st.sampled_from([None, None, [1], [0, -1]]),
+    queries=queries,
+    diagonal=st.booleans(),
+    how=st.sampled_from("kqs"),
 )
 def test_an_edit_of_nobody_is_the_identity_bit_for_bit(
-    model: Model, name: str, family: str, shape: list[int], size: int, seed: int, where: Where, how: str
+    model: Model,
+    name: str,
+    family: str,
+    shape: list[int],
+    size: int,
+    seed: int,
+    heads: list[int] | None,
+    queries: Any,
+    diagonal: bool,
+    how: str,
 ) -> None:
     """Keys that no row has, no key in scope, rows that are done: as with NoOp on the same path."""
-    dlm, canvas = model(family), canvas_of(shape, seed)
-    scope: dict[str, Any] = {"heads": where.heads, "queries": where.queries, "diagonal": where.diagonal}
+    dlm, canvas, memory = model(family), canvas_of(shape, seed), Memory()
     if how == "k":
-        detector: Any = Fixed([max(shape) + 2])
+        selector: Any = Fixed([max(shape) + 2])
     elif how == "q":
-        detector, scope = SameStep(top_k=2), {**scope, "keys": "prompt"}
+        selector = SameStep(SinkRule(None, top_k=2, queries="auto", keys="prompt"))
         canvas = Canvas(canvas.tokens, canvas.valid, canvas.masked, canvas.prompt & False, seeds=canvas.seeds)
     else:
-        detector = SameStep(top_k=2)
+        selector = SameStep(top_k=2)
         done = torch.zeros(len(shape), dtype=torch.bool)
         canvas = Canvas(canvas.tokens, canvas.valid, canvas.masked, canvas.prompt, seeds=canvas.seeds, active=done)
-    edit, without = OPERATORS[name](detector, Where(**scope)), NoOp(detector.own(), Where(**scope))
-    ours, theirs = used(dlm, edit, canvas, size), used(dlm, without, canvas, size)
+    scope: dict[str, Any] = {"where": Scope(heads=heads), "queries": queries, "diagonal": diagonal}
+    ours = used(dlm, OPERATORS[name](selector, **scope), canvas, size, memory)
+    theirs = used(dlm, NoOp(selector, **scope), canvas, size)
     for what, tensor in theirs.items():
         assert torch.equal(ours[what], tensor), what
-    assert edit.counts()["keys"] == 0
-    assert edit.counts()["mass"] == 0
+    assert memory.counts()["keys"] == 0
+    assert memory.counts()["mass"] == 0
 
 
 @pytest.mark.parametrize("name", OPERATORS)
@@ -821,15 +876,15 @@ def test_other_heads_stay_bit_for_bit_in_blocks(
     model: Model, name: str, family: str, shape: list[int], size: int, seed: int, head: int
 ) -> None:
     """Of the weights and of what they mix."""
-    dlm, canvas, where = model(family), canvas_of(shape, seed), Where(layers=0, heads=head)
-    detector = SameStep(top_k=1, queries="all")
-    edit, without = OPERATORS[name](detector, where), NoOp(detector.own(), where)
-    ours, theirs = used(dlm, edit, canvas, size), used(dlm, without, canvas, size)
+    dlm, canvas, where = model(family), canvas_of(shape, seed), Scope(layers=0, heads=head)
+    selector, memory = SameStep(ranking(1)), Memory()
+    ours = used(dlm, OPERATORS[name](selector, where=where), canvas, size, memory)
+    theirs = used(dlm, NoOp(selector, where=where), canvas, size)
     others = [index for index in range(HEADS) if index != head]
     assert torch.equal(ours[PATTERN][:, others], theirs[PATTERN][:, others])
     mixed, plain = (each[MIXED].unflatten(-1, (HEADS, -1)) for each in (ours, theirs))
     assert torch.equal(mixed[:, :, others], plain[:, :, others])
-    assert edit.counts()["keys"] == len(shape)
+    assert memory.counts()["keys"] == len(shape)
 
 
 # ------------------------------------------------------------------------------------------------ padding and batches
@@ -844,15 +899,15 @@ def test_a_row_is_the_same_alone_and_padded(
     """Tokens, and the attention that its keys receive, whatever stands beside it and however it is cut into blocks."""
     dlm, edit = model(family), InOrder(*made) if made else None
     try:
-        together = run(dlm, edit, "streaming", texts, size, steps)
+        together = run(dlm, edit, "blocks", texts, size, steps)
     except ScopeError as refused:
         pass_over(refused)
     for row, text in enumerate(texts):
-        with blocks(other, dlm, "streaming"):
+        with blocks(other, dlm, "blocks"):
             alone = denoise(
                 dlm,
                 [text],
-                together.plan.for_causal() if dlm.is_causal else together.plan,
+                together.plan,
                 interventions=[] if edit is None else [edit],
                 probes=[probes.ReceivedAttention()],
                 seed=[row],

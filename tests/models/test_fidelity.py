@@ -46,7 +46,7 @@ def recorded_case(folder: str, case: str) -> tuple[torch.Tensor, torch.Tensor | 
 def test_plain_logits_are_the_official_ones(official: Any, folder: str, case: str) -> None:
     tokens, mask, logits, real = recorded_case(folder, case)
     with torch.no_grad():
-        ours = official(folder)(tokens, mask)
+        ours = official(folder)(tokens, attention_mask=mask)
     torch.testing.assert_close(ours[real], logits[real], atol=PLAIN[folder], rtol=0)
 
 
@@ -55,7 +55,7 @@ def hooked_logits(dlm: HookedDLM, tokens: torch.Tensor, mask: torch.Tensor | Non
     seen = []
     names = [f"blocks.{layer}.attn.{point}" for layer in range(dlm.n_layers)]
     with torch.no_grad(), dlm.hooks(fwd_hooks=[(name, lambda t, *, hook: seen.append(hook.name)) for name in names]):
-        ours = dlm(tokens, mask)
+        ours = dlm(tokens, attention_mask=mask)
     assert seen == names
     return ours
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,8 +17,8 @@ from transformer_lens.model_protocol import TransformerLensModel
 from sinklens import HookedDLM
 from sinklens.errors import CheckFailed
 from sinklens.models import attention
-from sinklens.models import blocks as streaming
 from sinklens.models.families import FAMILIES
+from sinklens.sinks import Sight
 
 NAMES = [family.name for family in FAMILIES]
 TOKENS = torch.tensor([[5, 17, 62, 9, 30, 2, 44]])
@@ -49,28 +48,31 @@ def test_check_passes_and_says_how_far_off_it_is(model: Any, family: str) -> Non
     assert found["edit"] > 1e-2
 
 
-def broken_path(break_: str) -> Callable[..., tuple[Tensor, Tensor]]:
-    """A pattern path with one defect."""
+def broken_attend(defect: str) -> Callable[..., tuple[Tensor, Tensor]]:
+    """Attention in the open with one defect."""
 
-    def path(self: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    def attend(
+        points: Any, received: Any, q: Tensor, k: Tensor, v: Tensor, sight: Sight, scale: float, *, path: str
+    ) -> tuple[Tensor, Tensor]:
+        scores_point, pattern_point = points
         k, v = (tensor.repeat_interleave(q.shape[1] // k.shape[1], 1) for tensor in (k, v))
-        use = None if break_ == "mask ignored" else mask
-        causal = self.is_causal or break_ == "causal"
-        seen = streaming.visible(use, slice(None), q.shape[-2], q.device, causal=causal)
-        scores = q @ k.transpose(-2, -1) * scale
-        scores = scores if seen is None else scores.masked_fill(~seen, float("-inf"))
-        pattern = self.hook_attn_scores(scores).softmax(-1).nan_to_num()
-        if break_ == "edit discarded":
-            self.hook_pattern(pattern)
-        elif break_ == "rows not normalised":
-            pattern = self.hook_pattern(pattern * 0.9)
-        elif break_ == "wrong shape":
-            pattern = self.hook_pattern(pattern[:, :1]).expand_as(pattern)
+        if defect == "mask ignored":
+            sight = Sight(torch.ones_like(sight.valid))
+        if defect == "causal":
+            sight = Sight(sight.valid, "causal")
+        scores = (q @ k.transpose(-2, -1) * scale).masked_fill(~sight.rows(slice(None))[:, None], float("-inf"))
+        pattern = scores_point(scores).softmax(-1).nan_to_num()
+        if defect == "edit discarded":
+            pattern_point(pattern)
+        elif defect == "rows not normalised":
+            pattern = pattern_point(pattern * 0.9)
+        elif defect == "wrong shape":
+            pattern = pattern_point(pattern[:, :1]).expand_as(pattern)
         else:
-            pattern = self.hook_pattern(pattern)
+            pattern = pattern_point(pattern)
         return pattern @ v, pattern
 
-    return path
+    return attend
 
 
 @pytest.mark.parametrize(
@@ -87,7 +89,7 @@ def test_check_fails_on_a_broken_bridge(
     tiny_model: Any, monkeypatch: pytest.MonkeyPatch, defect: str, message: str
 ) -> None:
     dlm = tiny_model("LLaDA")
-    monkeypatch.setattr(attention.SinkAttentionBridge, "_pattern_path", broken_path(defect))
+    monkeypatch.setattr(attention.blocks, "attend", broken_attend(defect))
     with pytest.raises(CheckFailed, match=message):
         dlm.check()
 
@@ -95,13 +97,13 @@ def test_check_fails_on_a_broken_bridge(
 def test_the_broken_path_without_a_defect_passes(tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The control of the test above."""
     dlm = tiny_model("LLaDA")
-    monkeypatch.setattr(attention.SinkAttentionBridge, "_pattern_path", broken_path("nothing"))
+    monkeypatch.setattr(attention.blocks, "attend", broken_attend("nothing"))
     dlm.check()
 
 
 def test_check_fails_when_the_pattern_path_is_never_taken(tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     dlm = tiny_model("LLaDA")
-    monkeypatch.setattr(attention.SinkAttentionBridge, "wants_pattern", lambda self: False)
+    monkeypatch.setattr(attention.Points, "is_open", False)
     with pytest.raises(CheckFailed, match="did not carry a pattern"):
         dlm.check()
 
@@ -110,17 +112,19 @@ def test_check_sees_padding_that_leaks_on_the_fused_path(tiny_model: Any, monkey
     """Hooks away from the pattern (a steering vector, say) run the bridge's fused attention."""
     dlm = tiny_model("LLaDA")
 
-    def leaky(*args: Any, attn_mask: Tensor | None, **kwargs: Any) -> Tensor:
-        return F.scaled_dot_product_attention(*args, attn_mask=None, **kwargs)
+    fused = attention.sdpa_attention_forward
 
-    monkeypatch.setattr(attention, "F", SimpleNamespace(scaled_dot_product_attention=leaky))
+    def leaky(module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, **kwargs: Any) -> Any:
+        return fused(module, q, k, v, None, **kwargs)
+
+    monkeypatch.setattr(attention, "sdpa_attention_forward", leaky)
     with pytest.raises(CheckFailed, match="left padding"):
         dlm.check()
 
 
 def test_a_broken_checkpoint_can_be_loaded_only_unchecked(fidelity: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = str(fidelity / "dream" / "checkpoint")
-    monkeypatch.setattr(attention.SinkAttentionBridge, "_pattern_path", broken_path("edit discarded"))
+    monkeypatch.setattr(attention.blocks, "attend", broken_attend("edit discarded"))
     with pytest.raises(CheckFailed, match="dream"):
         HookedDLM.from_pretrained(folder)
     assert HookedDLM.from_pretrained(folder, check=False).n_layers == 2
@@ -144,16 +148,16 @@ def test_left_padding_changes_nothing(model: Any, family: str) -> None:
     alone = dlm(TOKENS)
     for point in (None, "hook_out", "hook_pattern"):
         with dlm.hooks(fwd_hooks=[(f"blocks.0.attn.{point}", nothing)] if point else []):
-            ours = dlm(padded, mask)[:, 3:]
+            ours = dlm(padded, attention_mask=mask)[:, 3:]
         # Aligned Dream logits of the first real position come from the padding before it.
         torch.testing.assert_close(ours[:, 1:], alone[:, 1:], atol=5e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("family", NAMES)
 def test_only_dream_is_shifted(model: Any, family: str) -> None:
-    """Row i scores position i, wherever logits come from; the bridge itself stays raw."""
+    """Row i scores position i, wherever logits come from; the transformers model itself stays raw."""
     dlm = model(family)
-    raw = dlm.bridge(TOKENS, return_type="logits")
+    raw = dlm.original_model(TOKENS).logits
     expected = torch.cat([raw[:, :1], raw[:, :-1]], 1) if family == "Dream" else raw
     close = {"atol": 5e-5, "rtol": 1e-5}
     torch.testing.assert_close(dlm(TOKENS), expected, **close)
@@ -165,7 +169,7 @@ def test_only_dream_is_shifted(model: Any, family: str) -> None:
 
 def test_an_integer_mask_is_a_boolean_one(model: Any) -> None:
     mask = torch.tensor([[0, 0, 1, 1, 1, 1, 1]])
-    assert torch.equal(model("LLaDA")(TOKENS, mask), model("LLaDA")(TOKENS, mask.bool()))
+    assert torch.equal(model("LLaDA")(TOKENS, attention_mask=mask), model("LLaDA")(TOKENS, attention_mask=mask.bool()))
 
 
 # Hooks.

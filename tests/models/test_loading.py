@@ -74,7 +74,7 @@ def test_every_weight_of_the_checkpoint_is_in_the_model(official: Any, fidelity:
     stored = {}
     for shard in (fidelity / "llada" / "checkpoint").glob("*.safetensors"):
         stored |= load_file(shard)
-    loaded = dict(dlm.reference.named_parameters())
+    loaded = dict(dlm.original_model.named_parameters())
     assert len(loaded) == len(stored)
     assert torch.equal(loaded["model.embed_tokens.weight"], stored["model.transformer.wte.weight"])
     gate, down = (stored[f"model.transformer.blocks.1.{name}.weight"] for name in ("ff_proj", "ff_out"))

@@ -159,8 +159,15 @@ def test_a_metric_that_was_not_measured_is_named(draw: Any) -> None:
         draw(DOSES, "order")
 
 
+def test_a_control_of_one_result_only_is_in_the_legend_once() -> None:
+    without = made("tiny-arm", ("top-1",), 7, controls=())
+    figure = plots.conditions([without, ONE, TWO])
+    shown = [trace.name for trace in figure.data if trace.showlegend]
+    assert sorted(shown) == sorted(NAMES.values())
+
+
 def test_nothing_to_draw_is_said() -> None:
     with pytest.raises(ValueError, match=r"no condition is named 'epsilon'=\.\.\.; there are unmasked, k=1"):
         plots.dose_response(DOSES, "epsilon")
-    with pytest.raises(ValueError, match="the results have no rows"):
+    with pytest.raises(ValueError, match="the results have no scores"):
         plots.conditions(AblationResult([]))

@@ -18,7 +18,7 @@ import xarray as xr
 from sinklens import plots, report, sinks
 from sinklens.analysis import dynamics, norms
 from sinklens.analysis import rates as metrics
-from sinklens.planted.records import planted
+from sinklens.ground_truth.records import planted
 from sinklens.sinks import SinkRule
 
 RULE = SinkRule(epsilon=1.0)
@@ -39,13 +39,14 @@ def tiny_record() -> xr.Dataset:
     given = np.array([[1, 1, 0, 0, 0], [1, 1, 0, 0, -1]])
     return xr.Dataset(
         {
-            "received": (("prompt", "step", "layer", "head", "key"), received),
+            "received": (("prompt", "step", "layer", "head", "key"), received, {"queries": "all"}),
             "masked": (("prompt", "step", "key"), masked),
             "token": (("prompt", "key"), token),
             "text": (("prompt", "key"), text),
             "given": (("prompt", "key"), given),
             "commit_step": (("prompt", "key"), np.array([[-1, -1, 0, 1, 2], [-1, -1, 0, 1, -1]])),
-        }
+        },
+        attrs={"provenance": json.dumps({"causal": False})},
     )
 
 
@@ -133,7 +134,7 @@ def test_long_rows_have_numbers_instead_of_tokens():
 
 @pytest.mark.parametrize(("cells", "entries", "said"), [(15 * 7, 7, ""), (15 * 3, 3, "heads"), (15, 1, "layers")])
 def test_menu_entries_are_left_out_for_size_and_the_title_says_so(monkeypatch, cells, entries, said):
-    monkeypatch.setattr(plots.single, "CELLS", cells)
+    monkeypatch.setattr(plots.canvas, "CELLS", cells)
     figure = plots.timeline(tiny_record(), rule=RULE)
     assert len(figure.layout.updatemenus[0].buttons) == entries
     assert ("Left out for size" in figure.layout.title.text) == bool(said)
@@ -216,29 +217,6 @@ def test_token_classes():
     assert figure.layout.yaxis.range == (0, 1)
 
 
-def ablations() -> pd.DataFrame:
-    rows = []
-    for model in ("dlm", "arm"):
-        rows.append((model, "exact", "unmasked", 0, "unmasked", 0.9, 0.8, 0.95))
-        for k in (1, 5):
-            rows.append((model, "exact", f"top-{k}", k, "sinks", 0.5, 0.4, 0.7))
-            rows.append((model, "exact", f"top-{k}", k, "random", 0.8, 0.7, 0.85))
-    return pd.DataFrame(rows, columns=["model", "outcome", "condition", "k", "kind", "accuracy", "low", "high"])
-
-
-def test_ablation_has_one_panel_per_model_and_pairs_side_by_side():
-    figure = plots.ablation(ablations())
-    unmasked, sinks, random = figure.data[:3]
-    assert {trace.xaxis for trace in figure.data} == {"x", "x2"}
-    assert list(unmasked.x) == [0]
-    np.testing.assert_allclose((np.array(sinks.x) + np.array(random.x)) / 2, [1, 2])
-    assert sinks.marker.symbol != random.marker.symbol
-    np.testing.assert_allclose(sinks.error_y.array, 0.2)
-    np.testing.assert_allclose(sinks.error_y.arrayminus, 0.1)
-    assert figure.layout.yaxis.range == figure.layout.yaxis2.range == (0, 1)
-    assert [trace.showlegend for trace in figure.data] == [True] * 3 + [False] * 3
-
-
 def test_tables_are_checked():
     with pytest.raises(ValueError, match=r"no column 'null'; it has model, layer, sinks, and this figure needs"):
         plots.layer_counts(layers().drop(columns="null"))
@@ -246,12 +224,10 @@ def test_tables_are_checked():
         plots.layer_counts(layers().assign(layer=0))
     with pytest.raises(ValueError, match="no rows"):
         plots.layer_counts(layers().iloc[:0])
-    with pytest.raises(ValueError, match="kind 'control' is unknown; the kinds are unmasked, sinks, random"):
-        plots.ablation(ablations().replace({"kind": {"random": "control"}}))
 
 
 def test_figures_never_offer_an_upload():
-    for figure in (plots.timeline(tiny_record()), plots.layer_counts(layers()), plots.ablation(ablations())):
+    for figure in (plots.timeline(tiny_record()), plots.layer_counts(layers())):
         assert "sendChartToCloud" in figure.layout.modebar.remove
 
 
@@ -375,7 +351,7 @@ def test_filtered_curve_has_one_null_per_kind_of_model():
     figure = plots.filtered_curve({"dlm": bidirectional, "<arm>": causal, "dlm2": bidirectional}, [0.0, 2.0])
     names = [trace.name for trace in figure.data]
     assert names[3:] == ["uniform attention (dlm, dlm2)", "uniform attention (&lt;arm&gt;)"]
-    null = sinks.uniform_null(32, causal=True)
+    null = sinks.uniform_null(32, "causal")
     share = [1 - int(SinkRule(epsilon=epsilon)(null).sum()) / 32 for epsilon in (0.0, 2.0)]
     np.testing.assert_allclose(figure.data[4].y, share)
     assert share[0] < share[1] < 1
@@ -504,7 +480,7 @@ def test_heads_are_the_records_heads_beside_uniform_attention():
 def test_heads_that_do_not_fit_are_left_out_and_said(monkeypatch):
     record = planted("jumping", layers=6, heads=4).record
     assert "Left out" not in plots.heads(record).layout.title.text
-    monkeypatch.setattr(plots.panels, "PANELS", 8)
+    monkeypatch.setattr(plots.layers_heads, "PANELS", 8)
     figure = plots.heads(record)
     assert sum(trace.type == "heatmap" for trace in figure.data) <= 8 + 1
     assert "Left out for size: 2 of 6 layers and 2 of 4 heads" in figure.layout.title.text
@@ -514,7 +490,7 @@ def test_heads_that_do_not_fit_are_left_out_and_said(monkeypatch):
         plots.heads(record, layers=range(6), heads=range(4))
     with pytest.raises(ValueError, match="head 4 does not exist; the record has head 0 to 3"):
         plots.heads(record, heads=[4])
-    monkeypatch.setattr(plots.panels, "CELLS", 3 * 16 * 32)
+    monkeypatch.setattr(plots.layers_heads, "CELLS", 3 * 16 * 32)
     assert sum(trace.type == "heatmap" for trace in plots.heads(record).data) == 2 + 1
 
 
@@ -671,21 +647,25 @@ def test_new_figures_say_rule_and_null_and_name_what_is_missing(figure):
 
 
 @pytest.mark.parametrize("figure", NEW)
-def test_new_figures_of_records_with_query_sets_show_all_queries(figure):
+def test_new_figures_of_records_of_several_queries_show_those_of_the_rule(figure):
     record = planted("split").record
-    alone = record.assign(received=record["received"].sel(query_set="all", drop=True)).drop_vars("query_set")
-    assert figure(record).to_json() == figure(alone).to_json()
+    for queries in ("all", "masked", "committed"):
+        received = record["received"].sel(queries=queries, drop=True).assign_attrs(queries=queries)
+        alone = record.drop_vars("queries").assign(received=received)
+        rule = SinkRule(queries=queries)
+        assert figure(record, rule=rule).to_json() == figure(alone, rule=rule).to_json()
 
 
-def test_the_null_of_some_queries_is_their_mean():
+def test_the_null_of_some_queries_is_theirs():
     record = planted("split").record
-    masked = record["received"].sel(query_set="masked", drop=True)
-    masked.attrs["definition"] = "sum over masked valid queries of the attention that the key receives"
-    record = record.drop_vars("query_set").assign(received=masked)
-    null = plots.heads(record).data[-2].z
+    null = plots.heads(record, rule=SinkRule(queries="masked")).data[-2].z
     np.testing.assert_allclose(null[:, 0], record["masked"].isel(prompt=0).sum("key") / 32, rtol=1e-5)
-    record.attrs["provenance"] = json.dumps({"causal": True})
-    assert "not defined" in plots.heads(record).layout.title.text
+    causal = record.assign_attrs(provenance=json.dumps({"causal": True}))
+    null = plots.heads(causal, rule=SinkRule(queries="masked")).data[-2].z
+    for step in (0, 9):  # query i gives each of its i + 1 keys as much
+        masked = np.flatnonzero(record["masked"].isel(prompt=0, step=step) == 1)
+        expected = [sum(1 / (i + 1) for i in masked if i >= key) for key in range(32)]
+        np.testing.assert_allclose(null[step], expected, rtol=1e-5)
 
 
 def test_a_report_has_the_figures_of_the_whole_run(tmp_path):

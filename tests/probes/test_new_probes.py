@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, get_args
 
@@ -15,11 +15,11 @@ import xarray as xr
 from torch import Tensor
 
 from sinklens import HookedDLM, Plan, SinkRule, denoise
-from sinklens.analysis import norms
+from sinklens.analysis import attention, norms
 from sinklens.analysis import rates as metrics
 from sinklens.errors import BrokenPattern, RecordError, ScopeError
-from sinklens.hooks import Canvas, Probe, Where, attached, plain_canvas
-from sinklens.planted.records import planted
+from sinklens.ground_truth.records import planted
+from sinklens.hooks import Canvas, Edit, Memory, Probe, Scope, attached
 from sinklens.probes import (
     AttentionEntropy,
     Contribution,
@@ -119,10 +119,8 @@ def watched(twins: dict[str, HookedDLM]) -> dict[str, xr.Dataset]:
     """A run per twin: prompts of three lengths, the pattern, every query set, and one SinkMask per rule."""
     out = {}
     for name, dlm in twins.items():
-        masks = [SinkMask(rule) for rule in RULES]
-        for index, probe in enumerate(masks):
-            probe.name = f"sink_{index}"
-        probes = [Pattern(), ReceivedAttention(query_sets=SETS), *masks]
+        masks = [SinkMask(rule, variable=f"sink_{index}") for index, rule in enumerate(RULES)]
+        probes = [Pattern(), ReceivedAttention(queries=SETS), *masks]
         plan = Plan(new_tokens=5, suppress_eos="logits")
         out[name] = denoise(dlm, PROMPTS[:2], plan, probes=probes, progress=False).record
     return out
@@ -146,7 +144,7 @@ BY_QUERIES = [
 @pytest.mark.parametrize(("name", "queries", "base"), BY_QUERIES)
 def test_sinks_from_a_record_are_the_sinks_online(watched: Any, name: str, queries: Positions, base: int) -> None:
     record = watched[name]
-    received = record["received"].sel(query_set=queries).to_numpy()
+    received = record["received"].sel(queries=queries).to_numpy()
     compared = 0
     for index, rule in enumerate(RULES):
         if rule != SinkRule(**BASE[base], queries=queries, keys=rule.keys):
@@ -155,7 +153,7 @@ def test_sinks_from_a_record_are_the_sinks_online(watched: Any, name: str, queri
         offline = metrics.sinks(record, rule).to_numpy()
         np.testing.assert_array_equal(np.isnan(online), np.isnan(received))
         # A ranking is open where fewer keys than it wants receive anything.
-        eligible = metrics.key_set(record, keys).to_numpy()[:, :, None, None] & ~np.isnan(received)
+        eligible = attention.positions(record, keys).to_numpy()[:, :, None, None] & ~np.isnan(received)
         there = (eligible & (np.nan_to_num(received) > 0)).sum(-1)
         clear = np.ones_like(there, bool) if rule.epsilon is not None else there >= min(rule.top_k or 0, 2)
         assert np.array_equal((online == 1)[clear], offline[clear]), rule
@@ -208,16 +206,16 @@ def test_sink_masks_equal_a_naive_loop(watched: Any, name: str) -> None:
 @pytest.mark.parametrize("which", SETS)
 def test_key_sets_of_a_record_are_the_canvas_sets(watched: Any, name: str, which: Positions) -> None:
     record = watched[name]
-    ours = metrics.key_set(record, which).transpose("prompt", "step", "key").to_numpy()
+    ours = attention.positions(record, which).transpose("prompt", "step", "key").to_numpy()
     for row, step in np.ndindex(*ours.shape[:2]):
         assert np.flatnonzero(ours[row, step]).tolist() == held(record, row, step)[which]
 
 
 def test_a_sink_mask_is_a_probe_with_a_readable_name(twins: dict[str, HookedDLM]) -> None:
     assert repr(SinkMask()) == "SinkMask()"
-    assert repr(SinkMask(where=Where(layers=1))) == "SinkMask(where=Where(layers=1))"
+    assert repr(SinkMask(where=Scope(layers=1))) == "SinkMask(where=Scope(layers=1))"
     assert "SinkRule(epsilon=2.0" in repr(SinkMask(SinkRule(2.0)))
-    probe = SinkMask(SinkRule(2.0, queries="masked"), Where(layers=[1], steps=[1, 2]))
+    probe = SinkMask(SinkRule(2.0, queries="masked"), Scope(layers=[1], steps=[1, 2]))
     run = denoise(twins["tiny-dlm"], PROMPTS[0], Plan(new_tokens=4), probes=[probe], progress=False)
     assert run.record["sink"].dims == ("prompt", "step", "layer", "head", "key")
     assert run.record["sink"].attrs["units"] == "1/0"
@@ -236,7 +234,6 @@ OVERLAPS = [
     SinkRule(1.2, "zscore"),
     SinkRule(4.1, "percent", keys="committed"),
     SinkRule(None, top_k=2),
-    SinkRule(0.4, queries="last"),
 ]
 
 
@@ -268,10 +265,11 @@ def test_masked_vs_committed_equals_a_naive_loop(twins: Any, rule: SinkRule) -> 
 
 def fed(probe: Any, dlm: HookedDLM, pattern: Tensor, masked: Tensor) -> Tensor:
     """What a pattern probe makes of this pattern [head, query, key] in layer 0."""
-    canvas = replace(plain_canvas((1, len(masked)), pattern.device), masked=masked[None], prompt=~masked[None])
-    hooks = dict(probe.fwd_hooks(dlm, canvas))
+    canvas = replace(Canvas.plain(torch.ones_like(masked)[None]), masked=masked[None], prompt=~masked[None])
+    seen: dict[Any, Any] = {}
+    hooks = dict(probe.hooks(dlm, canvas, seen))
     hooks["blocks.0.attn.hook_pattern"](pattern[None].clone(), hook=None)
-    return probe.values()
+    return probe.values(seen)
 
 
 @pytest.mark.parametrize(("kind", "answer"), [("split", 0.0), ("static", 1.0), ("none", math.nan)])
@@ -279,7 +277,7 @@ def test_planted_overlaps(twins: Any, kind: Any, answer: float) -> None:
     made = planted(kind, seed=3)
     masked = torch.from_numpy(made.record["masked"].to_numpy()[0] == 1)
     for step in range(16):
-        overlap = fed(MaskedVsCommitted(where=Where(layers=0)), twins["tiny-dlm"], made.patterns[step, 0], masked[step])
+        overlap = fed(MaskedVsCommitted(where=Scope(layers=0)), twins["tiny-dlm"], made.patterns[step, 0], masked[step])
         np.testing.assert_array_equal(overlap, np.full((1, 1, 2), answer, np.float32))
 
 
@@ -292,10 +290,10 @@ def test_planted_split_sinks_are_told_apart_by_the_rules_queries(twins: Any) -> 
             made.truth[f"{which}_sink"]
         ]
         for step in (0, 7, 15):
-            flags = fed(SinkMask(rule, Where(layers=0)), twins["tiny-dlm"], made.patterns[step, 0], masked[step])
+            flags = fed(SinkMask(rule, Scope(layers=0)), twins["tiny-dlm"], made.patterns[step, 0], masked[step])
             assert flags[0, 0, 0].nonzero()[:, 0].tolist() == [made.truth[f"{which}_sink"]]
             spared = replace(rule, keys=other)  # only keys of the other kind may be sinks
-            flags = fed(SinkMask(spared, Where(layers=0)), twins["tiny-dlm"], made.patterns[step, 0], masked[step])
+            flags = fed(SinkMask(spared, Scope(layers=0)), twins["tiny-dlm"], made.patterns[step, 0], masked[step])
             at = made.truth[f"{which}_sink"]
             assert bool(flags[0, 0, 0, at]) == (bool(masked[step][at]) == (other == "masked"))
 
@@ -303,7 +301,7 @@ def test_planted_split_sinks_are_told_apart_by_the_rules_queries(twins: Any) -> 
 def test_an_empty_set_has_no_overlap(twins: Any) -> None:
     pattern = planted("static").patterns[0, 0]
     for masked in (torch.zeros(32, dtype=torch.bool), torch.ones(32, dtype=torch.bool)):
-        assert fed(MaskedVsCommitted(where=Where(layers=0)), twins["tiny-dlm"], pattern, masked).isnan().all()
+        assert fed(MaskedVsCommitted(where=Scope(layers=0)), twins["tiny-dlm"], pattern, masked).isnan().all()
     probe = MaskedVsCommitted(SinkRule(None, top_k=1))
     arm = denoise(twins["tiny-arm"], PROMPTS, Plan(new_tokens=3), probes=[probe], progress=False).record
     assert arm["masked_vs_committed"].isnull().all()  # a baseline has no masked queries
@@ -326,33 +324,43 @@ def canvas_of(batch: int, positions: int, left: int = 0) -> Canvas:
     return Canvas(tokens.masked_fill(masked, MASK), valid, masked, prompt, seeds=(0,) * batch)
 
 
+@torch.no_grad()
+def measured(dlm: HookedDLM, probes: list[Any], canvas: Canvas) -> list[Tensor]:
+    """What several probes see of one forward."""
+    seen: list[dict[Any, Any]] = [{} for _ in probes]
+    parts = [(repr(probe), probe.hooks(dlm, canvas, own)) for probe, own in zip(probes, seen, strict=True)]
+    with attached(dlm, parts, {}):
+        dlm(canvas.tokens, attention_mask=canvas.valid)
+    return [probe.values(own) for probe, own in zip(probes, seen, strict=True)]
+
+
 @pytest.mark.parametrize("family", ["LLaDA", "A2D-Qwen3", "Llama"])
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
-def test_the_decomposition_is_its_three_probes(tiny_model: Any, family: str, kv_heads: int) -> None:
+def test_the_decomposition_is_its_two_probes(tiny_model: Any, family: str, kv_heads: int) -> None:
     dlm, canvas = tiny_model(family, heads=4, kv_heads=kv_heads), canvas_of(2, 7, left=2)
-    for where in (Where(), Where(layers=[-1], queries="masked"), Where(queries="last")):
-        parts: list[Any] = [QKDecomposition(where), QKCosine(where), KeyNorm(where), QueryNorm(where)]
-        with torch.no_grad(), attached(dlm, parts, canvas, {}):
-            dlm(canvas.tokens, canvas.valid)
-        qk, cosine, key, query = (part.values() for part in parts)
+    for where, queries in ((Scope(), "all"), (Scope(layers=[-1]), "masked"), (Scope(), "last")):
+        parts: list[Any] = [QKDecomposition(where, queries), QKCosine(where, queries), KeyNorm(where)]
+        qk, cosine, key = measured(dlm, parts, canvas)
         layers = [1] if where.layers else [0, 1]
-        assert qk.shape == (2, len(layers), 4, 3, 7)
+        assert qk.shape == (2, len(layers), 4, 2, 7)
         assert key.shape == (2, len(layers), kv_heads, 7)
         lengths = torch.stack([key[:, :, head // (4 // kv_heads)] for head in range(4)], 2)
-        for part, expected in enumerate((cosine, lengths, query)):
+        for part, expected in enumerate((cosine, lengths)):
             torch.testing.assert_close(qk[:, :, :, part], expected, equal_nan=True, rtol=0, atol=0)
-        assert parts[0].coords() == {"layer": layers, "part": ["cosine", "key_norm", "query_norm"]}
+    assert parts[0].coords({"values": {1: qk[:, 0]}, "heads": [0, 3]}) == {
+        "layer": [1],
+        "head": [0, 3],
+        "part": ["cosine", "key_norm"],
+    }
 
 
 def test_the_decomposition_gives_the_scores(tiny_model: Any) -> None:
     """For one query: score = |q| |k| cos / sqrt(d), from the hook before the softmax, in a grouped-query model."""
     dlm, canvas = tiny_model("LLaDA", heads=4, kv_heads=2), canvas_of(1, 7)
-    probe = QKDecomposition(Where(queries="last"))
+    qk, query = measured(dlm, [QKDecomposition(queries="last"), QueryNorm(queries="last")], canvas)
     with torch.no_grad():
-        with attached(dlm, [probe], canvas, {}):
-            dlm(canvas.tokens, canvas.valid)
-        _, cache = dlm.bridge.run_with_cache(canvas.tokens)
-    cosine, key, query = probe.values()[0].unbind(2)
+        _, cache = dlm.run_with_cache(canvas.tokens)
+    (cosine, key), query = qk[0].unbind(2), query[0]
     for layer, head, j in product(range(2), range(4), range(7)):
         product_ = float(cosine[layer, head, j] * key[layer, head, j] * query[layer, head, -1]) / math.sqrt(8)
         score = float(cache[f"blocks.{layer}.attn.hook_attn_scores"][0, head, -1, j])
@@ -379,10 +387,10 @@ def test_the_decomposition_is_estimated_as_recorded(tiny_model: Any) -> None:
 @pytest.mark.parametrize("name", ["tiny-dlm", "tiny-arm"])
 @pytest.mark.parametrize("rule", [SinkRule(0.7), SinkRule(0.7, queries="prompt", keys="prompt"), SinkRule(50.0)])
 def test_factors_at_sinks_equal_a_naive_mean(twins: Any, name: str, rule: SinkRule) -> None:
-    probes = [ReceivedAttention(query_sets=["all", "prompt"]), QKDecomposition()]
+    probes = [ReceivedAttention(queries=("all", "prompt")), QKDecomposition()]
     plan = Plan(new_tokens=4, suppress_eos="logits")
     record = denoise(twins[name], PROMPTS, plan, probes=probes, progress=False).record
-    received = record["received"].sel(query_set=rule.queries).to_numpy().astype(np.float64)
+    received = record["received"].sel(queries=rule.queries).to_numpy().astype(np.float64)
     qk = record["qk"].transpose("prompt", "step", "layer", "head", "part", "key").to_numpy()
     table = norms.qk_at_sinks(record, rule).set_index(["layer", "part"])
     assert list(table.index) == list(product(range(2), ("cosine", "key_norm")))
@@ -411,7 +419,7 @@ def test_factors_need_their_probe(twins: Any) -> None:
 
 def test_keys_whose_attention_was_not_measured_are_not_elsewhere(twins: Any) -> None:
     """At steps without received attention nobody knows which keys are sinks."""
-    rule, where = SinkRule(0.7), Where(steps=[0])
+    rule, where = SinkRule(0.7), Scope(steps=[0])
     plan = Plan(new_tokens=4)
     probes = [ReceivedAttention(where), QKDecomposition()]
     partly = denoise(twins["tiny-dlm"], PROMPTS, plan, probes=probes, progress=False).record
@@ -430,8 +438,7 @@ OF_CLASS = {"bos": [0], "eos": [1], "mask": [2], "white space": [3], "punctuatio
 @pytest.mark.parametrize("name", ["tiny-dlm", "tiny-arm"])
 @pytest.mark.parametrize("queries", ["all", "committed", "last"])
 def test_mass_on_a_class_is_a_naive_sum_over_the_canvas(twins: Any, name: str, queries: Positions) -> None:
-    where = Where(queries=queries)
-    probes: list[Any] = [Pattern(), *(MassOn(kind, where=where) for kind in OF_CLASS)]
+    probes: list[Any] = [Pattern(), *(MassOn(kind, queries=queries) for kind in OF_CLASS)]
     record = denoise(twins[name], PROMPTS, Plan(new_tokens=6), probes=probes, progress=False).record
     pattern, canvas = record["pattern"].to_numpy().astype(np.float64), record["canvas"].to_numpy()
     total = np.zeros(pattern.shape[:4])
@@ -477,7 +484,7 @@ def test_a_class_probe_serves_one_model_after_another(twins: Any, tiny_model: An
 def test_class_names_and_errors() -> None:
     probe = MassOn("white space")
     assert probe.name == "mass_on_white_space"
-    assert repr(probe) == "MassOn('white space')"
+    assert repr(probe) == "MassOn(what='white space')"
     assert "white space tokens" in probe.definition
     with pytest.raises(ScopeError, match="bos, eos, mask, white space, punctuation, digit, word"):
         MassOn("comma")
@@ -506,11 +513,11 @@ def test_a_class_without_tokens_is_refused(twins: Any) -> None:
 
 READERS: dict[str, Callable[[], Probe]] = {
     "ReceivedAttention": ReceivedAttention,
-    "ReceivedAttention sets": lambda: ReceivedAttention(query_sets=["masked", "committed"]),
+    "ReceivedAttention sets": lambda: ReceivedAttention(queries=("masked", "committed")),
     "SinkMask": SinkMask,
     "SinkMask top": lambda: SinkMask(SinkRule(None, top_k=1)),
     "AttentionEntropy": AttentionEntropy,
-    "AttentionEntropy masked": lambda: AttentionEntropy(Where(queries="masked")),
+    "AttentionEntropy masked": lambda: AttentionEntropy(queries="masked"),
     "MassOn": lambda: MassOn("masked"),
     "MassOn class": lambda: MassOn("punctuation"),
     "Contribution": Contribution,
@@ -519,13 +526,14 @@ READERS: dict[str, Callable[[], Probe]] = {
 }
 
 
-class Breaks:
+@dataclass(frozen=True, repr=False)
+class Breaks(Edit):
     """An edit that writes one nan: at one layer and step, for one row, head and query."""
 
-    def __init__(self, layer: int, step: int) -> None:
-        self.layer, self.where = layer, Where(layers=[layer], steps=[step])
+    layer: int = 0
+    where: Scope = Scope()
 
-    def fwd_hooks(self, model: Any, canvas: Canvas | None = None) -> list[Any]:
+    def hooks(self, model: Any, canvas: Canvas | None, memory: Memory) -> list[Any]:
         def act(pattern: Tensor, *, hook: Any) -> Tensor:
             pattern = pattern.clone()
             pattern[1, 2, -1, -1] = float("nan")
@@ -533,10 +541,9 @@ class Breaks:
 
         return [(f"blocks.{self.layer}.attn.hook_pattern", act)]
 
-    def reset(self, steps: int | None = None) -> None: ...
 
-    def counts(self) -> dict[str, int]:
-        return {}
+def breaks(layer: int, step: int) -> Breaks:
+    return Breaks(layer, Scope(layers=[layer], steps=[step]))
 
 
 @pytest.mark.parametrize("make", READERS.values(), ids=READERS.keys())
@@ -547,7 +554,7 @@ def test_a_nan_stops_the_run_and_keeps_the_steps_before(
     dlm, plan, prompts = twins["tiny-dlm"], Plan(new_tokens=6), PROMPTS[:2]
     whole, probe = denoise(dlm, prompts, plan, probes=[KeyNorm(), make()], progress=False), make()
     with pytest.raises(BrokenPattern, match=f"layer {layer} at step {step} holds nan") as caught:
-        denoise(dlm, prompts, plan, probes=[KeyNorm(), probe], interventions=[Breaks(layer, step)], progress=False)
+        denoise(dlm, prompts, plan, probes=[KeyNorm(), probe], interventions=[breaks(layer, step)], progress=False)
     part = caught.value.run  # type: ignore[attr-defined]
     assert not part.finished
     assert part.record.sizes["step"] == step
@@ -564,7 +571,7 @@ def test_a_nan_stops_the_run_and_keeps_the_steps_before(
 
 @pytest.mark.parametrize("make", READERS.values(), ids=READERS.keys())
 def test_a_nan_in_a_baselines_pattern_stops_it_too(twins: Any, make: Callable[[], Probe]) -> None:
-    plan, interventions = Plan(new_tokens=4, suppress_eos="logits"), [Breaks(1, 1)]
+    plan, interventions = Plan(new_tokens=4, suppress_eos="logits"), [breaks(1, 1)]
     with pytest.raises(BrokenPattern, match="layer 1 at step 1 holds nan") as caught:
         denoise(twins["tiny-arm"], PROMPTS[:2], plan, probes=[make()], interventions=interventions, progress=False)
     assert caught.value.run.record.sizes["step"] == 1  # type: ignore[attr-defined]
@@ -573,7 +580,7 @@ def test_a_nan_in_a_baselines_pattern_stops_it_too(twins: Any, make: Callable[[]
 def test_a_probe_that_was_stopped_can_be_used_again(twins: Any) -> None:
     probe, plan = ReceivedAttention(), Plan(new_tokens=4)
     with pytest.raises(BrokenPattern):
-        denoise(twins["tiny-dlm"], PROMPTS, plan, probes=[probe], interventions=[Breaks(0, 1)], progress=False)
+        denoise(twins["tiny-dlm"], PROMPTS, plan, probes=[probe], interventions=[breaks(0, 1)], progress=False)
     again = denoise(twins["tiny-dlm"], PROMPTS, plan, probes=[probe], progress=False).record
     fresh = denoise(twins["tiny-dlm"], PROMPTS, plan, probes=[ReceivedAttention()], progress=False).record
     np.testing.assert_array_equal(again["received"], fresh["received"])

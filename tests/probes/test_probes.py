@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from transformer_lens.model_bridge.sources import build_bridge_from_module
 import sinklens as sl
 from sinklens import HookedDLM, probes
 from sinklens.errors import BrokenPattern, HookNeverFired, ScopeError
-from sinklens.hooks import Canvas, Probe, Where, attached, plain_canvas
+from sinklens.hooks import Canvas, Edit, Memory, Probe, Scope, attached
 from sinklens.probes import (
     AttentionEntropy,
     Confidence,
@@ -101,11 +102,20 @@ def padded(canvas: Canvas, left: int) -> Canvas:
 
 @torch.no_grad()
 def measure(dlm: HookedDLM, probe: Probe, canvas: Canvas) -> Tensor:
-    with attached(dlm, [probe], canvas, {}):
-        dlm(canvas.tokens, canvas.valid)
-    values = probe.values()
+    seen: dict[Any, Any] = {}
+    with attached(dlm, [(repr(probe), probe.hooks(dlm, canvas, seen))], {}):
+        dlm(canvas.tokens, attention_mask=canvas.valid)
+    values = probe.values(seen)
     assert values.ndim == 1 + len(probe.dims)
     return values
+
+
+@torch.no_grad()
+def outside(bridge: Any, probe: Probe, tokens: Tensor) -> Tensor:
+    """What a probe measures in a forward outside the loop, by TransformerLens's own means."""
+    seen: dict[Any, Any] = {}
+    bridge.run_with_hooks(tokens, fwd_hooks=probe.fwd_hooks(bridge, seen=seen))
+    return probe.values(seen)
 
 
 class Sight:
@@ -113,7 +123,7 @@ class Sight:
 
     def __init__(self, dlm: HookedDLM, canvas: Canvas) -> None:
         with torch.no_grad():
-            _, self.cache = dlm.bridge.run_with_cache(canvas.tokens)
+            _, self.cache = dlm.run_with_cache(canvas.tokens)
         self.dlm, self.canvas = dlm, canvas
         self.groups = dlm.n_heads // 2
 
@@ -121,7 +131,8 @@ class Sight:
         return self.cache[f"blocks.{layer}.{point}"]
 
     def queries(self, row: int, probe: Probe) -> list[int]:
-        return self.canvas.where(probe.where.queries)[row].nonzero()[:, 0].tolist()
+        which = getattr(probe, "queries", None) or getattr(probe, "positions", "all")
+        return self.canvas.positions(which)[row].nonzero()[:, 0].tolist()
 
 
 # Naive computations: one number for (batch row, layer, head, position), straight from the definition.
@@ -150,7 +161,7 @@ def naive_value_norm(see: Sight, probe: Any, b: int, layer: int, h: int, j: int)
 
 def naive_contribution(see: Sight, probe: Any, b: int, layer: int, h: int, j: int) -> float:
     value = see.at(layer, "attn.v.hook_out")[b, j, h // see.groups]
-    weight = see.dlm.bridge.blocks[layer].attn.original_component.o_proj.weight.detach()[:, 8 * h : 8 * h + 8]
+    weight = see.dlm.blocks[layer].attn.original_component.o_proj.weight.detach()[:, 8 * h : 8 * h + 8]
     pattern = see.at(layer, "attn.hook_pattern")[b, h]
     return sum(float((pattern[i, j] * (weight @ value)).norm()) for i in see.queries(b, probe))
 
@@ -187,16 +198,14 @@ def _scored(logits: Tensor, what: str) -> float:
 
 
 def naive_confidence(see: Sight, probe: Any, b: int, i: int) -> float:
-    source = max(i - 1, 0) if see.dlm.family.shift else i
-    logits = see.cache["unembed.hook_out"][b, source]
-    return _scored(logits, probe.what) if i in see.queries(b, probe) else math.nan
+    return _scored(see.cache["unembed.hook_out"][b, i], probe.what) if i in see.queries(b, probe) else math.nan
 
 
 def naive_lens(see: Sight, probe: Any, b: int, layer: int, i: int) -> float:
     if i not in see.queries(b, probe):
         return math.nan
     x = see.at(layer, "hook_out")[b, max(i - 1, 0) if see.dlm.family.shift else i]
-    norm, unembed = see.dlm.bridge.ln_final.original_component, see.dlm.bridge.unembed.original_component
+    norm, unembed = see.dlm.ln_final.original_component, see.dlm.unembed.original_component
     scale = (x.square().mean() + norm.variance_epsilon).rsqrt()
     return _scored(unembed.weight.detach() @ (norm.weight.detach() * x * scale), probe.what)
 
@@ -220,7 +229,7 @@ NAIVE: dict[str, Callable[..., float]] = {
 def assert_naive(dlm: HookedDLM, probe: Probe, canvas: Canvas) -> None:
     values = measure(dlm, probe, canvas)
     see, naive = Sight(dlm, canvas), NAIVE[type(probe).__name__]
-    layers = getattr(probe, "coords", dict)().get("layer", [])
+    layers = [layer % dlm.n_layers for layer in probe.where.layers or range(dlm.n_layers)]
     for index in np.ndindex(*values.shape):
         place = [index[0], layers[index[1]], *index[2:]] if "layer" in probe.dims else list(index)
         expected = naive(see, probe, *place)
@@ -233,26 +242,29 @@ def test_equals_a_naive_computation(models: Any, family: str, make: Callable[[],
     assert_naive(models(family), make(), canvas_of(ids(2, 6)))
 
 
-SCOPED: list[Callable[[Where], Probe]] = [
-    AttentionEntropy,
-    Contribution,
-    QKCosine,
-    QueryNorm,
-    Pattern,
-    lambda where: MassOn("masked", where=where),
-    lambda where: Confidence(where=where),
-    lambda where: LogitLens("probability", where=where),
+LAST = Scope(layers=[-1])
+SCOPED: list[Probe] = [
+    AttentionEntropy(LAST, "masked"),
+    Contribution(LAST, "masked"),
+    QKCosine(LAST, "masked"),
+    QueryNorm(LAST, "masked"),
+    Pattern(LAST, "masked"),
+    MassOn("masked", where=LAST, queries="masked"),
+    Confidence(positions="masked"),
+    LogitLens("probability", LAST, positions="masked"),
 ]
 
 
-@pytest.mark.parametrize("make", SCOPED)
+@pytest.mark.parametrize("probe", SCOPED, ids=repr)
 @pytest.mark.parametrize("family", ["LLaDA", "Llama"])
-def test_only_the_layers_and_queries_in_scope(models: Any, family: str, make: Callable[[Where], Probe]) -> None:
-    probe = make(Where(layers=[-1], queries="masked"))
-    assert_naive(models(family), probe, canvas_of(ids(2, 6)))
+def test_only_the_layers_and_queries_in_scope(models: Any, family: str, probe: Probe) -> None:
+    dlm, canvas, seen = models(family), canvas_of(ids(2, 6)), {}
+    assert_naive(dlm, probe, canvas)
     if "layer" in probe.dims:
-        assert probe.coords()["layer"] == [1]  # type: ignore[attr-defined]
-        assert probe.values().shape[1] == 1
+        with torch.no_grad(), dlm.hooks(fwd_hooks=probe.hooks(dlm, canvas, seen)):
+            dlm(canvas.tokens)
+        assert probe.coords(seen)["layer"] == [1]
+        assert probe.values(seen).shape[1] == 1
 
 
 def test_qwen3_reads_the_normalised_keys(models: Any) -> None:
@@ -280,13 +292,14 @@ def test_left_padding_changes_nothing(models: Any, family: str, make: Callable[[
 
 def feed(probe: Probe, dlm: HookedDLM, canvas: Canvas | None = None, **tensors: Tensor) -> Tensor:
     """What the probe makes of these tensors, given as point="blocks.0. ..." with dots as double underscores."""
-    hooks = dict(probe.fwd_hooks(dlm, canvas))
+    seen: dict[Any, Any] = {}
+    hooks = dict(probe.hooks(dlm, canvas, seen))
     for point, tensor in tensors.items():
         hooks[f"blocks.0.{point.replace('__', '.')}"](tensor, hook=None)
-    return probe.values()
+    return probe.values(seen)
 
 
-FIRST = Where(layers=0)
+FIRST = Scope(layers=0)
 
 
 def test_entropy_of_even_and_one_hot_rows(models: Any) -> None:
@@ -316,8 +329,7 @@ def test_entropy_of_even_and_one_hot_rows(models: Any) -> None:
 def test_masses_of_a_partition_add_up_to_one(models: Any, partition: list[MassOn], queries: Any, left: int) -> None:
     canvas, total = padded(canvas_of(ids(2, 7)), left), torch.zeros(())
     for part in partition:
-        part.where = Where(queries=queries)
-        values = measure(models("LLaDA"), part, canvas)
+        values = measure(models("LLaDA"), replace(part, queries=queries), canvas)
         assert values.min() >= 0
         assert values.max() <= 1 + 1e-6
         total = total + values
@@ -333,25 +345,23 @@ def test_mass_of_one_key(models: Any) -> None:
 
 def test_positions_count_from_the_first_real_token(models: Any) -> None:
     dlm, canvas = models("LLaDA"), padded(canvas_of(ids(2, 6)), 2)
-    with torch.no_grad(), attached(dlm, [pattern := Pattern()], canvas, {}):
-        dlm(canvas.tokens, canvas.valid)
-    torch.testing.assert_close(measure(dlm, MassOn([0]), canvas), pattern.values()[..., 2:, 2].mean(-1))
+    pattern = measure(dlm, Pattern(), canvas)
+    torch.testing.assert_close(measure(dlm, MassOn([0]), canvas), pattern[..., 2:, 2].mean(-1))
 
 
 def test_mass_on_tokens_needs_no_canvas(models: Any) -> None:
     dlm, tokens = models("LLaDA"), ids(2, 6)
     wanted = tokens[0, :2].tolist()
-    probe, inside = MassOn(tokens=wanted), MassOn(tokens=wanted)
-    with torch.no_grad():
-        dlm.bridge.run_with_hooks(tokens, fwd_hooks=probe.fwd_hooks(dlm.bridge))
-    plain = replace(plain_canvas((2, 6), tokens.device), tokens=tokens)
-    torch.testing.assert_close(probe.values(), measure(dlm, inside, plain))
-    assert probe.values().max() > 0
+    probe = MassOn(tokens=wanted)
+    values = outside(dlm, probe, tokens)
+    plain = replace(Canvas.plain(torch.ones(2, 6, dtype=torch.bool)), tokens=tokens)
+    torch.testing.assert_close(values, measure(dlm, probe, plain))
+    assert values.max() > 0
 
 
 def test_mass_without_queries_is_not_a_number(models: Any) -> None:
     canvas = replace(canvas_of(ids(2, 5)), masked=torch.zeros(2, 5, dtype=torch.bool))
-    assert measure(models("LLaDA"), MassOn("all", where=Where(queries="masked")), canvas).isnan().all()
+    assert measure(models("LLaDA"), MassOn("all", queries="masked"), canvas).isnan().all()
     assert (measure(models("LLaDA"), MassOn("masked"), canvas) == 0).all()
 
 
@@ -379,9 +389,11 @@ def test_a_zero_value_contributes_nothing(models: Any) -> None:
         value[:, 2] = 0
         return value
 
+    seen: dict[Any, Any] = {}
     with torch.no_grad():
-        dlm.run_with_hooks(canvas.tokens, fwd_hooks=[("blocks.0.attn.v.hook_out", zero), *probe.fwd_hooks(dlm)])
-    values = probe.values()
+        hooks = probe.fwd_hooks(dlm, seen=seen)
+        dlm.run_with_hooks(canvas.tokens, fwd_hooks=[("blocks.0.attn.v.hook_out", zero), *hooks])
+    values = probe.values(seen)
     assert (values[..., 2] == 0).all()
     assert (values[..., [0, 1, 3, 4, 5]] > 0).all()
 
@@ -390,10 +402,9 @@ def test_contributions_bound_what_attention_writes(models: Any) -> None:
     """What attention writes is the sum of what the keys write, so no longer than their contributions together."""
     dlm, probe = models("LLaDA"), Contribution(FIRST)
     with torch.no_grad():
-        _, cache = dlm.bridge.run_with_cache(tokens := ids(1, 6))
-        dlm.bridge.run_with_hooks(tokens, fwd_hooks=probe.fwd_hooks(dlm))
+        _, cache = dlm.run_with_cache(tokens := ids(1, 6))
     written = cache["blocks.0.attn.hook_out"].norm(dim=-1).sum()
-    assert float(written) <= float(probe.values().sum())
+    assert float(written) <= float(outside(dlm, probe, tokens).sum())
 
 
 def test_planted_massive_activations(models: Any) -> None:
@@ -403,7 +414,7 @@ def test_planted_massive_activations(models: Any) -> None:
     stream[1, 2, 0] = 999.0  # above 100, not 1000 times the median
     values = feed(MassiveActivations(FIRST), models("LLaDA"), hook_out=stream)
     assert values[:, 0].tolist() == [[0, 2, 0, 0, 0], [0, 0, 0, 0, 0]]
-    loose = feed(MassiveActivations(FIRST, above=90, ratio=900), models("LLaDA"), hook_out=stream)
+    loose = feed(MassiveActivations(FIRST, above=90.0, ratio=900.0), models("LLaDA"), hook_out=stream)
     assert loose[:, 0].tolist() == [[0, 2, 0, 1, 0], [0, 0, 1, 0, 0]]
 
 
@@ -421,14 +432,12 @@ def test_cosines_of_planted_directions(models: Any) -> None:
 def test_norms_and_cosine_give_the_scores(models: Any) -> None:
     """q.k = |q||k|cos: with one query in scope the decomposition is exact."""
     dlm, canvas = models("LLaDA"), canvas_of(ids(1, 6))
-    last = Where(queries="last")
-    cosine, length, key = QKCosine(last), QueryNorm(last), KeyNorm()
+    cosine, length, key = (
+        measure(dlm, probe, canvas) for probe in (QKCosine(queries="last"), QueryNorm(queries="last"), KeyNorm())
+    )
     with torch.no_grad():
-        with attached(dlm, [cosine, length, key], canvas, {}):
-            dlm(canvas.tokens, canvas.valid)
-        _, cache = dlm.bridge.run_with_cache(canvas.tokens)
-    keys = key.values().repeat_interleave(2, 2)
-    rebuilt = cosine.values() * keys * length.values()[..., -1:] / math.sqrt(8)
+        _, cache = dlm.run_with_cache(canvas.tokens)
+    rebuilt = cosine * key.repeat_interleave(2, 2) * length[..., -1:] / math.sqrt(8)
     scores = torch.stack([cache[f"blocks.{layer}.attn.hook_attn_scores"][:, :, -1] for layer in (0, 1)], 1)
     torch.testing.assert_close(rebuilt, scores, atol=1e-4, rtol=1e-4)
 
@@ -441,37 +450,26 @@ def test_norms_and_cosine_give_the_scores(models: Any) -> None:
 def test_predictions_are_the_models_own(models: Any, family: str, left: int) -> None:
     dlm, canvas = models(family), padded(canvas_of(ids(2, 6)), left)
     with torch.no_grad():
-        chance = dlm(canvas.tokens, canvas.valid).softmax(-1)
-    first = left + 1 if left and dlm.family.shift else left  # a padded row's first has no real logits to its left
+        chance = dlm(canvas.tokens, attention_mask=canvas.valid).softmax(-1)
     expected = {
         "token": chance.argmax(-1).float(),
         "probability": chance.amax(-1),
         "entropy": -(chance * chance.log()).sum(-1),
     }
     for what, own in expected.items():
-        lens = measure(dlm, LogitLens(what, where=Where(layers=-1)), canvas)[:, 0]  # type: ignore[arg-type]
-        torch.testing.assert_close(lens[:, first:], own[:, first:], atol=1e-4, rtol=1e-4)
+        lens = measure(dlm, LogitLens(what, where=Scope(layers=-1)), canvas)[:, 0]  # type: ignore[arg-type]
+        torch.testing.assert_close(lens[:, left:], own[:, left:], atol=1e-4, rtol=1e-4)
         if what != "token":
             sure = measure(dlm, Confidence(what), canvas)  # type: ignore[arg-type]
-            torch.testing.assert_close(sure[:, first:], own[:, first:], atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(sure[:, left:], own[:, left:], atol=1e-4, rtol=1e-4)
 
 
-def test_the_shift_is_the_hooked_models(models: Any) -> None:
-    dlm, tokens = models("Dream"), ids(2, 6)
-    shifted, raw = LogitLens(), LogitLens()
-    with torch.no_grad():
-        dlm.bridge.run_with_hooks(tokens, fwd_hooks=shifted.fwd_hooks(dlm))
-        dlm.bridge.run_with_hooks(tokens, fwd_hooks=raw.fwd_hooks(dlm.bridge))
-    assert torch.equal(shifted.values()[..., 1:], raw.values()[..., :-1])
-    assert torch.equal(shifted.values()[..., 0], raw.values()[..., 0])
-
-
-@pytest.mark.parametrize("queries", ["all", "masked"])
-def test_the_lens_holds_one_block_and_fires_no_hook(models: Any, queries: Any) -> None:
-    dlm, canvas, rows, fired = models("LLaDA"), canvas_of(ids(2, 7)), [], []
-    probe = LogitLens("entropy", where=Where(queries=queries), chunk=4)
-    handle = dlm.bridge.unembed.original_component.register_forward_hook(
-        lambda module, inputs, out: rows.append(tuple(out.shape))
+@pytest.mark.parametrize("positions", ["all", "masked"])
+def test_the_lens_holds_one_chunk_and_fires_no_hook(models: Any, positions: Any) -> None:
+    dlm, canvas, sizes, fired = models("LLaDA"), canvas_of(ids(2, 7)), [], []
+    probe, seen = LogitLens("entropy", positions=positions, chunk=4), {}
+    handle = dlm.unembed.original_component.register_forward_hook(
+        lambda module, inputs, out: sizes.append(tuple(out.shape))
     )
 
     def count(tensor: Tensor, *, hook: Any) -> None:
@@ -480,16 +478,15 @@ def test_the_lens_holds_one_block_and_fires_no_hook(models: Any, queries: Any) -
     watch = [("unembed.hook_in", count), ("unembed.hook_out", count), ("ln_final.hook_out", count)]
     try:
         with torch.no_grad():
-            dlm.run_with_hooks(canvas.tokens, fwd_hooks=[*probe.fwd_hooks(dlm, canvas), *watch])
+            dlm.run_with_hooks(canvas.tokens, fwd_hooks=[*probe.hooks(dlm, canvas, seen), *watch])
     finally:
         handle.remove()
     assert len(fired) == 3
-    count_of = int(canvas.where(queries).sum())
-    blocks = [shape for shape in rows if len(shape) == 2]
-    assert sum(shape[0] for shape in blocks) == 2 * count_of
-    assert max(shape[0] for shape in blocks) <= 4
-    whole = measure(dlm, LogitLens("entropy", where=Where(queries=queries)), canvas)
-    torch.testing.assert_close(probe.values(), whole, equal_nan=True)
+    chunks = [shape for shape in sizes if len(shape) == 2]
+    assert sum(shape[0] for shape in chunks) == 2 * int(canvas.positions(positions).sum())
+    assert max(shape[0] for shape in chunks) <= 4
+    whole = measure(dlm, LogitLens("entropy", positions=positions), canvas)
+    torch.testing.assert_close(probe.values(seen), whole, equal_nan=True)
 
 
 def test_unknown_scores() -> None:
@@ -529,21 +526,17 @@ def test_every_probe_on_bridges_that_are_not_ours() -> None:
     tokens = ids(2, 5)
     for bridge in bare_bridges():
         for make in EVERY.values():
-            probe = make()
-            with torch.no_grad():
-                bridge.run_with_hooks(tokens, fwd_hooks=probe.fwd_hooks(bridge))
-            assert probe.values().isfinite().all(), probe
+            assert outside(bridge, make(), tokens).isfinite().all(), make()
         with torch.no_grad():
             logits, cache = bridge.run_with_cache(tokens)
-            lens = LogitLens("probability", where=Where(layers=[1]))
-            cosine = QKCosine(FIRST)
-            bridge.run_with_hooks(tokens, fwd_hooks=[*lens.fwd_hooks(bridge), *cosine.fwd_hooks(bridge)])
-        torch.testing.assert_close(lens.values()[:, 0], logits.softmax(-1).amax(-1), atol=1e-5, rtol=1e-4)
+        lens = outside(bridge, LogitLens("probability", Scope(layers=[1])), tokens)
+        cosine = outside(bridge, QKCosine(FIRST), tokens)
+        torch.testing.assert_close(lens[:, 0], logits.softmax(-1).amax(-1), atol=1e-5, rtol=1e-4)
         rotary = "blocks.0.attn.hook_rot_k" in cache
         query = cache["blocks.0.attn.hook_rot_q" if rotary else "blocks.0.attn.q.hook_out"][0, 3:, 1]
         key = cache["blocks.0.attn.hook_rot_k" if rotary else "blocks.0.attn.k.hook_out"][0, 3, 0 if rotary else 1]
         expected = F.cosine_similarity(query, key[None], -1).mean()  # the queries at and after key 3
-        assert float(cosine.values()[0, 0, 1, 3]) == pytest.approx(float(expected), abs=1e-5)
+        assert float(cosine[0, 0, 1, 3]) == pytest.approx(float(expected), abs=1e-5)
 
 
 @pytest.mark.parametrize("make", EVERY.values(), ids=EVERY.keys())
@@ -566,34 +559,35 @@ def test_a_probe_is_a_probe(models: Any, make: Callable[[], Probe]) -> None:
     assert probe.unit
     assert probe.definition
     assert len(repr(probe)) < 80
+    assert type(probe).from_dict(json.loads(json.dumps(probe.to_dict()))) == probe
     with pytest.raises(HookNeverFired, match="measured nothing"):
-        probe.values()
+        probe.values({})
     doc = " ".join((type(probe).__doc__ or "").split())
-    assert all(part in doc for part in ("0:", "1", "Source:", "Args:"))
-    probe.where = Where(layers=[9])
+    assert all(part in doc for part in ("0:", "1", "Source:", "Attributes:"))
     if "layer" in probe.dims:
         with pytest.raises(ScopeError, match="layer 9"):
-            probe.fwd_hooks(models("LLaDA"))
+            replace(probe, where=Scope(layers=[9])).fwd_hooks(models("LLaDA"))
 
 
 def test_values_carry_no_graph(models: Any) -> None:
     for make in EVERY.values():
-        probe = make()
-        models("LLaDA").run_with_hooks(ids(1, 4), fwd_hooks=probe.fwd_hooks(models("LLaDA")))
-        assert not probe.values().requires_grad
+        probe, seen = make(), {}
+        models("LLaDA").run_with_hooks(ids(1, 4), fwd_hooks=probe.fwd_hooks(models("LLaDA"), seen=seen))
+        assert not probe.values(seen).requires_grad
 
 
 @pytest.mark.parametrize(
     ("probe", "text"),
     [
         (AttentionEntropy(), "AttentionEntropy()"),
-        (AttentionEntropy(Where(queries="masked")), "AttentionEntropy(where=Where(queries='masked'))"),
-        (MassOn("masked"), "MassOn('masked')"),
-        (MassOn(0), "MassOn([0])"),
-        (MassOn(tokens=[5, 6], name="marks"), "MassOn(tokens=[5, 6], name='marks')"),
-        (MassiveActivations(above=50), "MassiveActivations(above=50)"),
-        (LogitLens("entropy", chunk=8), "LogitLens('entropy', chunk=8)"),
-        (Confidence("entropy"), "Confidence('entropy')"),
+        (AttentionEntropy(queries="masked"), "AttentionEntropy(queries='masked')"),
+        (AttentionEntropy(Scope(heads=1)), "AttentionEntropy(where=Scope(heads=1))"),
+        (MassOn("masked"), "MassOn(what='masked')"),
+        (MassOn(0), "MassOn(what=(0,))"),
+        (MassOn(tokens=[5, 6], variable="marks"), "MassOn(variable='marks', tokens=(5, 6))"),
+        (MassiveActivations(above=50.0), "MassiveActivations(above=50.0)"),
+        (LogitLens("entropy", chunk=8), "LogitLens(what='entropy', chunk=8)"),
+        (Confidence("entropy"), "Confidence(what='entropy')"),
         (Pattern(max_bytes=10), "Pattern(max_bytes=10)"),
     ],
 )
@@ -604,10 +598,10 @@ def test_reprs_name_what_is_not_the_default(probe: Probe, text: str) -> None:
 def test_names_tell_sets_apart() -> None:
     made = [
         MassOn("masked"),
-        MassOn("masked", where=Where(queries="masked")),
+        MassOn("masked", queries="masked"),
         MassOn([0, 1]),
         MassOn(tokens=[0, 1]),
-        MassOn([0], name="bos"),
+        MassOn([0], variable="bos"),
     ]
     assert [probe.name for probe in made] == [
         "mass_on_masked",
@@ -646,13 +640,14 @@ def test_every_probe_in_the_loop(models: Any, family: str) -> None:
 
 def test_the_record_holds_what_each_step_saw(models: Any) -> None:
     dlm = models("LLaDA")
-    probe, prompt = QKCosine(Where(layers=[1], steps=slice(1, 3))), ids(1, 4)
+    probe, prompt = QKCosine(Scope(layers=[1], steps=slice(1, 3))), ids(1, 4)
     run = sl.denoise(dlm, prompt, sl.Plan(new_tokens=4), probes=[probe], progress=False)
     variable = run.record["qk_cosine"]
     assert variable.layer.values.tolist() == [1]
     assert np.isnan(variable.isel(step=[0, 3]).values).all()
     tokens = torch.from_numpy(run.record["canvas"].isel(step=2).values).long()
-    again = measure(dlm, QKCosine(Where(layers=[1])), replace(plain_canvas((1, 8), tokens.device), tokens=tokens))
+    canvas = replace(Canvas.plain(torch.ones(1, 8, dtype=torch.bool)), tokens=tokens)
+    again = measure(dlm, QKCosine(Scope(layers=[1])), canvas)
     np.testing.assert_allclose(variable.isel(step=2).values, again.numpy(), atol=1e-5)
 
 
@@ -660,20 +655,21 @@ def test_edits_come_before_probes(models: Any) -> None:
     """A probe measures what the model used: a key whose column an edit emptied has no mass."""
     dlm, canvas = models("LLaDA"), canvas_of(ids(1, 6))
 
-    class Empty:
-        where = Where()
-
-        def fwd_hooks(self, model: Any, canvas: Canvas | None = None) -> list[Any]:
+    @dataclass(frozen=True)
+    class Empty(Edit):
+        def hooks(self, model: Any, canvas: Canvas | None, memory: Memory) -> list[Any]:
             def drop(pattern: Tensor, *, hook: Any) -> Tensor:
                 return pattern * (torch.arange(pattern.shape[-1]) != 0)
 
             return [("blocks.0.attn.hook_pattern", drop)]
 
-    probe, contribution = MassOn([0], where=FIRST), Contribution(FIRST)
-    with torch.no_grad(), attached(dlm, [Empty(), probe, contribution], canvas, {}):
-        dlm(canvas.tokens, canvas.valid)
-    assert (probe.values() == 0).all()
-    assert (contribution.values()[..., 0] == 0).all()
+    mass, contribution = MassOn([0], where=FIRST), Contribution(FIRST)
+    plan = sl.Plan(new_tokens=0)
+    step = next(sl.denoising_steps(dlm, canvas.tokens, plan, probes=[mass, contribution], interventions=[Empty()]))
+    share, written = (probe.values(seen or {}) for probe, seen in zip((mass, contribution), step.seen, strict=True))
+    assert (share == 0).all()
+    assert (written[..., 0] == 0).all()
+    assert (written[..., 1:] > 0).all()
 
 
 # Sizes.
@@ -683,12 +679,13 @@ def test_edits_come_before_probes(models: Any) -> None:
 def test_a_large_pattern_is_refused_before_the_forward(models: Any) -> None:
     dlm, probe = models("LLaDA"), Pattern(max_bytes=1000)
     size = 2 * 4 * 8 * 8 * 4
-    message = rf"{size:,} bytes per step.*max_bytes=1,000.*Pattern\(Where\(layers=\[0\]\)\)"
+    message = rf"{size:,} bytes per step.*max_bytes=1,000.*Pattern\(Scope\(layers=\[0\]\)\)"
     with pytest.raises(ValueError, match=message):
         sl.denoise(dlm, ids(1, 4), sl.Plan(new_tokens=4), probes=[probe], progress=False)
     assert probe.bytes(dlm, positions=8) == size
     assert probe.bytes(dlm, positions=8, steps=3, prompts=2) == 6 * size
     assert Pattern(FIRST).bytes(dlm, positions=8) == size // 2
+    assert Pattern(Scope(heads=[0])).bytes(dlm, positions=8) == size // 4
     assert Pattern(max_bytes=size).fwd_hooks(dlm, canvas_of(ids(1, 8)))
 
 
@@ -703,18 +700,18 @@ def test_the_estimate_is_what_a_run_takes(models: Any, family: str) -> None:
     dlm, plan = models(family), sl.Plan(new_tokens=4)
     prompts = [ids(1, 5)[0].tolist(), ids(1, 3)[0].tolist()]
     every: list[Any] = [make() for make in EVERY.values()]
-    every += [probes.ReceivedAttention(query_sets=["masked", "committed"])]
+    every += [probes.ReceivedAttention(queries=("masked", "committed"))]
     guess = estimate(dlm, plan, every, prompts=2, prompt_tokens=5)
     run = sl.denoise(dlm, prompts, plan, probes=every, force=[[3, 4, 5, 6]] * 2, progress=False)
     assert guess.steps == run.record.sizes["step"] == 4
     assert dict(guess.by_probe) == {probe.name: run.record[probe.name].nbytes for probe in every}
     assert guess.total_bytes == sum(guess.by_probe.values())
     assert guess.shapes["key_norm"] == {"prompt": 2, "step": 4, "layer": 2, "kv_head": 2, "key": 9}
-    assert guess.shapes["received"]["query_set"] == 2
+    assert guess.shapes["received"]["queries"] == 2
 
 
 def test_the_estimate_counts_the_scope(models: Any) -> None:
-    dlm, where = models("LLaDA"), Where(layers=[1], steps=slice(-2, None))
+    dlm, where = models("LLaDA"), Scope(layers=[1], steps=slice(-2, None))
     probe = QueryNorm(where)
     guess = estimate(dlm, sl.Plan(new_tokens=4), [probe], prompt_tokens=5)
     run = sl.denoise(dlm, ids(1, 5), sl.Plan(new_tokens=4), probes=[probe], progress=False)
@@ -722,7 +719,7 @@ def test_the_estimate_counts_the_scope(models: Any) -> None:
     assert guess.by_probe["query_norm"] == 4 * int(run.record["query_norm"].notnull().sum())
     text = str(guess)
     assert text.startswith("288 B for 1 probes over 4 steps")
-    assert re.search(r"query_norm +288 B +1 prompt x 2 step x 1 layer x 4 head x 9 key", text)
+    assert re.search(r"query_norm +288 B +1 prompt x 2 step x 1 layer x 4 head x 9 query", text)
 
 
 def test_the_estimate_of_plans_without_a_number_of_steps(models: Any) -> None:
@@ -737,9 +734,9 @@ def test_the_estimate_refuses_what_a_run_would(models: Any) -> None:
     with pytest.raises(ValueError, match="two probes are named 'key_norm'"):
         estimate(dlm, plan, [KeyNorm(), KeyNorm(FIRST)])
     with pytest.raises(ScopeError, match="layer 7"):
-        estimate(dlm, plan, [KeyNorm(Where(layers=[7]))])
+        estimate(dlm, plan, [KeyNorm(Scope(layers=[7]))])
     with pytest.raises(ScopeError, match="none of the 4 steps"):
-        estimate(dlm, plan, [KeyNorm(Where(steps=[9]))])
+        estimate(dlm, plan, [KeyNorm(Scope(steps=[9]))])
 
 
 def test_a_gigantic_estimate_reads_well(models: Any) -> None:

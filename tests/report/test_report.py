@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 
 import numpy as np
@@ -13,7 +14,7 @@ import xarray as xr
 from plotly.offline import get_plotlyjs
 
 from sinklens import report
-from sinklens.report import Section, page
+from sinklens.report import Section
 
 
 def sections() -> list[Section]:
@@ -100,7 +101,7 @@ def test_a_failed_write_leaves_the_old_page(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(page.os, "replace", fail)
+    monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
         report.write(path, title="a", intro="", sections=[Section("b")])
     assert path.read_text() == "old"
@@ -116,9 +117,10 @@ def one_run(prompts: int) -> xr.Dataset:
     received = np.ones((prompts, 2, 1, 1, 3), np.float32)
     received[..., 0] = 9.0
     made = {"model": "tiny", "plan": {"steps": 2}, "versions": {}, "interventions": [], "probes": ["Seen('<|x|>')"]}
+    made |= {"causal": False}
     return xr.Dataset(
         {
-            "received": (("prompt", "step", "layer", "head", "key"), received),
+            "received": (("prompt", "step", "layer", "head", "key"), received, {"queries": "all"}),
             "masked": (("prompt", "step", "key"), np.tile([[0, 1, 1], [0, 0, 1]], (prompts, 1, 1))),
             "token": (("prompt", "key"), np.tile([0, 5, 6], (prompts, 1))),
             "text": (("prompt", "key"), np.tile(np.array(["<|bos|>", "\n", "b"], dtype=object), (prompts, 1))),
@@ -146,11 +148,12 @@ def test_page_of_many_prompts_says_what_it_shows(tmp_path):
     assert page.count("Plotly.newPlot(") - get_plotlyjs().count("Plotly.newPlot(") == 12
 
 
-def test_page_without_provenance_says_so(tmp_path):
+def test_a_record_without_provenance_is_an_error(tmp_path):
     record = one_run(1)
     del record.attrs["provenance"]
-    page = report.from_record(tmp_path / "run.html", record).read_text(encoding="utf-8")
-    assert "does not say where its numbers come from" in page
+    with pytest.raises(ValueError, match="does not say whether its model is causal"):
+        report.from_record(tmp_path / "run.html", record)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_record_without_received_attention_is_an_error(tmp_path):

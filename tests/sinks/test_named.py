@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from sinklens import SinkRule, rule
-from sinklens.sinks import seeing, uniform_null
-from sinklens.sinks.named import RULES, soft_sinks
+from sinklens.sinks import Sight, uniform_null
+from sinklens.sinks.named import RULES
 
 RECEIVED = torch.tensor([[5.5, 0.1, 0.4, 0.6, 1.0, 0.4], [0.5, 0.5, 3.5, 0.5, 0.5, 0.5]])  # [head, key], S = 6
 
@@ -22,15 +22,15 @@ def test_gu_divides_by_the_queries_that_see_the_key() -> None:
     bidirectional = [[value / row.sum().item() > 0.3 for value in row.tolist()] for row in RECEIVED]
     assert flags("gu") == bidirectional
     causal = [[value / (6 - key) > 0.3 for key, value in enumerate(row.tolist())] for row in RECEIVED]
-    assert flags("gu", visible=seeing(torch.ones(6))) == causal
+    assert flags("gu", visible=Sight.of(6, "causal").seen_by()[0]) == causal
     assert causal != bidirectional
 
 
 def test_no_key_of_uniform_causal_attention_is_a_sink_by_share() -> None:
     """Each visible query gives a key 1/(i+1); the mean over queries is far below 0.3 at every key but the last ones."""
     keys = 64
-    null = uniform_null(keys, causal=True)
-    found = rule("gu")(null, visible=seeing(torch.ones(keys)))
+    null = uniform_null(keys, "causal")
+    found = rule("gu")(null, visible=Sight.of(keys, "causal").seen_by()[0])
     mean = [sum(1 / (i + 1) for i in range(key, keys)) / (keys - key) for key in range(keys)]
     assert found.tolist() == [value > 0.3 for value in mean]
     assert not found.any()
@@ -58,14 +58,6 @@ def test_floating_averages_the_heads_and_uses_population_deviations() -> None:
 def test_streaming_takes_the_first_real_keys() -> None:
     keys = torch.tensor([False, True, True, True, True, True])
     assert rule("streaming")(RECEIVED, keys).tolist() == [[False, True, True, True, True, False]] * 2
-
-
-def test_soft_sinks_is_the_sigmoid_of_the_papers_code() -> None:
-    mass = [0.0, 1.0, 2.0, 9.0]
-    centre = sum(mass) / 4
-    deviation = math.sqrt(sum((value - centre) ** 2 for value in mass) / 4)
-    expected = [1 / (1 + math.exp(-5 * (value - centre - 2 * deviation))) for value in mass]
-    torch.testing.assert_close(soft_sinks(torch.tensor(mass)), torch.tensor(expected))
 
 
 def test_cuts_in_every_unit_agree_with_the_rule_itself() -> None:

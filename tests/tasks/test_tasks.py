@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import FrozenInstanceError, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sinklens.tasks import PUNCTUATION, Echo, EchoGrammar, Example, Jsonl, Score, echo_tokenizer
+from sinklens.tasks import PUNCTUATION, Echo, EchoGrammar, Example, Jsonl, Prompts, Score, Task, echo_tokenizer
 
 GRAMMAR = EchoGrammar()
 MARKS = {*PUNCTUATION, "\n"}
@@ -331,3 +332,81 @@ def test_a_line_that_is_no_item_is_quoted(tmp_path: Path, line: str) -> None:
 def test_an_empty_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no examples"):
         Jsonl(write(tmp_path / "empty.jsonl", ""))
+
+
+# Tasks as values.
+
+
+def test_a_task_is_what_it_asks_and_how_it_checks(tmp_path: Path) -> None:
+    path = write(tmp_path / "sums.jsonl", json.dumps({"prompt": "1 + 1 =", "answer": "2"}))
+    tasks = [
+        Echo(3, seed=1),
+        Echo(3, seed=2),
+        Echo(3, seed=1, gaps=0.5),
+        Jsonl(path),
+        Jsonl(path, extract="[0-9]"),
+        Prompts(["a"]),
+        Prompts([[0, 1]]),
+    ]
+    assert len({task.digest for task in tasks}) == len(tasks)
+    for task in tasks:
+        again = type(task).from_dict(json.loads(json.dumps(task.to_dict())))
+        assert again == task
+        assert [again[i] for i in range(len(again))] == [task[i] for i in range(len(task))]
+        assert again.name == task.name
+        with pytest.raises(FrozenInstanceError):
+            task.name = "other"
+
+
+def test_a_file_that_changes_later_does_not_change_the_task(tmp_path: Path) -> None:
+    path = write(tmp_path / "sums.jsonl", json.dumps({"prompt": "1 + 1 =", "answer": "2"}))
+    task = Jsonl(path)
+    described, before = task.to_dict(), task.digest
+    write(path, json.dumps({"prompt": "1 + 1 =", "answer": "3"}))
+    assert task[0].answer == Jsonl.from_dict(described)[0].answer == "2"
+    assert task.digest == before
+    assert Jsonl(path).digest != before
+
+
+def test_the_checker_is_all_but_the_examples(tmp_path: Path) -> None:
+    """So that more examples leave the scores of the first ones what they are."""
+    path = write(tmp_path / "a.jsonl", *(json.dumps({"prompt": f"{i}", "answer": "b"}) for i in range(3)))
+    assert Jsonl(path, limit=1).checker() == Jsonl(path).checker() != Jsonl(path, extract="x").checker()
+    assert Echo(3).checker() == Echo(4, seed=5).checker() != Echo(3, gaps=0.5).checker()
+    assert Prompts(["a"]).checker() == Prompts(["b", "c"]).checker()
+
+    @dataclass(frozen=True)
+    class Own(Jsonl):
+        strict: bool = False
+
+        checker = Task.checker
+
+    assert Own(path, strict=True).checker() != Own(path, strict=False).checker()
+
+
+def test_written_texts_do_not_reach_the_task() -> None:
+    task = Echo(2, seed=1)
+    before = task[0]
+    task.texts[:] = 0
+    assert task[0] == before
+    assert Echo(2, seed=1)[0] == before
+
+
+@pytest.mark.parametrize("limit", [0, -1])
+def test_a_limit_that_leaves_nothing_is_refused(tmp_path: Path, limit: int) -> None:
+    path = write(tmp_path / "a.jsonl", json.dumps({"prompt": "a", "answer": "b"}))
+    with pytest.raises(ValueError, match=f"limit={limit} must be at least 1"):
+        Jsonl(path, limit=limit)
+
+
+def test_a_line_separator_inside_a_text_ends_no_line(tmp_path: Path) -> None:
+    text = "one\u2028two\x85three"
+    path = write(tmp_path / "a.jsonl", json.dumps({"prompt": text, "answer": "b"}, ensure_ascii=False))
+    assert [each.prompt for each in Jsonl(path).examples] == [text]
+
+
+def test_a_group_that_matched_nothing_is_nothing(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", json.dumps({"prompt": "a", "answer": "x"}))
+    task = Jsonl(path, extract="(y)?x")
+    assert task.score(task[0], "x").correct == 1
+    assert task.score(task[0], "yx").correct == 0

@@ -1,4 +1,34 @@
-"""What is done to attention: edits of scores, weights, values, budgets, and of whole runs.
+"""What is done to attention: edits of scores, weights, values, budgets, and what is brought from another run.
 
-An edit does not choose its keys (`selectors`) and knows no other edit (`compose`).
+An edit does not choose its keys (`selectors`) and knows no other edit (`compose`). One file per place where
+attention can be edited.
 """
+
+from sinklens.interventions.edits.base import AttentionEdit, SinkEdit
+from sinklens.interventions.edits.budget import KeepKeys
+from sinklens.interventions.edits.layer import At
+from sinklens.interventions.edits.pin import Pin
+from sinklens.interventions.edits.scores import BiasSinks, MaskSinks, NullKey
+from sinklens.interventions.edits.sink_token import SinkToken
+from sinklens.interventions.edits.values import MeanValue, NoiseValue, ZeroValue
+from sinklens.interventions.edits.weights import NoOp, Redistribute, ScaleSinks, Swap, ZeroSinks
+
+__all__ = [
+    "At",
+    "AttentionEdit",
+    "BiasSinks",
+    "KeepKeys",
+    "MaskSinks",
+    "MeanValue",
+    "NoOp",
+    "NoiseValue",
+    "NullKey",
+    "Pin",
+    "Redistribute",
+    "ScaleSinks",
+    "SinkEdit",
+    "SinkToken",
+    "Swap",
+    "ZeroSinks",
+    "ZeroValue",
+]

@@ -2,206 +2,197 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Self
+from abc import abstractmethod
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sinklens.errors import ScopeError
-from sinklens.hooks import Canvas, Hook, Hookable, Where, chosen, is_causal
-from sinklens.interventions.edits.layer import Acting, At, Watcher
-from sinklens.interventions.selectors.attention import Detector, PreviousStep
+from sinklens.hooks import Canvas, Edit, Hook, Memory, Scope, by_query, chosen
+from sinklens.interventions.brief import Brief
+from sinklens.interventions.edits.layer import Acting, At, Reading
+from sinklens.interventions.selectors.attention import PreviousStep
+from sinklens.interventions.selectors.base import Selector, set_field
+from sinklens.sinks import Positions
+from sinklens.sinks.rule import known_positions
+
+PAPERS = PreviousStep(top_k=1)  # the protocol of arXiv 2510.15731, section 4.3
+EVERYWHERE = Scope()
 
 
-class Edit:
-    """Base of all edits: scope and counts.
+@dataclass(frozen=True, repr=False)
+class AttentionEdit(Brief, Edit):
+    """Base of the edits of attention: which layers, heads and steps, and which queries.
 
     Works in `denoise(interventions=[...])` and, as plain hooks, in `run_with_hooks(fwd_hooks=edit.fwd_hooks(model))`
     of any TransformerBridge whose attention hooks are live.
 
     Args:
-        where: Layers, heads, steps, queries and keys.
+        where: Layers, heads and steps.
+        queries: Which queries are touched: "all", "masked", "committed", "prompt", "response" or "last".
+
+    Raises:
+        ScopeError: a `where` that is no Scope.
+        ValueError: an unknown set of queries.
     """
 
-    watches_before = False
-    stage = 0  # where edits meet (InOrder): 0 first, 1 an added key, 2 values
+    _: KW_ONLY
+    where: Scope = EVERYWHERE
+    queries: Positions = "all"
+    counted: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, where: Where | None = None) -> None:
-        self.where = where or Where()
-        self._steps: int | None = None
-        self._counts: dict[str, Tensor] = {}
-        self.quiet = False  # nothing is counted: the edit only says what it will do
+    def __post_init__(self) -> None:
+        if not isinstance(self.where, Scope):
+            raise ScopeError(f"where={self.where!r} must be a Scope, for example where=Scope(layers=[0])")
+        known_positions("queries", self.queries)
 
-    @property
-    def clean(self) -> Sequence[Hookable]:
-        """What must watch a forward without edits, at every step, before the edited one."""
-        return ()
+    def memory(self, steps: int | None = None, start: Canvas | None = None) -> Memory:
+        """A new memory, whose counts are 0 for what the class counts (`counted`)."""
+        return Memory(steps, start, names=self.counted)
 
-    def own(self) -> Self:
-        """A copy with a memory and counts of its own."""
-        other = copy.copy(self)
-        other.reset(self._steps)
-        return other
+    def hooks(self, model: Any, canvas: Canvas | None, memory: Memory) -> list[Hook]:
+        """Hooks on the layers in scope; none at a step that is out of scope.
 
-    def check(self, model: Any, canvas: Canvas) -> None:
-        """Raise, before the first forward, if this edit cannot act on this canvas of this model."""
+        Raises:
+            ScopeError: steps in scope, and a forward outside the denoising loop, which has none.
+        """
+        if canvas is None and self.where.steps is not None:
+            raise ScopeError(
+                f"{self!r} names steps, and a forward outside the denoising loop has none; leave them out, or use "
+                "denoise, or fwd_hooks(model, canvas)"
+            )
+        if canvas is not None and not self.acts(canvas.step, memory):
+            return []
+        return self.acting(model, canvas, memory)
 
-    def reset(self, steps: int | None = None) -> None:
-        """A new run of `steps` steps begins."""
-        self._steps, self._counts = steps, {}
-
-    def counts(self) -> Mapping[str, float]:
-        """What the edit did in this run, by name, summed over the batch (the class says which names it counts)."""
-        return {name: amount.sum().item() for name, amount in self._counts.items()}
-
-    def per_row(self, name: str) -> list[float]:
-        """One of the counts for each row of the batch; empty if the edit's steps never came."""
-        return self._counts[name].tolist() if name in self._counts else []
-
-    def count(self, name: str, amount: Tensor) -> None:
-        """Add an amount per row [batch]."""
-        if self.quiet:
-            return
-        before = self._counts.get(name)
-        self._counts[name] = amount if before is None else before.to(amount.device) + amount
-
-    def quietly(self, hook: Callable[..., Tensor | None]) -> Callable[..., Tensor | None]:
-        """A hook that counts nothing: the `look` of one that knows its own mind."""
-
-        def look(tensor: Tensor, *, hook: Any) -> Tensor | None:
-            self.quiet = True
-            try:
-                return function(tensor, hook=hook)
-            finally:
-                self.quiet = False
-
-        function = hook
-        return look
+    @abstractmethod
+    def acting(self, model: Any, canvas: Canvas | None, memory: Memory) -> list[Hook]:
+        """The hooks at a step in scope."""
 
     def layers(self, model: Any) -> list[int]:
         """The layers in scope."""
         return chosen(self.where.layers, int(model.cfg.n_layers), "layer")
-
-    def acts(self, canvas: Canvas | None) -> bool:
-        """Whether this step is in scope."""
-        return self.where.at(canvas.step if canvas is not None else 0, self._steps)
 
     def heads(self, canvas: Canvas, heads: int, device: torch.device) -> Bool[Tensor, "batch head"]:
         """Heads in scope, of rows that are still being decoded."""
         mask = self.where.head_mask(heads, device)[..., 0].expand(len(canvas.tokens), -1)
         return mask if canvas.active is None else mask & canvas.active[:, None].to(device)
 
-    def rows(self, canvas: Canvas, heads: int, device: torch.device) -> Bool[Tensor, "batch head query 1"]:
-        """Rows of the pattern in scope: these heads, these queries."""
-        queries = canvas.where(self.where.queries)[:, None, :, None].to(device)
-        return self.heads(canvas, heads, device)[..., None, None] & queries
 
-    def fwd_hooks(self, model: Any, canvas: Canvas | None = None) -> list[Hook]:
-        """Hooks on the layers in scope."""
-        raise NotImplementedError(f"{type(self).__name__} has no fwd_hooks")
+class ActsOnKeys:
+    """What has a selector.
 
-    def arguments(self) -> list[str]:
-        """What was asked for, as text: it must tell this edit from every other."""
-        return []
+    Attributes:
+        selector: Who is edited.
+    """
 
-    def __repr__(self) -> str:
-        where = [] if self.where == Where() else [f"where={self.where!r}"]
-        return f"{type(self).__name__}({', '.join([*self.arguments(), *where])})"
+    selector: Selector
 
 
-class SinkEdit(Edit):
-    """An edit of the keys that a detector finds. A subclass names a hook point and edits its tensor.
+@dataclass(frozen=True, repr=False)
+class SinkEdit(AttentionEdit, ActsOnKeys):
+    """An edit of the keys that a selector finds. A subclass names a hook point and edits its tensor.
+
+    One of your own is a frozen dataclass with a field `selector` (`selector: Selector = PreviousStep(top_k=1)`) and
+    the method `apply`.
 
     Counts, over steps, layers and heads: "keys" edited; "mass", the attention that the touched entries held before
-    (each query has 1); "heads_without_sink", where the detector found nothing; "heads_with_fewer" than top_k;
+    (each query has 1); "heads_without_sink", where the selector found nothing; "heads_with_fewer" than top_k;
     "rows_that_kept_one_key", where the edit would have left a query without any key.
 
     Args:
-        detector: Who is edited; the paper's PreviousStep(top_k=1) when None.
-        where: Layers, heads, steps, queries and keys.
+        where: As in AttentionEdit.
+        queries: As in AttentionEdit.
+        diagonal: Whether a key's own query is touched, too; False spares it.
+
+    Raises:
+        ScopeError: as in AttentionEdit.
+        ValueError: as in AttentionEdit; a selector that is none.
     """
 
-    hook_point = "hook_pattern"
+    _: KW_ONLY
+    diagonal: bool = True
+    hook_point: ClassVar[str] = "hook_pattern"
+    counted: ClassVar[tuple[str, ...]] = (
+        "keys",
+        "mass",
+        "heads_without_sink",
+        "heads_with_fewer",
+        "rows_that_kept_one_key",
+    )
 
-    def __init__(self, detector: Detector | None = None, where: Where | None = None) -> None:
-        super().__init__(where)
-        self.detector = (detector or PreviousStep(top_k=1)).claim()
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        set_field(self, "diagonal", bool(self.diagonal))
+        if not isinstance(self.selector, Selector):
+            raise ValueError(
+                f"selector={self.selector!r} must be a selector, for example SameStep(top_k=1); the scope is where="
+            )
 
     @property
-    def watches_before(self) -> bool:
-        """Whether the edit must see the step before its scope."""
-        return self.detector.needs_previous
-
-    @property
-    def clean(self) -> Sequence[Hookable]:
-        """What must watch a forward without edits: the detector, if it is open-loop."""
-        return [Watcher(self)] if self.detector.loop == "open" else []
-
-    def own(self) -> Self:
-        """A copy with a memory and counts of its own."""
-        other = copy.copy(self)
-        other.detector = self.detector.own()
-        other.reset(self._steps)
-        return other
+    def looks_back(self) -> bool:
+        """Whether the selector must be shown the step before."""
+        return self.selector.looks_back
 
     def check(self, model: Any, canvas: Canvas) -> None:
-        """Raise for a detector that cannot work here."""
-        self.detector.check(model, canvas)
+        """Raise for a selector that cannot work here."""
+        self.selector.check(model, canvas)
 
-    def reset(self, steps: int | None = None) -> None:
-        """A new run of `steps` steps begins."""
-        super().reset(steps)
-        self.detector.reset()
-
-    def counts(self) -> Mapping[str, float]:
-        """The class's counts, 0 where nothing happened."""
-        names = ("keys", "heads_without_sink", "heads_with_fewer", "rows_that_kept_one_key")
-        return {**dict.fromkeys(names, 0), "mass": 0.0, **super().counts()}
-
-    def keys_per_row(self) -> list[int]:
-        """Edited (step, layer, head, key) of each row of the batch; empty if the edit's steps never came."""
-        return [int(number) for number in self.per_row("keys")]
-
-    def fwd_hooks(self, model: Any, canvas: Canvas | None = None) -> list[Hook]:
-        """Hooks on the layers in scope; outside the steps in scope they only watch, for the next step.
+    def acting(self, model: Any, canvas: Canvas | None, memory: Memory) -> list[Hook]:
+        """The selector's hooks and the edit's, in each layer.
 
         Raises:
-            ScopeError: an open-loop detector outside the denoising loop.
+            ScopeError: an open-loop selector without the clean forward, or one that was not shown the step before.
         """
-        if canvas is None and self.clean:
-            raise ScopeError(f"{self!r} needs a clean forward at the same canvas; use it in denoise")
-        causal = is_causal(model)
-        queries = self.detector.query_set(causal=causal)
-        everyone = canvas is None or bool(canvas.where(self.where.queries).all())
+        everyone = None if canvas is None else bool(canvas.positions(self.queries).all())
         hooks: list[Hook] = []
         for layer in self.layers(model):
-            hooks += self.detector.hooks(model, layer, canvas)
-            acting = Acting(self, layer, canvas, queries, causal=causal, everyone=everyone)
-            hooks += self.around(layer, acting.hooked(f"blocks.{layer}.attn.{self.hook_point}"))
+            if self.selector.loop == "open" and ("clean", layer) not in memory.notes:
+                raise ScopeError(f"{self!r} needs a clean forward at the same canvas first; use it in denoise")
+            acting = Acting(self, model, layer, canvas, memory, everyone)
+            hooks += self.selector.hooks(model, layer, canvas, memory)
+            hooks += self.in_layer(acting)
         return hooks
 
-    def around(self, layer: int, hook: Hook) -> list[Hook]:
-        """The layer's hooks; a subclass may need more than one."""
-        return [hook]
+    def in_layer(self, acting: Acting) -> list[Hook]:
+        """The edit's hooks in one layer; a subclass may need more than one."""
 
-    def count_found(self, selected: Tensor, found: tuple[Tensor, Tensor]) -> None:
-        """Count the selected keys; `found`: the heads in scope, and those where fewer were found than asked for."""
-        heads, short = found
-        self.count("heads_without_sink", (heads & ~selected.any(-1)).sum(-1))
-        self.count("heads_with_fewer", (heads & short & selected.any(-1)).sum(-1))
-        self.count("keys", selected.sum((1, 2)))
+        def act(tensor: Tensor, *, hook: Any) -> Tensor | None:
+            return self.apply(tensor, acting.at(tensor, hook))
+
+        def preview(tensor: Tensor, *, hook: Any) -> Tensor | None:
+            here = acting.preview(tensor, hook)
+            return None if here is None else self.apply(tensor, here)
+
+        name = f"blocks.{acting.layer}.attn.{self.hook_point}"
+        return [(name, by_query(act, preview=preview, rounds=acting.rounds))]
+
+    def watch(self, model: Any, canvas: Canvas | None, memory: Memory) -> list[Hook]:
+        """Hooks that only show the selector what it will need in the next forward."""
+        if not self.looks_back:
+            return []
+        readings = [Reading(self, model, layer, canvas, memory) for layer in self.layers(model)]
+        return [reading.watch(self.hook_point, clean=False) for reading in readings]
+
+    def clean(self, model: Any, canvas: Canvas | None, memory: Memory) -> list[Hook]:
+        """Hooks that show an open-loop selector a forward without edits."""
+        if self.selector.loop != "open":
+            return []
+        readings = [Reading(self, model, layer, canvas, memory) for layer in self.layers(model)]
+        return [reading.watch("hook_pattern", clean=True) for reading in readings]
+
+    def clean_at_step(self, model: Any, canvas: Canvas, memory: Memory) -> list[Hook]:
+        """As in Edit; also one step before the scope if the selector looks back, where other edits may be at work."""
+        soon = self.looks_back and self.acts(canvas.step + 1, memory)
+        return self.clean(model, canvas, memory) if soon or self.acts(canvas.step, memory) else []
 
     def pattern(self, tensor: Tensor) -> Float[Tensor, "batch head query key"]:
         """The attention weights that the hooked tensor stands for."""
         return tensor
 
+    @abstractmethod
     def apply(self, tensor: Tensor, at: At) -> Tensor | None:
         """The edited tensor; never in place. None leaves it."""
-        raise NotImplementedError(f"{type(self).__name__} has no apply")
-
-    def arguments(self) -> list[str]:
-        """The detector."""
-        return [repr(self.detector)]

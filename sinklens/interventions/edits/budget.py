@@ -2,62 +2,69 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from sinklens.errors import ScopeError
-from sinklens.hooks import Canvas, Hook, Where
-from sinklens.interventions.edits.scores import MaskSinks
+from sinklens.hooks import Canvas, Hook, Memory
+from sinklens.interventions.brief import brief
+from sinklens.interventions.edits.scores import Masking
 from sinklens.interventions.noise import noise
-from sinklens.interventions.selectors.attention import SameStep
-from sinklens.interventions.selectors.places import ByKeyNorm
-from sinklens.sinks import largest
+from sinklens.interventions.selectors.base import Evidence, Selector, one_of, set_field, whole_number
+from sinklens.interventions.selectors.norms import key_norms, norm_hook
+from sinklens.sinks import Positions, largest
+from sinklens.sinks.rule import known_positions
 
 By = Literal["received", "key_norm", "random", "recency"]
+Unit = Literal["auto", "share", "keys"]
 
 
-class _AllBut(SameStep):
-    """Every key but the best `budget` of them."""
+@dataclass(frozen=True, repr=False)
+class AllBut(Selector):
+    """Every key but the best `budget` of them; see KeepKeys."""
 
-    def __init__(self, budget: float, by: By, seed: int) -> None:
-        super().__init__(queries="all")
-        self.budget, self.by, self.seed = budget, by, seed
-        self._norms = ByKeyNorm()
+    budget: float
+    by: By
+    seed: int
+    keys: Positions
 
-    def reset(self) -> None:
-        """Forget the last forward."""
-        super().reset()
-        self._norms = ByKeyNorm()
+    def candidates(self) -> Positions:
+        """The `keys`."""
+        return self.keys
 
-    def ahead(self, canvas: Canvas | None) -> bool:
+    def ahead(self, layer: int, memory: Memory) -> bool:
         """Unless attention ranks the keys."""
         return self.by != "received"
 
-    def hooks(self, model: Any, layer: int, canvas: Canvas | None) -> list[Hook]:
+    def hooks(self, model: Any, layer: int, canvas: Canvas | None, memory: Memory) -> list[Hook]:
         """On the keys, if their norm decides."""
-        return self._norms.hooks(model, layer, canvas) if self.by == "key_norm" else []
+        return [norm_hook(model, layer, memory)] if self.by == "key_norm" else []
 
-    def select(
-        self, layer: int, received: Tensor, eligible: Tensor, canvas: Canvas, visible: Tensor | None = None
-    ) -> Tensor:
+    def select(self, evidence: Evidence) -> Tensor:
         """The keys that are not kept."""
-        if self.by == "received":
-            score = received
-        elif self.by == "key_norm":
-            norms = self._norms._norms[layer]
-            score = -norms.repeat_interleave(received.shape[1] // norms.shape[1], 1)
-        elif self.by == "random":
-            score = noise(self.seed, canvas, layer, received.shape[1]).to(received.device)
-        else:
-            score = torch.arange(received.shape[-1], device=received.device).float().expand(received.shape)
+        eligible = evidence.eligible
         keys = eligible.sum(-1, keepdim=True)
         budget = (self.budget * keys.double() - 1e-9).ceil() if isinstance(self.budget, float) else self.budget
-        return eligible & ~largest(score, eligible, budget)
+        return eligible & ~largest(self._score(evidence), eligible, budget)
+
+    def _score(self, evidence: Evidence) -> Tensor:
+        received = evidence.received
+        match self.by:
+            case "received":
+                return received
+            case "key_norm":
+                return -key_norms(evidence)
+            case "random":
+                return noise(self.seed, evidence.canvas, evidence.layer, received.shape[1]).to(received.device)
+            case "recency":
+                return torch.arange(received.shape[-1], device=received.device).float().expand(received.shape)
 
 
-class KeepKeys(MaskSinks):
+@dataclass(frozen=True, repr=False)
+class KeepKeys(Masking):
     """Mask every key but the best ones, per head: the eviction of a key-value cache, emulated exactly.
 
     Conserves: row sums (1), and the proportions of the kept keys.
@@ -69,20 +76,40 @@ class KeepKeys(MaskSinks):
     Args:
         budget: A share in (0, 1] (a float, rounded up), or a number of keys (an int).
         by: "received", "key_norm", "random" or "recency".
-        where: The scope; `keys` limits who may be evicted or kept.
         seed: For "random".
+        keys: Who may be evicted or kept: "all", "masked", "committed", "prompt", "response" or "last".
+        unit: "share" or "keys", what the budget counts; "auto" tells by its type, and becomes one of them: 1.0 are all
+            keys, and 1 is one.
+        where: As in AttentionEdit.
+        queries: As in AttentionEdit.
+        diagonal: As in SinkEdit.
 
     Raises:
-        ValueError: a budget that keeps nothing, or an unknown `by`.
+        ValueError: a budget that keeps nothing, an unknown `by`, unit or set of keys.
     """
 
-    def __init__(self, budget: float, by: By = "received", where: Where | None = None, *, seed: int = 0) -> None:
-        if by not in get_args(By):
-            raise ValueError(f"by={by!r} is unknown; choose from {', '.join(get_args(By))}")
-        if isinstance(budget, bool) or not budget > 0 or (isinstance(budget, float) and budget > 1):
+    budget: float
+    by: By = "received"
+    _: KW_ONLY
+    seed: int = 0
+    keys: Positions = "all"
+    unit: Unit = "auto"
+    selector: Selector = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        one_of("by", self.by, By)
+        one_of("unit", self.unit, Unit)
+        known_positions("keys", self.keys)
+        budget: Any = self.budget
+        unit = ("keys" if hasattr(budget, "__index__") else "share") if self.unit == "auto" else self.unit
+        allowed = budget > 0 and (int(budget) == budget if unit == "keys" else budget <= 1)
+        if isinstance(budget, bool) or not allowed:
             raise ValueError(f"budget={budget} must be a share in (0, 1], or a whole number of keys (an int)")
-        super().__init__(_AllBut(budget, by, seed), where)
-        self.budget, self.by, self.seed = budget, by, seed
+        set_field(self, "unit", unit)
+        set_field(self, "budget", int(budget) if unit == "keys" else float(budget))
+        set_field(self, "seed", whole_number("seed", self.seed))
+        set_field(self, "selector", AllBut(self.budget, self.by, self.seed, self.keys))
+        super().__post_init__()
 
     def check(self, model: Any, canvas: Canvas) -> None:
         """A budget above the number of keys keeps all, which would be no edit."""
@@ -90,7 +117,5 @@ class KeepKeys(MaskSinks):
         if isinstance(self.budget, int) and self.budget >= shortest:
             raise ScopeError(f"{self!r} keeps every key: the shortest row has {shortest} positions")
 
-    def arguments(self) -> list[str]:
-        """Budget, by, seed."""
-        seed = [f"seed={self.seed}"] if self.by == "random" else []
-        return [repr(self.budget), f"by={self.by!r}", *seed]
+    def __repr__(self) -> str:
+        return brief(self, unit="")  # the budget shows it

@@ -1,39 +1,95 @@
-"""An edit at work in one layer: what it sees of the attention there, block by block, and whom it acts on."""
+"""An edit at work in one layer of one forward: what it reads of the attention there, and whom it acts on."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sinklens.errors import ScopeError
-from sinklens.hooks import Canvas, Hook, is_causal, nothing, plain_canvas, rows_of, rowwise
-from sinklens.sinks import Positions, received_attention, seeing
+from sinklens.hooks import Canvas, Hook, Memory, autoregressive, block_of, canvas_of, sight_of, watching
+from sinklens.interventions.selectors.base import Evidence
+from sinklens.sinks import Positions, Received, Sight, received_attention
+
+if TYPE_CHECKING:
+    from sinklens.interventions.edits.base import SinkEdit
+
+Count = Callable[[str, Tensor], None]
+
+
+def uncounted(name: str, amount: Tensor) -> None:
+    """The `count` of a preview: nothing has happened yet."""
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """Which queries a tensor of scores or weights holds, of which canvas, and who sees whom."""
+
+    canvas: Canvas
+    sight: Sight
+    block: slice
+
+    @classmethod
+    def of(cls, model: Any, tensor: Tensor, hook: Any, canvas: Canvas | None) -> View:
+        """What a hook on scores or weights is shown."""
+        sight = sight_of(model, hook, tensor, canvas)
+        if "queries" not in getattr(hook, "ctx", {}):  # no blocks: the tensor holds all queries that there are
+            sight = replace(sight, queries=tensor.shape[-2])
+        return cls(canvas_of(canvas, sight, len(tensor)), sight, block_of(hook, tensor))
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the first block of queries."""
+        return self.block.start == 0
+
+    @property
+    def last(self) -> bool:
+        """Whether this is the last block of queries."""
+        return self.block.stop >= self.sight.count
+
+    def queries(self, which: Positions) -> Bool[Tensor, "batch query"]:
+        """The block's queries of one kind."""
+        return self.canvas.positions(which)[:, self.sight.keys - self.sight.count :][:, self.block]
+
+    def places(self, device: torch.device) -> torch.Tensor:
+        """The positions of the block's queries [query]."""
+        keys, count = self.sight.keys, self.sight.count
+        return torch.arange(keys - count, keys, device=device)[self.block]
 
 
 @dataclass(frozen=True, eq=False)
 class At:
-    """Where an operator acts: one layer in one forward.
+    """Where an operator acts: some queries of one layer in one forward.
 
     Attributes:
         layer: The layer.
         canvas: What the forward sees.
-        selected: Keys to act on, by the detector and in scope.
+        sight: Who sees whom in the layer.
+        block: Which queries these are: all of them, or a block (then `query` is the size of the block).
+        places: Their positions [query].
+        selected: Keys to act on.
         touched: Entries to act on: the selected keys, for the queries in scope.
-        visible: Entries that the model may look at: real keys, and in a causal model none to the right.
-        rows: Which queries these are: all of them, or a block (then `query` is the size of the block).
+        count: `count(name, amount)` adds an amount per row [batch] to the edit's counts; does nothing in a preview.
     """
 
     layer: int
     canvas: Canvas
+    sight: Sight
+    block: slice
+    places: Tensor
     selected: Bool[Tensor, "batch head key"]
     touched: Bool[Tensor, "batch head query key"]
-    visible: Bool[Tensor, "batch one query key"]
-    rows: slice = field(default_factory=lambda: slice(None))
+    count: Count
+
+    @property
+    def visible(self) -> Bool[Tensor, "batch one query key"]:
+        """Entries that the model may look at, as the layer's attention mask says."""
+        batch, _, queries, keys = self.touched.shape
+        return self.sight.rows(self.block)[:, None].to(self.touched.device).expand(batch, 1, queries, keys)
 
     def add(
         self, tensor: Float[Tensor, "batch head query key"], amount: float
@@ -41,159 +97,160 @@ class At:
         """The tensor with an amount added at the touched entries."""
         if self.touched.stride(2) != 0:
             return torch.where(self.touched, tensor + amount, tensor)
-        columns = self.touched[:, :, :1]  # all queries are touched alike, and one row says it
+        columns = self.touched[:, :, :1]  # all queries are touched alike, and one of them says it
         return tensor + torch.zeros_like(columns, dtype=tensor.dtype).masked_fill_(columns, amount)
 
 
-class Attention:
-    """What each key of a layer receives from the queries that count, added up block by block.
+class Reading:
+    """What each key of a layer receives in one forward from the queries that count, added up block by block."""
+
+    def __init__(self, edit: SinkEdit, model: Any, layer: int, canvas: Canvas | None, memory: Memory) -> None:
+        self.edit, self.model, self.layer, self.canvas, self.memory = edit, model, layer, canvas, memory
+        self.counting: Positions = edit.selector.counting(autoregressive=autoregressive(model))
+        self.received = Received()
+
+    def read(self, pattern: Tensor, view: View) -> None:
+        """A block more; the first one begins anew."""
+        if view.first:
+            self.received = Received()
+        self.received.add(pattern, view.queries(self.counting)[:, None])
+
+    def total(self) -> Float[Tensor, "batch head key"]:
+        """What was read so far.
+
+        Raises:
+            ScopeError: nothing, because blocks came without the first one.
+        """
+        if self.received.total is None:
+            raise ScopeError(f"{self.edit!r}: blocks of queries must begin with the first")
+        return self.received.total
+
+    def evidence(self, received: Tensor, view: View) -> Evidence:
+        """What the selector is shown: the clean forward's attention in an open loop, else this one's."""
+        selector, canvas = self.edit.selector, view.canvas
+        shown = self.memory.notes.get(("clean", self.layer), received).to(received.device)
+        eligible = canvas.positions(selector.candidates())[:, None].to(received.device).expand(received.shape)
+        return Evidence(self.model, self.layer, canvas, view.sight, self.counting, shown, eligible, self.memory)
+
+    def close(self, view: View) -> None:
+        """The layer is done: show it to the selector. What a clean forward showed was for this one."""
+        self.edit.selector.observe(self.evidence(self.total(), view))
+        self.memory.notes.pop(("clean", self.layer), None)
+
+    def watch(self, point: str, *, clean: bool) -> Hook:
+        """A hook that only looks, for the forward before the first that is edited, or for a clean one."""
+
+        def look(tensor: Tensor, *, hook: Any) -> None:
+            view = View.of(self.model, tensor, hook, self.canvas)
+            self.read(tensor if clean else self.edit.pattern(tensor), view)
+            if view.last and clean:
+                self.memory.notes["clean", self.layer] = self.total()
+            elif view.last:
+                self.close(view)
+
+        return f"blocks.{self.layer}.attn.{point}", watching(look)
+
+
+class Acting(Reading):
+    """A SinkEdit in one layer during one forward.
+
+    Args:
+        edit: The edit.
+        model: The model.
+        layer: The layer.
+        canvas: What the forward sees; None outside the loop.
+        memory: The edit's, in this run.
+        everyone: Whether every query is in scope; None if that is not known before the forward.
 
     Attributes:
-        received: So far [batch, head, key].
+        rounds: How often it must be shown all queries before it knows its keys (see `hooks.ByQuery`).
     """
 
-    def __init__(self, canvas: Canvas | None, queries: Positions, *, causal: bool) -> None:
-        self.canvas, self.causal = canvas, causal
-        self.queries: Positions = queries
-        self.received: Tensor | None = None
-
-    def seen(self, tensor: Tensor) -> Canvas:
-        """The canvas; outside the denoising loop one where everything is real."""
-        return self.canvas or plain_canvas((tensor.shape[0], tensor.shape[-1]), tensor.device)
-
-    def add(self, pattern: Tensor, rows: slice) -> None:
-        """A block more; the first one begins anew."""
-        counting = self.seen(pattern).where(self.queries)[:, None, rows].to(pattern.device)
-        more = received_attention(pattern, counting)
-        self.received = more if rows.start == 0 or self.received is None else self.received + more
-
-    def sight(self, received: Tensor) -> Float[Tensor, "batch head key"] | None:
-        """In a causal model, how many of ALL queries that count can see each key."""
-        if not self.causal:
-            return None
-        return seeing(self.seen(received[:, 0]).where(self.queries)[:, None].to(received.device)).expand(received.shape)
-
-
-class Acting:
-    """A SinkEdit in one layer during one forward; `everyone` says that every query is in its scope."""
-
     def __init__(
-        self, edit: Any, layer: int, canvas: Canvas | None, queries: Positions, *, causal: bool, everyone: bool
+        self, edit: SinkEdit, model: Any, layer: int, canvas: Canvas | None, memory: Memory, everyone: bool | None
     ) -> None:
-        self.edit, self.layer, self.causal = edit, layer, causal
-        self.attention = Attention(canvas, queries, causal=causal)
-        self.acts = edit.acts(canvas)
-        self.waits = self.acts and not edit.detector.ahead(canvas)  # for all queries, before it knows its keys
-        # Whether the entries that it touches are those that received attention counts.
-        self.alike = edit.where.diagonal and edit.where.queries == queries
+        super().__init__(edit, model, layer, canvas, memory)
         self.everyone = everyone
+        self.rounds = int(not edit.selector.ahead(layer, memory))
+        # Whether the entries that it touches are those that received attention counts.
+        self.alike = edit.diagonal and edit.queries == self.counting
         self.selected: Tensor | None = None
-        self.looked = False
+        self.found: tuple[Tensor, Tensor] | None = None  # the heads in scope, and those with fewer keys than wanted
+        self.previewed = False
 
-    def hooked(self, name: str) -> Hook:
-        """The hook, ready for blocks."""
-        return name, rowwise(partial(self.hook), look=self.look, sweeps=int(self.waits))
+    def preview(self, tensor: Tensor, hook: Any) -> At | None:
+        """Where the edit will act in a block, as far as it knows; nothing is counted."""
+        view = View.of(self.model, tensor, hook, self.canvas)
+        if not self.rounds and view.first:
+            self._find(self._nothing_yet(tensor), view)
+        here = None if self.selected is None else self._at(tensor, view, self.selected, uncounted)
+        if self.rounds:
+            self.read(self.edit.pattern(tensor), view)
+            if view.last:
+                self._find(self.total(), view)
+                self.previewed = True
+        return here
 
-    def look(self, tensor: Tensor, *, hook: Any) -> Tensor | None:
-        """What the edit will make of a block, as far as it knows; nothing is counted."""
-        if not self.acts:
-            return None
-        rows, keys = rows_of(hook, tensor), tensor.shape[-1]
-        self.edit.quiet = True
-        try:
-            if not self.waits and rows.start == 0:
-                self.selected = self.find(tensor.new_zeros((*tensor.shape[:2], keys), dtype=torch.float32))
-            edited = None if self.selected is None else self.apply(tensor, rows, self.selected)
-            if self.waits:
-                self.attention.add(self.edit.pattern(tensor), rows)
-                if rows.stop >= keys and self.attention.received is not None:
-                    self.selected, self.looked = self.find(self.attention.received), True
-        finally:
-            self.edit.quiet = False
-        return edited
-
-    def hook(self, tensor: Tensor, *, hook: Any) -> Tensor | None:
-        """The edit of a block, counted; with the last one the detector is told what it may need at the next step."""
-        rows, attention = rows_of(hook, tensor), self.attention
-        if rows.start == 0 and rows.stop >= tensor.shape[-1]:
-            self.looked = False  # all of it: what was looked at belongs to a forward that an error ended
-        pattern = None
-        if not self.looked or (self.acts and not self.alike):
+    def at(self, tensor: Tensor, hook: Any) -> At:
+        """Where the edit acts in a block, counted; with the last one the selector is shown what it may need later."""
+        view, pattern = View.of(self.model, tensor, hook, self.canvas), None
+        if view.first and view.last:
+            self.previewed = False  # all of it: what was previewed belongs to a forward that an error ended
+        if not self.previewed or not self.alike:
             pattern = self.edit.pattern(tensor)
-        if pattern is not None and not self.looked:
-            attention.add(pattern, rows)
-        received = attention.received
-        if received is None:
+        if pattern is not None and not self.previewed:
+            self.read(pattern, view)
+        received = self.total()
+        if view.first:
+            # Unless it was previewed, this is all of it, or the selector needs no attention of this forward.
+            if not self.previewed or self.selected is None:
+                self._find(received, view)
+            self._count_found()
+        if self.selected is None:
             raise ScopeError(f"{self.edit!r}: blocks of queries must begin with the first")
-        if self.acts and rows.start == 0:
-            # Unless it has looked, this is all of it, or the detector needs no attention of this forward.
-            self.selected = self.selected if self.looked and self.selected is not None else self.find(received)
-            self.edit.count_found(self.selected, self.heads_short)
-        edited = None
-        if self.acts and self.selected is not None:
-            edited = self.apply(tensor, rows, self.selected, pattern)
-        if rows.stop >= tensor.shape[-1]:
-            self.close(received)
-        return edited
+        here = self._at(tensor, view, self.selected, self.memory.count)
+        if self.alike and view.last:
+            self.memory.count("mass", (received * self.selected).flatten(1).sum(-1))
+        elif pattern is not None and not self.alike:
+            self._count_mass(pattern, view, here)
+        if view.last:
+            self.close(view)
+            self.selected, self.previewed = None, False
+        return here
 
-    def close(self, received: Tensor) -> None:
-        """The layer is done: count, tell the detector, and be ready for another forward."""
-        if self.acts and self.alike and self.selected is not None:
-            self.edit.count("mass", (received * self.selected).flatten(1).sum(-1))
-        detector, attention = self.edit.detector, self.attention
-        shown, sight = detector.watched.get(self.layer, (received, attention.sight(received)))
-        detector.observe(self.layer, shown, attention.seen(received[:, 0]), sight)
-        self.selected, self.looked = None, False
+    def _nothing_yet(self, tensor: Tensor) -> Tensor:
+        return tensor.new_zeros((*tensor.shape[:2], tensor.shape[-1]), dtype=torch.float32)
 
-    def find(self, received: Tensor) -> Tensor:
-        """The keys to act on, by the detector and in scope."""
-        canvas, edit = self.attention.seen(received[:, 0]), self.edit
-        known, sight = edit.detector.watched.get(self.layer, (received, self.attention.sight(received)))
-        eligible = (canvas.where(edit.where.keys) & canvas.where(edit.detector.rule.keys))[:, None].to(received.device)
-        selected, short = edit.detector.find(self.layer, known, eligible.expand(received.shape), canvas, sight)
-        heads = edit.heads(canvas, received.shape[1], received.device)
-        self.heads_short = heads, short
-        return selected & heads[..., None]
+    def _find(self, received: Tensor, view: View) -> None:
+        """The keys to act on, by the selector and in scope."""
+        if self.edit.selector.loop == "open" and ("clean", self.layer) not in self.memory.notes:
+            raise ScopeError(f"{self.edit!r} needs a clean forward at the same canvas first; use it in denoise")
+        selected, short = self.edit.selector.find(self.evidence(received, view))
+        heads = self.edit.heads(view.canvas, received.shape[1], received.device)
+        self.selected, self.found = selected & heads[..., None], (heads, short)
 
-    def apply(self, tensor: Tensor, rows: slice, selected: Tensor, pattern: Tensor | None = None) -> Tensor | None:
-        """The edit of a block; with its pattern, the mass that the touched entries held is counted."""
-        edit, canvas = self.edit, self.attention.seen(tensor)
-        place = torch.arange(tensor.shape[-1], device=tensor.device)  # compared by block: nothing is keys x keys
-        asked = canvas.where(edit.where.queries)[:, None, rows].to(tensor.device)
+    def _count_found(self) -> None:
+        if self.selected is None or self.found is None:
+            return
+        (heads, short), some, count = self.found, self.selected.any(-1), self.memory.count
+        count("heads_without_sink", (heads & ~some).sum(-1))
+        count("heads_with_fewer", (heads & short & some).sum(-1))
+        count("keys", self.selected.sum((1, 2)))
+
+    def _count_mass(self, pattern: Tensor, view: View, here: At) -> None:
+        """What the touched entries held before, where it is not what the selector was shown."""
+        asked = view.queries(self.edit.queries)[:, None].to(pattern.device)
+        whole = self.edit.diagonal  # then whole columns are touched: no need to go through entries one by one
+        mass = received_attention(pattern, asked) * here.selected if whole else pattern.float() * here.touched
+        self.memory.count("mass", mass.flatten(1).sum(-1))
+
+    def _at(self, tensor: Tensor, view: View, selected: Tensor, count: Count) -> At:
+        edit, device = self.edit, tensor.device
+        places = view.places(device)
         touched = selected[:, :, None, :].expand(-1, -1, tensor.shape[-2], -1)
-        touched = touched if self.everyone else touched & asked[..., None]
-        touched = touched if edit.where.diagonal else touched & (place != place[rows, None])
-        if pattern is not None and not self.alike:
-            whole = edit.where.diagonal  # then whole columns are touched: no need to go through entries one by one
-            mass = received_attention(pattern, asked) * selected if whole else pattern.float() * touched
-            edit.count("mass", mass.flatten(1).sum(-1))
-        visible = canvas.valid[:, None, None, :].to(tensor.device).expand(-1, 1, tensor.shape[-2], -1)
-        visible = visible & (place <= place[rows, None]) if self.causal else visible
-        return edit.apply(tensor, At(self.layer, canvas, selected, touched, visible, rows))
-
-
-class Watcher:
-    """Shows an open-loop detector the attention of a forward without edits."""
-
-    def __init__(self, edit: Any) -> None:
-        self.edit, self.where = edit, edit.where
-
-    def fwd_hooks(self, model: Any, canvas: Canvas | None = None) -> list[Hook]:
-        """Hooks on the patterns of the edit's layers."""
-        causal = is_causal(model)
-        queries = self.edit.detector.query_set(causal=causal)
-
-        def watching(layer: int) -> Any:
-            attention = Attention(canvas, queries, causal=causal)
-
-            def watch(pattern: Tensor, *, hook: Any) -> None:
-                attention.add(pattern, rows_of(hook, pattern))
-                if attention.received is not None:
-                    self.edit.detector.watched[layer] = (attention.received, attention.sight(attention.received))
-
-            return rowwise(watch, look=nothing)
-
-        return [(f"blocks.{layer}.attn.hook_pattern", watching(layer)) for layer in self.edit.layers(model)]
-
-    def __repr__(self) -> str:
-        return f"clean({self.edit!r})"
+        asked = None if self.everyone else view.queries(edit.queries)
+        if asked is not None and not (self.everyone is None and bool(asked.all())):
+            touched = touched & asked[:, None, :, None].to(device)
+        if not edit.diagonal:  # compared by block: nothing is keys x keys
+            touched = touched & (torch.arange(tensor.shape[-1], device=device) != places[:, None])
+        return At(self.layer, view.canvas, view.sight, view.block, places, selected, touched, count)

@@ -3,80 +3,90 @@
 from __future__ import annotations
 
 import math
-from typing import Any, cast
+from abc import abstractmethod
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from sinklens.hooks import Hook, Where, rows_of, rowwise
-from sinklens.interventions.edits.base import At, SinkEdit
+from sinklens.hooks import Hook, by_query
+from sinklens.interventions.edits.base import PAPERS, SinkEdit
+from sinklens.interventions.edits.layer import Acting, At
 from sinklens.interventions.noise import normal
-from sinklens.interventions.selectors.attention import Detector
+from sinklens.interventions.selectors.base import Selector, set_field, whole_number
 
 
+@dataclass(frozen=True, repr=False)
 class ValueEdit(SinkEdit):
     """Base: the output of every touched query changes by `sum_j A[i, j] (v'_j - v_j)` over the sinks j.
 
     Exact per query head, also where several query heads share a value head and only one of them has the sink.
     """
 
-    stage = 2
+    stage: ClassVar[int] = 2
 
-    def around(self, layer: int, hook: Hook) -> list[Hook]:
+    def in_layer(self, acting: Acting) -> list[Hook]:
         """Hooks on the values, the pattern (looking) and the mixed values (adding)."""
-        name, act = hook[0], cast(Any, hook[1])
         kept: dict[str, Tensor] = {}
 
         def note(value: Tensor, *, hook: Any) -> None:
             kept["value"] = value
 
         def look(pattern: Tensor, *, hook: Any) -> None:
-            found = act(pattern, hook=hook)
-            if found is None:
-                return
-            if rows_of(hook, pattern).start == 0:
+            at = acting.at(pattern, hook)
+            if at.block.start == 0:
+                kept.pop("change", None)
                 value = kept["value"].transpose(1, 2)
                 value = value.repeat_interleave(pattern.shape[1] // value.shape[1], 1).float()
-                kept["by"] = self.replacement(value, self._at) - value
-            change = (found.float() @ kept["by"]).transpose(1, 2)
+                kept["by"] = self.replacement(value, at) - value
+            change = (self.apply(pattern, at).float() @ kept["by"]).transpose(1, 2)
             kept["change"] = torch.cat([kept["change"], change], 1) if "change" in kept else change
 
-        def add(mixed: Tensor, *, hook: Any) -> Tensor | None:
-            change = kept.pop("change", None)
+        def preview(pattern: Tensor, *, hook: Any) -> None:
+            acting.preview(pattern, hook)  # the pattern stays as it is
+
+        def add(mixed: Tensor, *, hook: Any) -> Tensor:
+            change = kept["change"]
             kept.clear()
-            return None if change is None else mixed + change.to(mixed.dtype).view(mixed.shape)
+            return mixed + change.to(mixed.dtype).view(mixed.shape)
 
-        prefix = f"blocks.{layer}.attn."
-
-        def before(pattern: Tensor, *, hook: Any) -> None:
-            act.look(pattern, hook=hook)  # the pattern stays as it is
-
-        rowwise(look, look=before, sweeps=act.sweeps)
-        return [(f"{prefix}v.hook_out", note), (name, look), (f"{prefix}o.hook_in", add)]
+        prefix = f"blocks.{acting.layer}.attn."
+        looking = by_query(look, preview=preview, rounds=acting.rounds)
+        return [(f"{prefix}v.hook_out", note), (f"{prefix}{self.hook_point}", looking), (f"{prefix}o.hook_in", add)]
 
     def apply(self, tensor: Tensor, at: At) -> Tensor:
         """The attention that goes to changed values."""
-        self._at = at
         return tensor * at.touched
 
+    @abstractmethod
     def replacement(self, value: Tensor, at: At) -> Tensor:
         """What each key says instead [batch, head, key, d_head]."""
-        raise NotImplementedError(f"{type(self).__name__} has no replacement")
 
 
+@dataclass(frozen=True, repr=False)
 class ZeroValue(ValueEdit):
     """Sinks say nothing: their value vectors are zero for the touched queries.
 
     Conserves: the pattern. For the output the same as ZeroSinks, which removes the weight instead.
     Assumes: nothing. Changes nothing where the sink is a resting place, whose value is zero already.
     Source: value path of arXiv 2605.09313's code; zero-value sink of arXiv 2601.19657, table 5.
+
+    Args:
+        selector: Who is edited.
+        where: As in AttentionEdit.
+        queries: As in AttentionEdit.
+        diagonal: As in SinkEdit.
     """
+
+    selector: Selector = PAPERS
 
     def replacement(self, value: Tensor, at: At) -> Tensor:
         """Zeros."""
         return torch.zeros_like(value)
 
 
+@dataclass(frozen=True, repr=False)
 class MeanValue(ValueEdit):
     """Sinks say what the average key says: the mean value vector of the row's real keys, per head.
 
@@ -84,7 +94,15 @@ class MeanValue(ValueEdit):
     Assumes: that queries may know of all real keys; in a causal model the mean also holds keys to the right of a
     query, so there only the last query's output means anything.
     Source: value path of arXiv 2605.09313's code.
+
+    Args:
+        selector: Who is edited.
+        where: As in AttentionEdit.
+        queries: As in AttentionEdit.
+        diagonal: As in SinkEdit.
     """
+
+    selector: Selector = PAPERS
 
     def replacement(self, value: Tensor, at: At) -> Tensor:
         """The mean over real keys."""
@@ -92,6 +110,7 @@ class MeanValue(ValueEdit):
         return ((value * real).sum(2, keepdim=True) / real.sum(2, keepdim=True)).expand(value.shape)
 
 
+@dataclass(frozen=True, repr=False)
 class NoiseValue(ValueEdit):
     """Sinks say something random: normal vectors of mean 0.
 
@@ -102,18 +121,28 @@ class NoiseValue(ValueEdit):
     Args:
         std: Standard deviation; when None that of all value numbers of the row's real keys in the head, so that the
             noise is as loud as an ordinary key.
-        detector: Who is edited.
-        where: The scope.
+        selector: Who is edited.
         seed: For the noise.
+        where: As in AttentionEdit.
+        queries: As in AttentionEdit.
+        diagonal: As in SinkEdit.
+
+    Raises:
+        ValueError: a standard deviation below 0 or not finite.
     """
 
-    def __init__(
-        self, std: float | None = None, detector: Detector | None = None, where: Where | None = None, *, seed: int = 0
-    ) -> None:
-        super().__init__(detector, where)
-        if std is not None and not 0 <= std < math.inf:
-            raise ValueError(f"std={std} must be a finite number of at least 0, or None for the values' own")
-        self.std, self.seed = std, seed
+    std: float | None = None
+    selector: Selector = PAPERS
+    _: KW_ONLY
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.std is not None:
+            if not 0 <= self.std < math.inf:
+                raise ValueError(f"std={self.std} must be a finite number of at least 0, or None for the values' own")
+            set_field(self, "std", float(self.std))
+        set_field(self, "seed", whole_number("seed", self.seed))
 
     def replacement(self, value: Tensor, at: At) -> Tensor:
         """Normal noise, the same however the batch is made up."""
@@ -124,8 +153,3 @@ class NoiseValue(ValueEdit):
         count = real.sum((2, 3), keepdim=True) * value.shape[-1]
         mean = (value * real).sum((2, 3), keepdim=True) / count
         return drawn * ((((value - mean) * real) ** 2).sum((2, 3), keepdim=True) / count).sqrt()
-
-    def arguments(self) -> list[str]:
-        """Std, detector, seed."""
-        std = [] if self.std is None else [f"std={self.std:g}"]
-        return [*std, *super().arguments(), *([] if self.seed == 0 else [f"seed={self.seed}"])]

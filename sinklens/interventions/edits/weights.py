@@ -3,76 +3,101 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable
-from typing import Any, Literal
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from sinklens.errors import BrokenPattern, ScopeError
-from sinklens.hooks import Canvas, Where
-from sinklens.interventions.edits.base import At, SinkEdit
+from sinklens.hooks import Canvas
+from sinklens.interventions.edits.base import PAPERS, SinkEdit
+from sinklens.interventions.edits.layer import At
 from sinklens.interventions.noise import noise
-from sinklens.interventions.selectors.attention import Detector
+from sinklens.interventions.selectors.base import Selector, set_field, whole_number
 
-To = Literal["proportional", "uniform", "self"] | int | Callable[[Tensor, At], Tensor]
+Share = Literal["proportional", "uniform", "self"]
+To = Share | int | Callable[[Tensor, At], Tensor]
 
 
+@dataclass(frozen=True, repr=False)
 class NoOp(SinkEdit):
     """Find the sinks and leave everything as it is: the control of the instrument itself.
 
     Conserves: everything, bit for bit (compared with a run that reads the pattern, too).
     Assumes: nothing.
     Source: the no-op parity test of arXiv 2605.09313's code.
+
+    Args:
+        selector: Who is edited.
+        where: As in AttentionEdit.
+        queries: As in AttentionEdit.
+        diagonal: As in SinkEdit.
     """
+
+    selector: Selector = PAPERS
 
     def apply(self, tensor: Tensor, at: At) -> None:
         """Nothing."""
 
 
+@dataclass(frozen=True, repr=False)
 class ZeroSinks(SinkEdit):
     """Set the sinks' weights to zero after the softmax; their mass is lost.
 
     Conserves: the other keys' weights. Row sums drop by exactly the sinks' mass.
     Assumes: nothing.
     Source: the score-path control of arXiv 2605.09313 without its renormalisation.
+
+    Args:
+        selector: Who is edited.
+        where: As in AttentionEdit.
+        queries: As in AttentionEdit.
+        diagonal: As in SinkEdit.
     """
+
+    selector: Selector = PAPERS
 
     def apply(self, tensor: Tensor, at: At) -> Tensor:
         """The pattern with zeros at the touched entries."""
         return tensor.masked_fill(at.touched, 0.0)
 
 
+@dataclass(frozen=True, repr=False)
 class ScaleSinks(SinkEdit):
     """Multiply the sinks' weights by `factor` after the softmax.
 
     Conserves: without renormalising, the other keys' weights (row sums change); with it, row sums and the
     proportions of the other keys, which take or give the difference. Factor 1 is the identity, 0 without
     renormalising is ZeroSinks, 0 with it MaskSinks.
-    Assumes: with renormalising and a factor above 1, that the others have enough to give; a row in which they have
-    not is left as it is and counted ("rows_left").
+    Assumes: with renormalising and a factor above 1, that the others have enough to give; a query of which they
+    have not is left as it is and counted ("rows_left").
     Source: "prob_scale" of arXiv 2605.09313's code (factor 0.1, the rest scaled so that rows sum to 1).
 
     Args:
         factor: At least 0.
-        detector: Who is edited.
-        where: The scope.
+        selector: Who is edited.
         renormalise: Whether the other keys make up for it.
+        where: As in AttentionEdit.
+        queries: As in AttentionEdit.
+        diagonal: As in SinkEdit.
+
+    Raises:
+        ValueError: a factor below 0 or not finite.
     """
 
-    def __init__(
-        self,
-        factor: float,
-        detector: Detector | None = None,
-        where: Where | None = None,
-        *,
-        renormalise: bool = False,
-    ) -> None:
-        super().__init__(detector, where)
-        if not (math.isfinite(factor) and factor >= 0):
-            raise ValueError(f"factor={factor} must be a finite number of at least 0")
-        self.factor, self.renormalise = float(factor), renormalise
+    factor: float
+    selector: Selector = PAPERS
+    _: KW_ONLY
+    renormalise: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (math.isfinite(self.factor) and self.factor >= 0):
+            raise ValueError(f"factor={self.factor} must be a finite number of at least 0")
+        set_field(self, "factor", float(self.factor))
+        set_field(self, "renormalise", bool(self.renormalise))
 
     def apply(self, tensor: Tensor, at: At) -> Tensor:
         """The pattern with scaled sinks."""
@@ -83,51 +108,49 @@ class ScaleSinks(SinkEdit):
         rest = (tensor * ~at.touched).sum(-1, keepdim=True)
         left = rest + (1 - self.factor) * mass
         fine = (rest > 0) & (left >= 0)
-        self.count("rows_left", (~fine & at.touched.any(-1, keepdim=True)).sum((1, 2, 3)))
+        at.count("rows_left", (~fine & at.touched.any(-1, keepdim=True)).sum((1, 2, 3)))
         grown = torch.where(at.touched, scaled, tensor * (left / rest.where(fine, 1)))
         return torch.where(fine, grown, tensor)
 
-    def arguments(self) -> list[str]:
-        """Factor, detector, renormalise."""
-        return [f"{self.factor:g}", *super().arguments(), *(["renormalise=True"] if self.renormalise else [])]
 
-
+@dataclass(frozen=True, repr=False)
 class Redistribute(SinkEdit):
     """Take a share of the sinks' weight after the softmax and give it to other keys of the same row.
 
     Conserves: row sums, exactly. `to="proportional"` with share 1 equals MaskSinks.
-    Assumes: a row has a key to give to (one that may be seen, and is not touched); where it has none it is left as it
-    is, and counted ("rows_left").
+    Assumes: a query has a key to give to (one that it may see, and that is not touched); where it has none its weights
+    are left as they are, and that is counted ("rows_left").
     Source: ACT (arXiv 2406.15765) is "proportional" with share 0.6 (its beta is 0.4), in chosen heads only.
 
     Args:
         to: Who gets it: "proportional" (the others, in proportion to what they have), "uniform" (the others, evenly),
             "self" (the query's own position), a position (counted from the row's first real token), or a function
-            (pattern, at) -> weights [batch, head, query, key], at least 0, whose rows sum to 1.
-        detector: Who is edited.
-        where: The scope.
+            (pattern, at) -> weights [batch, head, query, key], at least 0, that sum to 1 for each query. Give a
+            function a name, `sinklens.named("what it does", function)`: two without one cannot be told apart.
+        selector: Who is edited.
         share: How much of the sinks' weight is taken, in [0, 1].
+        where: As in AttentionEdit.
+        queries: As in AttentionEdit.
+        diagonal: As in SinkEdit.
+
+    Raises:
+        ValueError: an unknown target, or a share out of its range.
     """
 
-    def __init__(
-        self,
-        to: To = "proportional",
-        detector: Detector | None = None,
-        where: Where | None = None,
-        *,
-        share: float = 1.0,
-    ) -> None:
-        super().__init__(detector, where)
-        if isinstance(to, str) and to not in ("proportional", "uniform", "self"):
-            raise ValueError(f"to={to!r} is unknown; choose proportional, uniform, self, a position or a function")
-        if not isinstance(to, str) and not callable(to):
-            if not hasattr(to, "__index__") or operator.index(to) < 0:  # numpy's integers are fine
-                raise ValueError(f"to={to!r} must be a position, counted from 0")
-            to = operator.index(to)
-        if not 0 <= share <= 1:
-            raise ValueError(f"share={share} must be in [0, 1]")
-        self.to: Any = to
-        self.share = float(share)
+    to: To = "proportional"
+    selector: Selector = PAPERS
+    _: KW_ONLY
+    share: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.to, str) and self.to not in get_args(Share):
+            raise ValueError(f"to={self.to!r} is unknown; choose proportional, uniform, self, a position or a function")
+        if not isinstance(self.to, str) and not callable(self.to):
+            set_field(self, "to", whole_number("to", self.to, least=0))
+        if not 0 <= self.share <= 1:
+            raise ValueError(f"share={self.share} must be in [0, 1]")
+        set_field(self, "share", float(self.share))
 
     def check(self, model: Any, canvas: Canvas) -> None:
         """Raise for a position that a row does not have."""
@@ -142,57 +165,62 @@ class Redistribute(SinkEdit):
         taken = torch.where(at.touched, tensor * self.share, 0.0)
         moved = taken.sum(-1, keepdim=True)
         able = weights.sum(-1, keepdim=True) > 0
-        self.count("rows_left", (~able & (moved > 0)).sum((1, 2, 3)))
+        at.count("rows_left", (~able & (moved > 0)).sum((1, 2, 3)))
         return torch.where(able, tensor - taken + moved * weights, tensor)
 
     def _weights(self, pattern: Tensor, at: At) -> Tensor:
-        """Who gets how much of one unit; rows of zeros where nobody can."""
+        """Who gets how much of one unit; zeros where nobody can."""
         others = at.visible & ~at.touched
         if self.to == "proportional":
             weights = pattern * others
         elif self.to == "uniform":
             weights = others.float()
         elif self.to == "self":
-            weights = torch.eye(pattern.shape[-1], device=pattern.device)[at.rows].expand(pattern.shape) * others
+            own = torch.arange(pattern.shape[-1], device=pattern.device) == at.places[:, None]
+            weights = (own & others).float()
         elif isinstance(self.to, int):
             start = at.canvas.valid.int().argmax(-1).to(pattern.device)
             place = torch.arange(pattern.shape[-1], device=pattern.device) == (start + self.to)[:, None]
             weights = (place[:, None, None, :] & others).float()
-        elif callable(self.to):
-            weights: Any = self.to(pattern, at)
-            sums = weights.sum(-1)[at.touched.any(-1)]
-            if bool((weights < 0).any()) or not torch.allclose(sums, torch.ones_like(sums), atol=1e-4):
-                raise BrokenPattern(f"{self!r}: the weights of a function must be at least 0 and sum to 1 in each row")
-            return weights
         else:
-            raise ScopeError(f"to={self.to!r} is unknown")
+            return self._given(self.to, pattern, at)
         total = weights.sum(-1, keepdim=True)
         return weights / total.where(total > 0, 1)
 
-    def arguments(self) -> list[str]:
-        """Target, detector, share."""
-        to = getattr(self.to, "__qualname__", repr(self.to))
-        return [f"to={to}", *super().arguments(), *([] if self.share == 1 else [f"share={self.share:g}"])]
+    def _given(self, function: Callable[[Tensor, At], Tensor], pattern: Tensor, at: At) -> Tensor:
+        weights = function(pattern, at)
+        sums = weights.sum(-1)[at.touched.any(-1)]
+        if bool((weights < 0).any()) or not torch.allclose(sums, torch.ones_like(sums), atol=1e-4):
+            raise BrokenPattern(f"{self!r}: the weights of a function must be at least 0 and sum to 1 for each query")
+        return weights
 
 
+@dataclass(frozen=True, repr=False)
 class Swap(SinkEdit):
     """Exchange each sink's weight with that of a random other key, after the softmax.
 
     The sink's mass lands on another key, and that key's small weight on the sink. Conserves: row sums, and the set of
     weights in each row (so its entropy).
     Assumes: that there are as many other keys as sinks; sinks without a partner stay, and are counted
-    ("keys_without_partner"). In a causal model only queries that see both keys are touched.
+    ("keys_without_partner"). Where a query may not look everywhere (a causal model, a local window), only queries that
+    see both keys are touched.
     Source: sinklens; it separates "a key must take the mass" from "this key must".
 
     Args:
-        detector: Who is edited.
-        where: The scope.
+        selector: Who is edited.
         seed: For the draw of the partners.
+        where: As in AttentionEdit.
+        queries: As in AttentionEdit.
+        diagonal: As in SinkEdit.
     """
 
-    def __init__(self, detector: Detector | None = None, where: Where | None = None, *, seed: int = 0) -> None:
-        super().__init__(detector, where)
-        self.seed = seed
+    selector: Selector = PAPERS
+    _: KW_ONLY
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        set_field(self, "seed", whole_number("seed", self.seed))
 
     def apply(self, tensor: Tensor, at: At) -> Tensor:
         """The pattern with exchanged columns."""
@@ -202,8 +230,8 @@ class Swap(SinkEdit):
         order = draw.masked_fill(~free, -1.0).argsort(dim=-1, descending=True, stable=True)
         rank = at.selected.cumsum(-1) - 1  # the n-th sink gets the n-th key of the draw
         paired = at.selected & (rank < free.sum(-1, keepdim=True))
-        if not at.rows.start:  # keys, not queries: once for all blocks
-            self.count("keys_without_partner", (at.selected & ~paired).sum((1, 2)))
+        if at.block.start == 0:  # keys, not queries: once for all blocks
+            at.count("keys_without_partner", (at.selected & ~paired).sum((1, 2)))
         identity = torch.arange(keys, device=tensor.device).expand(at.selected.shape)
         partner = torch.where(paired, order.gather(-1, rank.clamp(min=0)), identity)
         # The way back, partner -> sink; unpaired keys write to a place that is cut off.
@@ -213,7 +241,3 @@ class Swap(SinkEdit):
         pair = at.touched | at.touched.gather(-1, source)
         both = at.visible & at.visible.expand(tensor.shape).gather(-1, source)
         return torch.where(pair & both, tensor.gather(-1, source), tensor)
-
-    def arguments(self) -> list[str]:
-        """Detector and seed."""
-        return [*super().arguments(), *([] if self.seed == 0 else [f"seed={self.seed}"])]

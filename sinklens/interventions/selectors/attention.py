@@ -1,248 +1,233 @@
-"""Who is edited, by attention: detectors find the sinks that an edit acts on."""
+"""Who is edited, by received attention: of the same step, of the step before, of the last query."""
 
 from __future__ import annotations
 
-import copy
-from typing import Any, Literal, Self, get_args
+from dataclasses import KW_ONLY, InitVar, dataclass, replace
+from typing import Any, Literal, NamedTuple
 
-import torch
-from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn.functional import pad
 
 from sinklens.errors import ScopeError
-from sinklens.hooks import Canvas, Hook
+from sinklens.hooks import Canvas, Hook, Memory, autoregressive
+from sinklens.interventions.brief import brief
+from sinklens.interventions.selectors.base import Evidence, Fewer, Loop, Selector, nowhere, one_of, set_field
 from sinklens.sinks import Positions, SinkRule
 
-Queries = Positions | Literal["auto"]
+NOT_SAID = SinkRule(queries="auto")
 
 
-class Detector:
-    """Finds the sinks of each row, layer and head. Subclasses say from which step's attention, or from what else.
+def one_rule(rule: SinkRule, top_k: int | None) -> SinkRule:
+    """The rule, or the ranking that `top_k` is short for.
+
+    Raises:
+        ValueError: both were given.
+    """
+    if top_k is None:
+        return rule
+    if rule is not NOT_SAID:
+        raise ValueError("give a rule or top_k, not both; SinkRule(epsilon=3.0, top_k=5) has both in one rule")
+    return SinkRule(epsilon=None, top_k=top_k, queries="auto")
+
+
+def rule_text(rule: SinkRule, queries: str = "auto") -> str:
+    """The rule as one would give it: "top_k=2", its repr, or "" for the default."""
+    if rule == SinkRule(epsilon=None, top_k=rule.top_k or 1, queries="auto" if queries == "auto" else "last"):
+        return f"top_k={rule.top_k}"
+    return "" if rule == NOT_SAID else repr(rule)
+
+
+@dataclass(frozen=True, repr=False)
+class ByRule(Selector):
+    """Base: the sinks by a rule. A leaf says of which forward.
 
     Args:
-        rule: When a key is a sink. Give this or `top_k`.
-        top_k: Shorthand for `SinkRule(epsilon=None, top_k=...)`: the k keys that receive most.
-        queries: Whose attention counts. "auto": the rule's own `queries`; if these are "all", all queries of a
-            diffusion model and the last one of an autoregressive model (arXiv 2510.15731, section 4.3).
-        fewer: What to do where fewer than top_k keys pass: "take" those (counted as heads_with_fewer), or "none"
-            (counted as heads_without_sink).
-        loop: "closed" reads the edited run: the layer's attention BEFORE this edit acts on it, with the edits of
-            earlier layers and steps in it. (Read after the edit, a masked key would have no mass, would not be chosen
-            again, and masking would alternate from step to step.) "open" reads a forward without any edit, run beside
-            every step on the same canvas; the paper does not say which it used. Costs a second forward.
+        rule: When a key is a sink, by whose attention, among which keys. Give this or `top_k`; `SinkRule(queries=
+            "auto")` when neither is given. "auto" is all queries of a diffusion model and the last one of an
+            autoregressive model (arXiv 2510.15731, section 4.3).
+        top_k: Shorthand for `SinkRule(epsilon=None, top_k=..., queries="auto")`: the k keys that receive most. The
+            number is then in `rule`.
+        fewer: As in Selector.
+        loop: As in Selector.
 
     Raises:
         ValueError: rule and top_k at once, or an unknown option.
+        ScopeError: a rule that can never fire.
     """
 
-    needs_previous = False
-    _claimed = False
+    rule: SinkRule = NOT_SAID
+    _: KW_ONLY
+    top_k: InitVar[int | None] = None
+    fewer: Fewer = "take"
+    loop: Loop = "closed"
 
-    def __init__(
-        self,
-        rule: SinkRule | None = None,
-        *,
-        top_k: int | None = None,
-        queries: Queries = "auto",
-        fewer: Literal["take", "none"] = "take",
-        loop: Literal["closed", "open"] = "closed",
-    ) -> None:
-        if rule is not None and top_k is not None:
-            raise ValueError("give a rule or top_k, not both; SinkRule(epsilon=3.0, top_k=5) has both in one rule")
-        if queries != "auto" and queries not in get_args(Positions):
-            known = ", ".join(("auto", *get_args(Positions)))
-            raise ValueError(f"queries={queries!r} is unknown; choose from {known}")
-        if fewer not in ("take", "none"):
-            raise ValueError(f"fewer={fewer!r} must be 'take' or 'none'")
-        if loop not in ("closed", "open"):
-            raise ValueError(f"loop={loop!r} must be 'closed' (the edited run) or 'open' (a clean forward beside it)")
-        self.rule = rule or (SinkRule() if top_k is None else SinkRule(epsilon=None, top_k=top_k))
-        self.queries: Queries = queries
-        self.fewer: Literal["take", "none"] = fewer
-        self.loop: Literal["closed", "open"] = loop
-        self.watched: dict[int, tuple[Tensor, Tensor | None]] = {}
-        self._seen: dict[int, tuple[int, Tensor, Tensor | None]] = {}
+    def __post_init__(self, top_k: int | None) -> None:
+        set_field(self, "rule", one_rule(self.rule, top_k))
+        one_of("fewer", self.fewer, Fewer)
+        one_of("loop", self.loop, Loop)
+        if self.rule.queries != "auto":
+            self._must_fire(self.rule.queries)
 
-    def reset(self) -> None:
-        """Forget what earlier steps showed."""
-        self._seen, self.watched = {}, {}
+    @property
+    def wanted(self) -> int:
+        """The rule's `top_k`."""
+        return self.rule.top_k or 0
 
-    def own(self) -> Self:
-        """A copy with a memory of its own."""
-        other = copy.copy(self)
-        other.reset()
-        return other
+    def counting(self, *, autoregressive: bool) -> Positions:
+        """The rule's `queries`, "auto" resolved.
 
-    def claim(self) -> Self:
-        """This detector for the first edit that asks, a copy for every other: no two edits share a memory."""
-        if self._claimed:
-            return self.own()
-        self._claimed = True
-        return self
+        Raises:
+            ScopeError: a rule that can never fire by these queries.
+        """
+        queries = self.rule.counting(autoregressive=autoregressive)
+        self._must_fire(queries)
+        return queries
+
+    def _must_fire(self, queries: Positions) -> None:
+        rule = self.rule
+        if queries == "last" and rule.epsilon is not None and rule.units == "sum" and rule.epsilon >= 1:
+            raise ScopeError(
+                f"{self!r} reads the last query alone, whose attention to a key is at most 1, so "
+                f"epsilon={rule.epsilon:g} can never fire; use top_k, a smaller epsilon, or a rule with queries='all'"
+            )
+
+    def candidates(self) -> Positions:
+        """The rule's `keys`."""
+        return self.rule.keys
 
     def check(self, model: Any, canvas: Canvas) -> None:
-        """Raise for more keys than a row has."""
-        shortest = int(canvas.valid.sum(-1).min())
-        if self.rule.top_k is not None and self.rule.top_k > shortest:
-            raise ScopeError(f"{self!r} asks for {self.rule.top_k} keys, and the shortest row has {shortest} positions")
-
-    def query_set(self, *, causal: bool) -> Positions:
-        """The queries whose attention counts, "auto" resolved."""
-        if self.queries != "auto":
-            return self.queries
-        if self.rule.queries != "all":
-            return self.rule.queries
-        if causal and self.rule.epsilon is not None and self.rule.units == "sum" and self.rule.epsilon >= 1:
-            raise ScopeError(
-                f"{self!r} reads the last query of an autoregressive model, whose attention to a key is at most 1, so "
-                f"epsilon={self.rule.epsilon:g} can never fire; use top_k, a smaller epsilon, or queries='all'"
-            )
-        return "last" if causal else "all"
-
-    def ahead(self, canvas: Canvas | None) -> bool:
-        """Whether the keys are known before this forward's attention is: then the edit works row by row."""
-        return self.loop == "open"
-
-    def hooks(self, model: Any, layer: int, canvas: Canvas | None) -> list[Hook]:
-        """Further hooks that the detector needs in a layer."""
-        return []
-
-    def observe(
-        self, layer: int, received: Float[Tensor, "batch head key"], canvas: Canvas, visible: Tensor | None = None
-    ) -> None:
-        """Remember this step's received attention for the next."""
-        self._seen[layer] = (canvas.step, received, visible)
-
-    def find(
-        self, layer: int, received: Tensor, eligible: Tensor, canvas: Canvas, visible: Tensor | None = None
-    ) -> tuple[Bool[Tensor, "batch head key"], Bool[Tensor, "batch head"]]:
-        """The keys to act on, and the heads in which fewer than top_k were found."""
-        selected = self.select(layer, received, eligible, canvas, visible)
-        short = selected.sum(-1) < (self.rule.top_k or 0)
-        return (selected & ~short[..., None] if self.fewer == "none" else selected), short
-
-    def select(
-        self,
-        layer: int,
-        received: Float[Tensor, "batch head key"],
-        eligible: Bool[Tensor, "batch head key"],
-        canvas: Canvas,
-        visible: Float[Tensor, "batch head key"] | None = None,
-    ) -> Bool[Tensor, "batch head key"]:
-        """The sinks that the edit acts on at this step.
-
-        Args:
-            layer: The layer.
-            received: Received attention of this forward, by the queries that count.
-            eligible: Keys that may be chosen.
-            canvas: What the forward sees.
-            visible: In a causal model, how many of the queries can see each key.
-        """
-        raise NotImplementedError(f"{type(self).__name__} has no select")
-
-    def arguments(self) -> list[str]:
-        """What was asked for, as text: it must tell this detector from every other."""
-        ranked = self.rule == SinkRule(None, top_k=self.rule.top_k or 1)
-        parts = [f"top_k={self.rule.top_k}" if ranked else repr(self.rule)]
-        defaults = {"queries": "auto", "fewer": "take", "loop": "closed"}
-        return parts + [f"{n}={getattr(self, n)!r}" for n, value in defaults.items() if getattr(self, n) != value]
+        """As in Selector, and for a rule that can never fire."""
+        super().check(model, canvas)
+        self.counting(autoregressive=autoregressive(model))
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(self.arguments())})"
+        return brief(self, rule=rule_text(self.rule))
 
 
-class SameStep(Detector):
+@dataclass(frozen=True, repr=False)
+class SameStep(ByRule):
     """Sinks of the very forward that is edited (arXiv 2605.09313's protocol)."""
 
-    def select(
-        self, layer: int, received: Tensor, eligible: Tensor, canvas: Canvas, visible: Tensor | None = None
-    ) -> Tensor:
-        """Sinks by this step's attention."""
-        return self.rule(received, eligible, visible=visible)
+    def select(self, evidence: Evidence) -> Tensor:
+        """Sinks by this forward's attention."""
+        return evidence.sinks(self.rule)
 
 
-class PreviousStep(Detector):
+class Before(NamedTuple):
+    """What a layer of the forward before showed."""
+
+    step: int
+    received: Tensor
+    number: Tensor | None
+    visible: Tensor | None
+
+
+@dataclass(frozen=True, repr=False)
+class PreviousStep(ByRule):
     """Sinks of step t - 1, edited at step t (arXiv 2510.15731, section 4.3).
 
+    The loop shows it the forward before every one that it acts in. By hand, `edit.watch(model, canvas, memory)` gives
+    the hooks for that forward.
+
     Args:
-        rule: As in Detector.
-        top_k: As in Detector.
-        queries: As in Detector.
-        fewer: As in Detector.
-        loop: As in Detector; the paper does not say.
+        rule: As in ByRule.
+        top_k: As in ByRule.
+        fewer: As in Selector.
+        loop: As in Selector; the paper does not say.
         first: What to do at step 0, which has no previous step: "none" edits nothing (the default; the paper
             does not say), "same" uses step 0's own attention.
+
+    Raises:
+        ValueError: as in ByRule.
+        ScopeError: as in ByRule.
     """
 
-    needs_previous = True
+    _: KW_ONLY
+    first: Literal["none", "same"] = "none"
 
-    def __init__(
-        self,
-        rule: SinkRule | None = None,
-        *,
-        top_k: int | None = None,
-        queries: Queries = "auto",
-        fewer: Literal["take", "none"] = "take",
-        loop: Literal["closed", "open"] = "closed",
-        first: Literal["none", "same"] = "none",
-    ) -> None:
-        super().__init__(rule, top_k=top_k, queries=queries, fewer=fewer, loop=loop)
-        if first not in ("none", "same"):
-            raise ValueError(f"first={first!r} must be 'none' or 'same'")
-        self.first = first
+    def __post_init__(self, top_k: int | None) -> None:
+        super().__post_init__(top_k)
+        one_of("first", self.first, Literal["none", "same"])
 
-    def ahead(self, canvas: Canvas | None) -> bool:
+    @property
+    def looks_back(self) -> bool:
+        """Yes."""
+        return True
+
+    def ahead(self, layer: int, memory: Memory) -> bool:
         """Yes, but for a first step that looks at itself."""
-        return self.loop == "open" or self.first == "none" or (canvas is not None and canvas.step > 0)
+        return super().ahead(layer, memory) or self.first == "none" or _note(layer) in memory.notes
 
-    def arguments(self) -> list[str]:
-        """As in Detector, and `first`."""
-        return super().arguments() + ([] if self.first == "none" else [f"first={self.first!r}"])
+    def hooks(self, model: Any, layer: int, canvas: Canvas | None, memory: Memory) -> list[Hook]:
+        """None, but there must have been a forward before.
 
-    def select(
-        self, layer: int, received: Tensor, eligible: Tensor, canvas: Canvas, visible: Tensor | None = None
-    ) -> Tensor:
-        """Sinks by the previous step's attention."""
-        step, before, saw = self._seen.get(layer, (-2, received, visible))
-        if step != canvas.step - 1:
-            same = self.first == "same"
-            return self.rule(received, eligible, visible=visible) if same else torch.zeros_like(eligible)
-        # A baseline's sequence grows (and shrinks between gaps): keys that did not exist received nothing.
-        keys = received.shape[-1]
-        before, saw = (
-            None if each is None else torch.nn.functional.pad(each, (0, max(keys - each.shape[-1], 0)))[..., :keys]
-            for each in (before, saw)
-        )
-        return self.rule(before, eligible & (before > 0), visible=None if saw is None else saw.clamp(min=1))
+        Raises:
+            ScopeError: it was not shown the forward before this one.
+        """
+        before, step = memory.notes.get(_note(layer)), 0 if canvas is None else canvas.step
+        if before is None and (step > 0 or (canvas is None and self.first == "none")):
+            raise ScopeError(
+                f"{self!r} has not been shown the forward before this one, so it would find nothing; attach "
+                "edit.watch(model, canvas, memory) to a forward and edit.hooks(model, canvas, memory) to the next, "
+                "with one memory, or use it in denoise" + ("" if step else ", or say first='same', or SameStep")
+            )
+        if before is not None and before.step not in (step - 1, step):
+            raise ScopeError(
+                f"{self!r} was last shown step {before.step}, and acts at step {step}; attach "
+                "edit.watch(model, canvas, memory) to the forward before, or use it in denoise"
+            )
+        return []
+
+    def observe(self, evidence: Evidence) -> None:
+        """Remember this forward for the next."""
+        before = Before(evidence.canvas.step, evidence.received, *evidence.numbers(self.rule))
+        evidence.memory.notes[_note(evidence.layer)] = before
+
+    def select(self, evidence: Evidence) -> Tensor:
+        """Sinks by the attention of the forward before."""
+        before: Before | None = evidence.memory.notes.get(_note(evidence.layer))
+        if before is None:
+            return nowhere(evidence) if self.first == "none" else evidence.sinks(self.rule)
+        keys = evidence.received.shape[-1]
+        received, visible = _widened(before.received, keys), before.visible
+        visible = None if visible is None else _widened(visible, keys).clamp(min=1)
+        return self.rule(received, evidence.eligible & (received > 0), before.number, visible)
 
 
+@dataclass(frozen=True, repr=False)
 class LastQuery(PreviousStep):
     """Sinks by the attention of the last query alone, of the step before: the paper's rule for autoregressive models.
 
-    The same as `PreviousStep(queries="last")`, and what PreviousStep does by itself with an autoregressive model.
-    Source: arXiv 2510.15731, section 4.3.
+    The same as `PreviousStep` with a rule whose `queries` are "last", and what PreviousStep does by itself with an
+    autoregressive model. Source: arXiv 2510.15731, section 4.3.
 
     Args:
-        rule: As in Detector; one query's attention to a key is at most 1.
-        top_k: As in Detector.
-        fewer: As in Detector.
-        loop: As in Detector.
+        rule: As in ByRule, with `queries` taken to be "last"; one query's attention to a key is at most 1.
+        top_k: As in ByRule.
+        fewer: As in Selector.
+        loop: As in Selector.
         first: As in PreviousStep.
+
+    Raises:
+        ValueError: as in ByRule; a rule that names other queries.
+        ScopeError: as in ByRule.
     """
 
-    def __init__(
-        self,
-        rule: SinkRule | None = None,
-        *,
-        top_k: int | None = None,
-        fewer: Literal["take", "none"] = "take",
-        loop: Literal["closed", "open"] = "closed",
-        first: Literal["none", "same"] = "none",
-    ) -> None:
-        super().__init__(rule, top_k=top_k, queries="last", fewer=fewer, loop=loop, first=first)
-        if self.rule.epsilon is not None and self.rule.units == "sum" and self.rule.epsilon >= 1:
-            raise ScopeError(f"one query's attention to a key is at most 1: {self.rule!r} can never fire; use top_k")
+    def __post_init__(self, top_k: int | None) -> None:
+        rule = one_rule(self.rule, top_k)
+        if rule.queries not in ("all", "auto", "last"):
+            raise ValueError(f"{rule!r} counts {rule.queries} queries, and LastQuery the last one; use PreviousStep")
+        set_field(self, "rule", replace(rule, queries="last"))
+        super().__post_init__(None)
 
-    def arguments(self) -> list[str]:
-        """As in PreviousStep; the queries go without saying."""
-        return [part for part in super().arguments() if not part.startswith("queries=")]
+    def __repr__(self) -> str:
+        return brief(self, rule=rule_text(self.rule, "last"))
+
+
+def _note(layer: int) -> tuple[str, int]:
+    return "before", layer
+
+
+def _widened(tensor: Tensor, keys: int) -> Tensor:
+    """As many keys as there are now; new ones received nothing. A baseline's sequence grows, or shrinks at a gap."""
+    return pad(tensor, (0, max(keys - tensor.shape[-1], 0)))[..., :keys]

@@ -1,0 +1,186 @@
+"""What a record knows of its attention: whose it is, which positions existed, who could see whom, and the null.
+
+Everything else in this room asks these functions, and nobody else: they take it from the record, or raise.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Hashable
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from sinklens.errors import RecordError
+from sinklens.sinks import Positions, Sight, SinkRule
+from sinklens.sinks.rule import Queries, known_positions
+
+CELL = ("prompt", "step", "layer", "head")
+_PLACE = ("prompt", "step", "key")
+
+
+def is_autoregressive(record: xr.Dataset) -> bool:
+    """Whether the record is of an autoregressive model.
+
+    Raises:
+        RecordError: its provenance does not say.
+    """
+    known = json.loads(record.attrs.get("provenance", "{}")).get("causal")
+    if not isinstance(known, bool):
+        raise RecordError('this record does not say whether its model is causal: attrs["provenance"] has no "causal"')
+    return known
+
+
+def counting(record: xr.Dataset, queries: Queries) -> Positions:
+    """Whose attention counts: "auto" is the last query of an autoregressive model, and all of a diffusion model."""
+    return SinkRule(queries=queries).counting(autoregressive=queries == "auto" and is_autoregressive(record))
+
+
+def received(record: xr.Dataset, queries: Queries = "all") -> xr.DataArray:
+    """Received attention by some queries, as it was measured.
+
+    Args:
+        record: Of a run with the probe `ReceivedAttention`.
+        queries: Whose attention; a record holds that of one set (its attribute "queries") or of several (a dim).
+
+    Raises:
+        RecordError: no received attention, or not by these queries; the message says what to measure.
+    """
+    which, values = counting(record, queries), _received(record)
+    missing = [dim for dim in (*CELL, "key") if dim not in values.dims]
+    if missing:
+        name = missing[0]
+        raise RecordError(f"the record has no dim {name!r}; choose a {name} with isel({name}=[0]), which keeps the dim")
+    if "queries" in values.dims:
+        measured = [str(name) for name in values["queries"].to_numpy()]
+    else:
+        known = values["queries"].item() if "queries" in values.coords else values.attrs.get("queries")
+        if known is None:
+            raise RecordError(
+                'this record does not say whose attention was received: "received" has neither a dim nor an attribute '
+                '"queries"'
+            )
+        measured = [str(known)]
+    if which not in measured:
+        raise RecordError(
+            f"attention received from {which} queries was not measured, only from {', '.join(measured)}; say "
+            f"SinkRule(queries={measured[0]!r}), or run denoise with probes=[ReceivedAttention(queries={which!r})]"
+        )
+    values = values.sel(queries=which) if "queries" in values.dims else values
+    values = values.drop_vars("queries", errors="ignore").assign_attrs(queries=which)
+    return values.assign_coords({dim: values[dim] for dim in values.dims})  # a dim without labels counts from 0
+
+
+def existing(record: xr.Dataset) -> xr.DataArray:
+    """Which positions stood on the canvas at the steps whose attention was measured, bool [prompt, step, key].
+
+    Raises:
+        RecordError: the run had no ReceivedAttention probe.
+    """
+    there = _received(record).notnull()
+    return positions(record, "all") & there.any([dim for dim in there.dims if dim not in ("prompt", "step")])
+
+
+def positions(record: xr.Dataset, which: Positions) -> xr.DataArray:
+    """Which positions are of one kind at each step, bool [prompt, step, key]; as `Canvas.positions`, from a record.
+
+    Raises:
+        RecordError: the record lacks what tells the kinds apart.
+        ValueError: an unknown kind.
+    """
+    known_positions("positions", which)
+    record = _layout(record)
+    layout = record["masked"].transpose(*_PLACE)
+    masked, given = layout.to_numpy(), record["given"].transpose("prompt", "key").to_numpy()[:, None] == 1
+    exists = masked >= 0
+    kinds = {
+        "all": exists,
+        "masked": masked == 1,
+        "committed": masked == 0,
+        "prompt": exists & given,
+        "response": exists & ~given,
+        "last": exists & (exists[..., ::-1].cumsum(-1)[..., ::-1] == 1),
+    }
+    return layout.copy(data=kinds[which])
+
+
+def sight(record: xr.Dataset) -> Sight:
+    """Who could see whom at each prompt and step, which are the rows of the batch, in this order."""
+    direction = "causal" if is_autoregressive(record) else "bidirectional"
+    return Sight(_flat(positions(record, "all")), direction)
+
+
+def flags(values: xr.DataArray, record: xr.Dataset, rule: SinkRule) -> xr.DataArray:
+    """Which keys a rule calls sinks, given what they receive [prompt, step, layer, head, key]; laid out alike.
+
+    Args:
+        values: Received attention by the rule's queries, at all steps of the record or some.
+        record: What the rule's queries and keys are, and who could see whom, is taken from here.
+        rule: What a sink is.
+    """
+    sinks = rule(*evidence(values, record, rule))
+    return values.transpose(*CELL, "key").copy(data=sinks.numpy()).transpose(*values.dims)
+
+
+def evidence(values: xr.DataArray, record: xr.Dataset, rule: SinkRule) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What a rule wants to know (`SinkRule.__call__`), in the order of CELL: for several rules that differ in epsilon.
+
+    Returns:
+        received, eligible keys, how many queries counted, how many of them could see each key.
+    """
+    record = _layout(record)
+    if values.sizes["step"] != record.sizes["step"]:
+        record = record.sel(step=values["step"])
+    numbers = torch.tensor(values.transpose(*CELL, "key").to_numpy())
+    queries = _flat(positions(record, counting(record, rule.queries)))
+    visible = sight(record).seen_by(queries)
+    shape = (*numbers.shape[:2], 1, 1)
+    keys = ~numbers.isnan() & _flat(positions(record, rule.keys)).view(*shape, -1)
+    return numbers.nan_to_num(0.0), keys, queries.sum(-1).float().view(shape), visible.view(*shape, -1)
+
+
+def measured(values: xr.DataArray) -> xr.DataArray:
+    """The steps, layers and heads of which anything was measured: a probe's scope may leave some out."""
+    there = values.notnull()
+    kept = {dim: np.flatnonzero(there.any([d for d in values.dims if d != dim])) for dim in ("step", "layer", "head")}
+    return values.isel({dim: index for dim, index in kept.items() if len(index) < values.sizes[dim]})
+
+
+def null(record: xr.Dataset, queries: Queries = "all") -> xr.Dataset:
+    """The same record if its queries had spread their attention evenly over the keys that they may see.
+
+    One layer and one head, which stand for all. What a function says of it is what it would say without any sink.
+    """
+    which = counting(record, queries)
+    even = sight(record).null(_flat(positions(record, which)))
+    exists = existing(record)
+    values = exists.copy(data=even.view(*exists.shape).numpy()).where(exists)
+    cell = {dim: record["received"][dim].to_numpy()[:1] for dim in ("layer", "head")}
+    values = values.expand_dims(cell).transpose(*CELL, "key").assign_attrs(queries=which)
+    about = record.drop_vars([name for name in record.variables if {"layer", "head"} & set(_dims(record, name))])
+    return about.drop_vars(["received", "queries"], errors="ignore").assign(received=values)
+
+
+def _dims(record: xr.Dataset, name: Hashable) -> tuple[Hashable, ...]:
+    return record.variables[name].dims
+
+
+def _received(record: xr.Dataset) -> xr.DataArray:
+    if "received" not in record:
+        raise RecordError("this record has no received attention; run denoise with probes=[ReceivedAttention()]")
+    return record["received"]
+
+
+def _layout(record: xr.Dataset) -> xr.Dataset:
+    """What stood where: "masked" and "given" alone."""
+    for name in ("masked", "given"):
+        if name not in record:
+            raise RecordError(f"this record has no {name!r}, which says what stood where; keep it when you select")
+    return record[["masked", "given"]]
+
+
+def _flat(places: xr.DataArray) -> Tensor:
+    """[prompt, step, key] as [prompt x step, key]."""
+    return torch.tensor(places.transpose(*_PLACE).to_numpy().reshape(-1, places.sizes["key"]))

@@ -1,0 +1,33 @@
+"""`sinklens models` and `sinklens hooks`: what can be loaded, and what can be hooked."""
+
+from __future__ import annotations
+
+import typer
+
+from sinklens.cli import options
+
+
+def models() -> None:
+    """The bundled models and the families whose checkpoints can be loaded."""
+    from sinklens.models.families import FAMILIES
+    from sinklens.models.loading import BUNDLED
+
+    typer.echo("Bundled: " + ", ".join(BUNDLED))
+    for family in FAMILIES:
+        kind = "autoregressive baseline" if family.causal else "diffusion"
+        typer.echo(
+            f"{family.name:10} {kind:24} model_type {', '.join(family.model_types):14} e.g. {', '.join(family.models)}"
+        )
+
+
+def hooks(model: options.Model = "tiny-dlm") -> None:
+    """The hook points of a model: the shape of each for one prompt of 5 tokens, and what the main ones mean."""
+    from sinklens.models.attention import MEANING
+    from sinklens.models.hooked_dlm import HookedDLM
+
+    dlm = HookedDLM.from_pretrained(model)
+    typer.echo(f"{dlm}; layer 0 stands for all {dlm.n_layers} layers")
+    for name, shape in dlm.hook_table().items():
+        if not name.startswith("blocks.") or name.startswith("blocks.0."):
+            meaning = MEANING.get(name.removeprefix("blocks.0."), "")
+            typer.echo(f"  {name.replace('blocks.0.', 'blocks.{i}.'):42} {list(shape)!s:16} {meaning}".rstrip())

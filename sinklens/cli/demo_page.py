@@ -1,0 +1,121 @@
+"""What the demo shows: tables in the terminal, and a page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from sinklens import plots, report
+from sinklens.cli.demo_job import Findings, Table
+from sinklens.models.loading import BUNDLED
+
+
+def write_report(findings: Findings, out: Path) -> Path:
+    """Write `report.html` into `out`."""
+    dlm, arm = (findings.records[name] for name in BUNDLED)
+    trained = findings.layers[~findings.layers.model.str.contains("untrained")]
+    effects = findings.ablations[findings.ablations.kind == "sinks"]
+    columns = [
+        "model",
+        "outcome",
+        "condition",
+        "minus_unmasked",
+        "minus_random",
+        "minus_random_low",
+        "minus_random_high",
+    ]
+    sections = [
+        report.Section(
+            "What the twins can do",
+            "Two models of one architecture, trained on the same toy language: tiny-dlm by masked diffusion, tiny-arm "
+            "to predict the next word. Behind a trigger word a rule decides the next word (xa, xe, ...: repeat the "
+            "last word; wa, we, ...: the last word but one). Accuracy counts those words only, on held-out texts, with "
+            "95 % bootstrap intervals over texts.",
+            [("Accuracy at rule-decided words", findings.accuracy), ("Held-out examples", findings.examples)],
+            [],
+        ),
+        report.Section(
+            "Where the sinks are",
+            "A key is a sink of a head at a step if it receives more than 3 units of attention (column sum; the "
+            "average key receives 1) beyond the mean of the other keys (arXiv 2510.15731, epsilon = 3). 'null' is what "
+            "uniform attention would give: in a causal model the first key passes without being a sink.",
+            [
+                (
+                    "Sinks per head and step, by layer; share of keys that are no sinks (the paper asks for 0.96)",
+                    findings.layers,
+                ),
+                ("Token classes of sinks, beside how common each class is", findings.classes),
+            ],
+            [plots.layer_counts(trained), plots.token_classes(findings.classes)],
+        ),
+        report.Section(
+            "How they move",
+            "One held-out text while it is written. Jaccard is the overlap of a head's sinks at consecutive steps "
+            "(1 = the same keys); 'ever' and 'always' count keys per head and run.",
+            [("Movement of sinks, by layer", findings.movement)],
+            [
+                plots.timeline(dlm, title="tiny-dlm while it denoises"),
+                plots.timeline(arm, title="tiny-arm while it writes"),
+                plots.sink_positions(dlm),
+                plots.sink_positions(arm),
+            ],
+        ),
+        report.Section(
+            "What removing them does",
+            "The top 1, 5 and 10 sinks of every layer and head at step t - 1 are masked (-inf before the softmax) at "
+            "step t, and as many random keys that are no sinks. 'continuing' checks what the model writes itself; "
+            "'filling in' scores the same masked words under every condition. Differences are paired by text.",
+            [
+                ("Accuracy under each condition", findings.ablations.drop(columns=columns[3:])),
+                ("Effects", effects[columns]),
+            ],
+            [
+                plots.conditions(results, title=f"What masking costs, {outcome}")
+                for outcome, results in findings.results.items()
+            ],
+        ),
+    ]
+    return report.write(
+        out / "report.html",
+        title="sinklens demo: attention sinks in a diffusion model and its autoregressive twin",
+        intro="Every number on this page was computed by `sinklens demo` on the two bundled models. They are tiny: "
+        "what they show holds for them, and is shown whichever way it came out.",
+        sections=sections,
+        footer=f"computed in {findings.seconds:.0f} s",
+    )
+
+
+def tell(findings: Findings) -> None:
+    """Print the tables."""
+    for caption, table in (
+        ("Accuracy at rule-decided words of held-out texts (95 % intervals)", findings.accuracy),
+        ("Examples", findings.examples),
+        ("Sinks per head and step (epsilon 3, column sums); null = under uniform attention", findings.layers),
+        ("What the sinks are", findings.classes[findings.classes.share_of_keys > 0]),
+        (
+            "How sinks move: Jaccard of consecutive steps; keys that are ever / always a sink of a head",
+            findings.movement,
+        ),
+        ("Accuracy with sinks masked, and with as many random keys masked", _wide(findings.ablations)),
+    ):
+        shown = table.replace({"\n": "\\n"}, regex=True)
+        typer.echo(f"\n{caption}\n{shown.to_string(index=False, float_format=lambda x: f'{x:.3f}', max_colwidth=60)}")
+
+
+def _wide(ablations: Table) -> Table:
+    out: Table = ablations.copy()
+    interval = [
+        f"{a:.3f} [{low:.3f}, {high:.3f}]" for a, low, high in zip(out.accuracy, out.low, out.high, strict=True)
+    ]
+    out["accuracy"] = interval
+    wide = out.pivot_table(
+        index=["model", "outcome", "k"], columns="kind", values="accuracy", aggfunc="first", sort=False
+    )
+    wide["sinks"] = wide["sinks"].fillna(wide["unmasked"])
+    return (
+        wide[["sinks", "random"]]
+        .fillna("")
+        .rename(columns={"sinks": "sinks masked", "random": "random masked"})
+        .reset_index()
+    )

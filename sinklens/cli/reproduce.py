@@ -1,0 +1,55 @@
+"""`sinklens reproduce`: a published table beside its own numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sinklens.cli import options
+
+
+def reproduce(
+    context: typer.Context,
+    what: Annotated[str, typer.Argument(help="table1: accuracy without the top 1, 5 and 10 sinks.")],
+    model: Annotated[
+        list[str] | None, typer.Option(help="Several times.", show_default="tiny-dlm and tiny-arm")
+    ] = None,
+    task: options.Task = None,
+    prompts: options.Prompts = None,
+    extract: options.Extract = None,
+    new_tokens: options.NewTokens = None,
+    block_length: options.BlockLength = None,
+    steps: options.Steps = None,
+    temperature: options.Temperature = None,
+    chat: options.Chat = False,
+    seeds: options.Seeds = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows per forward.")] = 448,
+    out: Annotated[Path, typer.Option(help="Folder for table1.csv, the results and report.html.")] = Path(
+        "sinklens-table1"
+    ),
+) -> None:
+    """A published table by its own protocol, next to the published numbers, with the controls it lacks.
+
+    table1 is that of "Attention Sinks in Diffusion Language Models" (arXiv 2510.15731). On the bundled twins it takes
+    about a minute or two and needs no network. For the paper's models give --model and a JSONL file of prompts and
+    answers; the paper generates 256 tokens for GSM8K, in blocks of 32.
+    """
+    from sinklens.errors import PlanError
+    from sinklens.experiments import published
+    from sinklens.models.loading import BUNDLED
+    from sinklens.report.table1 import write_table1
+
+    if what != "table1":
+        raise PlanError(f"{what!r} is unknown; there is table1")
+    names = model or list(BUNDLED)
+    options.few_threads(*names)
+    fields = options.fields_of(context.params, "what", "model", "out")
+    results = [
+        published.table1(name, save_to=out / "scores.jsonl", progress=f"{name}: table 1", **fields) for name in names
+    ]
+    page = write_table1(results, out)
+    typer.echo(options.text_of(published.layout(results)))
+    table = published.wide(published.published()).to_string(index=False)
+    typer.echo(f"\nPublished (arXiv 2510.15731, table 1)\n{table}\n\n{page}")

@@ -1,0 +1,50 @@
+"""`sinklens trace`: one run, its sinks, and a page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sinklens.cli import options
+
+
+def trace(
+    context: typer.Context,
+    model: options.Model,
+    prompts: Annotated[list[str], typer.Argument(help="One prompt or several.")],
+    new_tokens: options.NewTokens = 32,
+    steps: options.Steps = None,
+    temperature: options.Temperature = 0.0,
+    rule: Annotated[str, typer.Option(help="Sink rule: rulli, gu, floating, sink_aware, act, streaming.")] = "rulli",
+    chat: options.Chat = False,
+    seed: Annotated[int, typer.Option(help="For sampling.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder for record.nc and report.html.")] = Path("sinklens-out"),
+) -> None:
+    """Denoise prompts, find the sinks of every layer and step, write record and report."""
+    from sinklens import report
+    from sinklens.analysis import rates as metrics
+    from sinklens.decoding.plan import Plan
+    from sinklens.decoding.run import denoise
+    from sinklens.models.hooked_dlm import HookedDLM
+    from sinklens.probes import KeyNorm, ReceivedAttention
+    from sinklens.sinks import named
+
+    chosen = named.rule(rule)
+    plan = Plan(**options.plan_of(context.params))
+    dlm = HookedDLM.from_pretrained(model)
+    path = out / "record.nc"
+    run = denoise(dlm, prompts, plan, probes=[ReceivedAttention(), KeyNorm()], seed=seed, save_to=path)
+    for prompt, completion in zip(prompts, run.completions, strict=True):
+        typer.echo(f"{prompt} -> {completion}")
+    typer.echo(f"\n{chosen.explain(run.record.sizes['key'])}\n")
+    table = metrics.per_layer(run.record, chosen)
+    moves = metrics.movement(run.record, chosen)
+    typer.echo(options.text_of(table.merge(moves, on="layer")))
+    typer.echo(
+        f"\nWhich tokens are sinks (arXiv 2510.15731, table 2)\n"
+        f"{options.text_of(metrics.sink_tokens(run.record, chosen))}"
+    )
+    page = report.from_record(out / "report.html", run.record, rule=chosen)
+    typer.echo(f"\n{path}\n{page}")

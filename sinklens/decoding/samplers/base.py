@@ -1,0 +1,134 @@
+"""What samplers share: the protocol, and what all diffusion samplers do before and after their own choice."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from sinklens.decoding import remasking as rm
+from sinklens.decoding.draws import Draws
+from sinklens.decoding.prompts import Start
+from sinklens.hooks import Canvas
+from sinklens.models.hooked_dlm import HookedDLM
+
+
+class Choice(NamedTuple):
+    """What a step chose.
+
+    Attributes:
+        predicted: A token for every masked position [batch, pos].
+        confidence: How sure the model is of it; nan where nothing is masked [batch, pos].
+        committed: The positions to commit [batch, pos].
+    """
+
+    predicted: Int[Tensor, "batch pos"]
+    confidence: Float[Tensor, "batch pos"]
+    committed: Bool[Tensor, "batch pos"]
+
+
+class Sampler(ABC):
+    """The choices of one run. Holds its random numbers, so that a run needs a new one.
+
+    Args:
+        dlm: The model.
+        start: The prepared run.
+    """
+
+    def __init__(self, dlm: HookedDLM, start: Start) -> None:
+        self.dlm, self.plan, self.given, self.limits = dlm, start.plan, start.canvas, start.limits
+        self.draws = Draws(start.canvas.seeds, start.starts)
+
+    def seen(self, canvas: Canvas) -> Canvas:
+        """What the model sees of a canvas: all of it."""
+        return canvas
+
+    @abstractmethod
+    def choose(
+        self,
+        logits: Float[Tensor, "batch scored vocab"],
+        canvas: Canvas,
+        active: Bool[Tensor, " batch"],
+        step: int,
+    ) -> Choice:
+        """Tokens, confidences and positions.
+
+        Args:
+            logits: Row i scores the token at position i (`dlm.by_position`).
+            canvas: The whole canvas, whatever the model saw of it.
+            active: Rows that are still being decoded.
+            step: Index of the step.
+        """
+
+
+class Diffusion(Sampler):
+    """Guidance, tokens that may not be chosen, and commits by confidence; a sampler adds its own draws and counts."""
+
+    def choose(self, logits: Tensor, canvas: Canvas, active: Tensor, step: int) -> Choice:
+        """As the official samplers: guide, forbid, choose tokens, choose positions."""
+        if self.plan.cfg_scale:
+            logits = self._guided(logits, canvas)
+        logits = self._allowed(logits.float())
+        eligible = canvas.masked & canvas.valid & active[:, None] & self.reach(canvas)
+        return self.pick(logits, canvas, eligible, step)
+
+    @abstractmethod
+    def pick(
+        self,
+        logits: Float[Tensor, "batch pos vocab"],
+        canvas: Canvas,
+        eligible: Bool[Tensor, "batch pos"],
+        step: int,
+    ) -> Choice:
+        """The sampler's own choice among positions that may be committed."""
+
+    @abstractmethod
+    def counts(self, eligible: Bool[Tensor, "batch pos"], step: int) -> Int[Tensor, " batch"]:
+        """How many positions of each row a step commits, if no threshold decides."""
+
+    def reach(self, canvas: Canvas) -> Bool[Tensor, "#batch pos"]:
+        """Positions that may be committed now: all."""
+        return torch.ones_like(canvas.valid)
+
+    def confidence(self, probabilities: Tensor, predicted: Tensor) -> Float[Tensor, "batch pos"]:
+        """The remasking rule's confidence in the chosen tokens."""
+        match self.plan.remasking:
+            case "random":
+                return self.draws.uniform(predicted, torch.float32)
+            case "margin":
+                return rm.margin(probabilities)
+            case "entropy":
+                return rm.negative_entropy(probabilities)
+            case _:
+                return rm.probability_of(predicted, probabilities)
+
+    def commits(self, confidence: Tensor, eligible: Tensor, step: int) -> Bool[Tensor, "batch pos"]:
+        """The most confident positions, or all that reach the threshold."""
+        if self.plan.threshold is not None:
+            return rm.above_threshold(confidence, eligible, self.plan.threshold)
+        return rm.most_confident(confidence, eligible, self.counts(eligible, step))
+
+    def _guided(self, logits: Tensor, canvas: Canvas) -> Tensor:
+        blind = canvas.tokens.masked_fill(self.given.prompt, self._mask)
+        without = self.dlm(blind, attention_mask=canvas.valid)
+        return without + (self.plan.cfg_scale + 1) * (logits - without)
+
+    def _allowed(self, logits: Tensor) -> Tensor:
+        eos = self.dlm.ids.eos
+        forbidden = [] if self.plan.allow_mask else [self._mask]
+        forbidden += [eos] if self.plan.suppress_eos in ("logits", "both") and eos is not None else []
+        return without_tokens(logits, forbidden)
+
+    @property
+    def _mask(self) -> int:
+        return -1 if self.dlm.ids.mask is None else self.dlm.ids.mask
+
+
+def without_tokens(logits: Float[Tensor, "*batch vocab"], tokens: list[int]) -> Float[Tensor, "*batch vocab"]:
+    """Logits with some tokens at -inf."""
+    if not tokens:
+        return logits
+    return logits.index_fill(-1, torch.tensor(tokens, device=logits.device), float("-inf"))

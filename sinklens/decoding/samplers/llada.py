@@ -1,0 +1,55 @@
+"""LLaDA's sampler: blocks from left to right, an even split of commits over steps, Gumbel-max draws.
+
+Source: ML-GSAI/LLaDA generate.py.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from sinklens.decoding import remasking as rm
+from sinklens.decoding.prompts import Start
+from sinklens.decoding.samplers.base import Choice, Diffusion, without_tokens
+from sinklens.hooks import Canvas
+from sinklens.models.hooked_dlm import HookedDLM
+
+
+class LLaDA(Diffusion):
+    """Choices as in LLaDA's released code, token for token."""
+
+    def __init__(self, dlm: HookedDLM, start: Start) -> None:
+        super().__init__(dlm, start)
+        plan, masks = start.plan, start.canvas.masked.sum(-1).tolist()
+        self.block = plan.block_length or 0
+        if self.block:
+            per_block = (plan.steps or 1) * self.block // plan.new_tokens
+            split = rm.even_split(self.block, per_block) * (plan.new_tokens // self.block)
+            self.splits = [split] * len(masks)
+        else:
+            self.splits = [rm.even_split(n, limit) for n, limit in zip(masks, start.limits, strict=True)]
+
+    def reach(self, canvas: Canvas) -> Bool[Tensor, "batch pos"]:
+        """Positions up to the end of each row's current block: the one with its first mask."""
+        if not self.block:
+            return super().reach(canvas)
+        response = canvas.valid.shape[-1] - self.plan.new_tokens
+        position = torch.arange(canvas.valid.shape[-1], device=canvas.valid.device)
+        first = torch.where(canvas.masked & (position >= response), position, position[-1]).amin(-1, keepdim=True)
+        end = response + ((first - response) // self.block + 1) * self.block
+        return position < end
+
+    def pick(self, logits: Tensor, canvas: Canvas, eligible: Tensor, step: int) -> Choice:
+        """Gumbel-max tokens; the most confident positions. EOS and EoT may have to wait for all others."""
+        predicted = rm.gumbel_argmax(logits, self.plan.temperature, self.draws)
+        if self.plan.suppress_eos in ("confidence", "both"):
+            late = [token for token in (self.dlm.ids.eos, self.dlm.ids.eot) if token is not None]
+            logits = without_tokens(logits, late)
+        confidence = self.confidence(logits.softmax(-1), predicted)
+        committed = self.commits(confidence, eligible, step)
+        return Choice(predicted, confidence.masked_fill(~canvas.masked, float("nan")), committed)
+
+    def counts(self, eligible: Tensor, step: int) -> Int[Tensor, " batch"]:
+        """An even split of each block over its steps."""
+        return torch.tensor([split[step] if step < len(split) else 0 for split in self.splits])

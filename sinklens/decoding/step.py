@@ -1,0 +1,44 @@
+"""One denoising step, as the loop hands it out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from sinklens.hooks import Memory
+from sinklens.hooks.canvas import Canvas
+
+
+@dataclass(frozen=True)
+class Step:
+    """One denoising step, after its forward.
+
+    Attributes:
+        index: 0 at the first forward.
+        canvas: What the forward saw. A baseline sees only what stands to the left of its next position.
+        tokens: The canvas after the step [batch, pos].
+        committed: Positions that this step committed [batch, pos].
+        predicted: The token that the model chose at each masked position [batch, pos].
+        confidence: The remasking rule's confidence there [batch, pos]; nan elsewhere.
+        logits: Row i scores the token at position i, for every model (`dlm.by_position`); for a baseline that is
+            one row more than `canvas` has.
+        active: Rows that were still being decoded [batch].
+        seen: What each probe's hooks saw, for `probe.values`; None at steps outside its scope.
+        memories: What each edit remembers and has counted, up to and including this step.
+        fired: How often the hooks of each probe and edit have fired.
+    """
+
+    index: int
+    canvas: Canvas
+    tokens: Int[Tensor, "batch pos"]
+    committed: Bool[Tensor, "batch pos"]
+    predicted: Int[Tensor, "batch pos"]
+    confidence: Float[Tensor, "batch pos"]
+    logits: Float[Tensor, "batch scored vocab"]
+    active: Bool[Tensor, " batch"]
+    seen: tuple[dict[Any, Any] | None, ...] = ()
+    memories: tuple[Memory, ...] = ()
+    fired: dict[str, int] = field(default_factory=dict)

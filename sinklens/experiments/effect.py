@@ -1,0 +1,47 @@
+"""What a condition does to a metric."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What a condition does to a metric, paired by prompt (the mean over seeds), with 95 % bootstrap intervals.
+
+    Attributes:
+        condition: Name of the condition.
+        metric: Which metric (`outcomes.METRICS`), in its unit.
+        control: Name of the control; None without one.
+        pairs: Number of prompts that could be scored unmasked and under the condition.
+        pairs_control: Number that could be scored under the control, too; to_control is of these.
+        unmasked: Mean of the metric without an edit, over these prompts.
+        value: Mean under the condition.
+        to_unmasked: Mean of condition - unmasked.
+        to_unmasked_interval: Its interval.
+        to_unmasked_p: Two-sided p-value of a sign-flip permutation test that it is 0.
+        to_control: Mean of (condition - unmasked) - (control - unmasked): the difference of differences.
+        to_control_interval: Its interval.
+        to_control_p: Its p-value.
+        margin: The largest difference that would not matter, if one was given.
+        equivalent: Whether to_unmasked is shown to be within the margin (two one-sided tests at 5 %); an interval
+            that contains 0 alone shows nothing.
+        equivalent_to_control: The same for to_control.
+    """
+
+    condition: str
+    metric: str
+    control: str | None
+    pairs: int
+    unmasked: float
+    value: float
+    to_unmasked: float
+    to_unmasked_interval: tuple[float, float]
+    to_unmasked_p: float
+    pairs_control: int | None = None
+    to_control: float | None = None
+    to_control_interval: tuple[float, float] | None = None
+    to_control_p: float | None = None
+    margin: float | None = None
+    equivalent: bool | None = None
+    equivalent_to_control: bool | None = None

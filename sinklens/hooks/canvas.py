@@ -1,0 +1,70 @@
+"""The canvas: the sequence as one forward pass sees it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from sinklens.sinks.rule import Positions, known_positions
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """The sequence as one forward pass sees it: prompt and response positions of a batch of rows.
+
+    Attributes:
+        tokens: Token ids [batch, pos]; masked positions hold the mask token.
+        valid: Real positions. Left padding, and what an autoregressive model has not generated yet, is False.
+        masked: Positions still to be committed.
+        prompt: Positions that were given.
+        step: Index of the denoising step.
+        seeds: One seed per row, for edits and controls that draw random numbers.
+        active: Rows that are still being decoded [batch]; all when None. A row that is done stays in the batch, but
+            is neither recorded nor edited.
+    """
+
+    tokens: Int[Tensor, "batch pos"]
+    valid: Bool[Tensor, "batch pos"]
+    masked: Bool[Tensor, "batch pos"]
+    prompt: Bool[Tensor, "batch pos"]
+    step: int = 0
+    seeds: tuple[int, ...] = ()
+    active: Bool[Tensor, " batch"] | None = None
+
+    @classmethod
+    def plain(cls, valid: Bool[Tensor, "batch pos"]) -> Canvas:
+        """A canvas for hooks that run outside the loop: every real position is committed."""
+        on = torch.ones_like(valid)
+        return cls(torch.zeros_like(valid, dtype=torch.long), valid, ~on, on, seeds=(0,) * len(valid))
+
+    def positions(self, which: Positions) -> Bool[Tensor, "batch pos"]:
+        """Positions of one kind, always valid ones.
+
+        "masked" are to be committed, "committed" hold a token (prompt or committed), "response" is what was not
+        given, "last" is the last valid position of each row.
+
+        Raises:
+            ValueError: an unknown kind.
+        """
+        known_positions("positions", which)
+        if which == "last":
+            place = torch.arange(self.valid.shape[-1], device=self.valid.device)
+            last = torch.where(self.valid, place, -1).amax(-1, keepdim=True)
+            return self.valid & (place == last)
+        chosen = {
+            "all": self.valid,
+            "masked": self.masked,
+            "committed": ~self.masked,
+            "prompt": self.prompt,
+            "response": ~self.prompt,
+        }[which]
+        return chosen & self.valid
+
+    def of_rows(self, rows: slice) -> Canvas:
+        """The canvas of some rows of the batch."""
+        parts = {name: getattr(self, name)[rows] for name in ("tokens", "valid", "masked", "prompt")}
+        active = None if self.active is None else self.active[rows]
+        return replace(self, **parts, seeds=self.seeds[rows], active=active)

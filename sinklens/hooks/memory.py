@@ -1,0 +1,57 @@
+"""What one edit remembers in one run: the state that descriptions do not hold."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from sinklens.hooks.canvas import Canvas
+
+
+class Memory:
+    """What one edit remembers in one run, and has counted. An edit is a value; whoever runs it holds its memory.
+
+    Attributes:
+        steps: Steps of the run; None if not known.
+        start: The canvas that the run begins with; None if not known. A baseline shows later canvases only in part.
+        notes: What the edit itself wants to find again at a later step or hook.
+        parts: Memories of the edits that a composed edit is made of, in its order.
+        names: What the edit counts; 0 until it has happened.
+    """
+
+    def __init__(
+        self,
+        steps: int | None = None,
+        start: Canvas | None = None,
+        *,
+        parts: tuple[Memory, ...] = (),
+        names: tuple[str, ...] = (),
+    ) -> None:
+        self.steps, self.start, self.parts, self.names = steps, start, parts, names
+        self.notes: dict[Any, Any] = {}
+        self._counts: dict[str, Tensor] = {}
+
+    def count(self, name: str, amount: Tensor) -> None:
+        """Add an amount per row [batch]."""
+        before = self._counts.get(name)
+        self._counts[name] = amount if before is None else before.to(amount.device) + amount
+
+    def add(self, other: Memory) -> None:
+        """Add what another memory of the same edit has counted, parts included. The notes of both stay their own."""
+        for name, amount in other._counts.items():
+            self.count(name, amount)
+        for own, theirs in zip(self.parts, other.parts, strict=True):
+            own.add(theirs)
+
+    def counts(self) -> dict[str, float]:
+        """What was counted, summed over the batch; those of a composed edit's parts under "number: name"."""
+        own = dict.fromkeys(self.names, 0.0) | {name: amount.sum().item() for name, amount in self._counts.items()}
+        inner = {f"{i}: {name}": n for i, part in enumerate(self.parts) for name, n in part.counts().items()}
+        return own | inner
+
+    def per_row(self, name: str) -> list[float]:
+        """One of the counts for each row of the batch, parts included; empty if nothing was counted by this name."""
+        found = [self._counts[name].tolist()] if name in self._counts else []
+        found += [rows for part in self.parts if (rows := part.per_row(name))]
+        return [sum(row) for row in zip(*found, strict=True)]

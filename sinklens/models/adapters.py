@@ -1,0 +1,98 @@
+"""TransformerLens adapters of the stock decoders: the stock ones, with sinklens's attention and aligned unembedding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformer_lens.factories.architecture_adapter_factory import ArchitectureAdapterFactory
+from transformer_lens.model_bridge.architecture_adapter import ArchitectureAdapter
+from transformer_lens.model_bridge.generalized_components import UnembeddingBridge
+from transformer_lens.model_bridge.supported_architectures.llama import LlamaArchitectureAdapter
+from transformer_lens.model_bridge.supported_architectures.qwen2 import Qwen2ArchitectureAdapter
+from transformer_lens.model_bridge.supported_architectures.qwen3 import Qwen3ArchitectureAdapter
+
+from sinklens.errors import Unsupported
+from sinklens.models.attention import FORWARD, OpenAttention
+
+
+class AlignedUnembedding(UnembeddingBridge):
+    """The unembedding of a family that predicts position i at i - 1: rows move one to the right before it.
+
+    So `unembed.hook_in`, `unembed.hook_out` and the logits stand in the row of the position that they are about. A
+    row's first real position has nothing before it and keeps its own.
+    """
+
+    always = True  # logits are aligned in every forward, hooked or not
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Logits [batch, pos, vocab], aligned with positions."""
+        return super().forward(align(hidden_states, FORWARD.get().valid), *args, **kwargs)
+
+
+def align(rows: Tensor, valid: Tensor | None) -> Tensor:
+    """Rows [batch, pos, ...] moved one position to the right; each row's first real position keeps its own."""
+    moved = torch.cat([rows[:, :1], rows[:, :-1]], 1)
+    if valid is None:
+        return moved
+    first = valid & (valid.long().cumsum(-1) == 1)
+    return torch.where(first[..., None].to(rows.device), rows, moved)
+
+
+class _Adapter(ArchitectureAdapter):
+    """What sinklens changes of a stock adapter."""
+
+    _attention_bridge_cls = OpenAttention
+    supports_hf_output_attentions = False  # patterns come from hook points
+
+    def prepare_model(self, hf_model: Any) -> None:
+        """Nothing: the model stays as it is, and keeps its attention function."""
+
+    def limit(self, *, causal: bool, shifted: bool) -> None:
+        """Say of a model what TransformerLens's own tools must not do with it.
+
+        Args:
+            causal: An autoregressive baseline: everything is allowed.
+            shifted: The family predicts position i at i - 1.
+        """
+        self.cfg.attention_dir = "causal" if causal else "bidirectional"
+        if not causal:
+            self.supports_causal_loss = self.supports_generation = False
+        if shifted:
+            mapping: Any = self.component_mapping
+            unembed = mapping["unembed"]
+            mapping["unembed"] = AlignedUnembedding(name=unembed.name, config=unembed.config)
+        self.shifted = shifted
+
+    def validate_output_logits_transform(self) -> None:
+        """Tools that read the residual stream at a row as the prediction of that row are wrong for shifted families."""
+        if getattr(self, "shifted", False):
+            raise Unsupported(
+                "this family predicts position i from the residual stream at i - 1, and this tool reads it at i; use "
+                "sinklens.probes.LogitLens, which knows"
+            )
+
+
+class SinklensLlamaAdapter(_Adapter, LlamaArchitectureAdapter):
+    """Llama decoders, bidirectional or causal as the wrapped model says."""
+
+
+class SinklensQwen2Adapter(_Adapter, Qwen2ArchitectureAdapter):
+    """Qwen2 decoders (Dream), bidirectional or causal."""
+
+
+class SinklensQwen3Adapter(_Adapter, Qwen3ArchitectureAdapter):
+    """Qwen3 decoders (A2D), bidirectional or causal."""
+
+
+def register() -> None:
+    """Register the adapters where the entry points are not seen (a source tree on the path)."""
+    ArchitectureAdapterFactory.discover_entry_points()
+    for decoder, adapter in (
+        ("Llama", SinklensLlamaAdapter),
+        ("Qwen2", SinklensQwen2Adapter),
+        ("Qwen3", SinklensQwen3Adapter),
+    ):
+        if f"Sinklens{decoder}" not in ArchitectureAdapterFactory._adapters:
+            ArchitectureAdapterFactory.register_adapter(f"Sinklens{decoder}", adapter)

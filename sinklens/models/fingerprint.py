@@ -1,0 +1,101 @@
+"""What decides what a model computes, as one hash: stored scores of any other model are never served."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sinklens.errors import ContentError
+from sinklens.values.content import plain
+
+CHUNK = 2**26  # bytes that are hashed at once
+
+
+def fingerprint(dlm: Any) -> str:
+    """Hash of a HookedDLM: weights and buffers bit for bit, modules and their switches, config, and attached hooks.
+
+    A permuted head, a cast, an adapter that is added, merged or switched off, a replaced module: each is another
+    hash. It reads all weights (about a second per gigabyte).
+
+    Raises:
+        ContentError: a hook on the model whose content cannot be told; give it a name, `sinklens.named`.
+    """
+    made = hashlib.sha256()
+    about = {
+        "name": dlm.name,
+        "revision": dlm.revision,
+        "family": dlm.family.name,
+        "ids": [dlm.ids.mask, dlm.ids.eos, dlm.ids.bos, dlm.ids.pad, dlm.ids.eot],
+        "config": json.loads(dlm.original_model.config.to_json_string(use_diff=False)),
+        "attention": dlm.attention,
+        "compatibility": bool(dlm.compatibility_mode),
+        "hooks": _hooks(dlm),
+    }
+    made.update(json.dumps(about, sort_keys=True, default=str).encode())
+    for path, module in dlm.original_model.named_modules():
+        made.update(f"{path}:{type(module).__module__}.{type(module).__qualname__}".encode())
+        made.update(json.dumps(_switches(module), sort_keys=True).encode())
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is not None:
+                made.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+                _bytes(made, tensor)
+    return made.hexdigest()[:32]
+
+
+def _bytes(made: Any, tensor: Tensor) -> None:
+    flat = tensor.detach().reshape(-1)
+    size = max(1, CHUNK // max(1, flat.element_size()))
+    for start in range(0, flat.numel(), size):
+        made.update(flat[start : start + size].cpu().contiguous().view(torch.uint8).numpy().data)
+
+
+def _switches(module: Any) -> dict[str, Any]:
+    """Plain attributes of a module: adapters are switched, scaled and merged by them."""
+    found = {}
+    for name, value in vars(module).items():
+        if name in ("_parameters", "_buffers", "_modules") or name.endswith("_hooks"):
+            continue
+        simple = _simple(value)
+        if simple is not None:
+            found[name] = simple
+    return found
+
+
+def _simple(value: Any) -> Any:
+    if isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, list | tuple | set | frozenset):
+        parts = [_simple(each) for each in value]
+        return sorted(map(str, parts)) if isinstance(value, set | frozenset) else parts
+    if isinstance(value, Mapping):
+        return {str(key): _simple(each) for key, each in value.items()}
+    return None
+
+
+def _hooks(dlm: Any) -> list[Any]:
+    """The hooks that somebody has left on hook points, on modules, or on the bridge's components."""
+    points = {id(point): (name, point) for name, point in dlm.points.items()}.values()
+    found = [
+        [point.name or name, _content(point.name or name, handle.user_hook)]
+        for name, point in points
+        for handle in (*point.fwd_hooks, *point.bwd_hooks)
+    ]
+    modules = [*dlm.original_model.named_modules(), *dlm.wiring.hooked_components()]
+    return found + [
+        [path, kind, _content(path, function)]
+        for path, module in modules
+        for kind in ("_forward_hooks", "_forward_pre_hooks")
+        for function in getattr(module, kind).values()
+    ]
+
+
+def _content(path: str, function: Any) -> Any:
+    try:
+        return plain(function)
+    except ContentError as error:
+        raise ContentError(f"a hook was left on {path}: {error}") from error

@@ -1,0 +1,123 @@
+"""TransformerLens's tools on a HookedDLM: those that need every component in place, and those with no right answer."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from sinklens.errors import ModelError, Unsupported
+from sinklens.models import attention
+from sinklens.models.families import Family
+from sinklens.models.wiring import Wiring
+
+
+class Tools(TransformerBridge):
+    """What of TransformerBridge is run with all components in place, and what is refused, saying why."""
+
+    family: Family
+    name: str
+    wiring: Wiring
+    points: dict[str, Any]
+
+    @property
+    def is_causal(self) -> bool:
+        """True for the autoregressive baselines."""
+        return self.family.causal
+
+    def settle(self) -> None:
+        """The bridge is built: collect its hook points once, and count the hooks that are there as nobody's."""
+        self.__dict__["points"] = dict(self.hook_dict)
+        self.wiring.settle()
+
+    def across(self, kwargs: dict[str, Any]) -> bool:
+        """Whether all components must be in place: what TransformerLens does across several of them."""
+        flags = ("use_attn_result", "use_split_qkv_input", "use_attn_in", "use_hook_mlp_in")
+        across = kwargs.get("stop_at_layer") is not None or kwargs.get("start_at_layer") is not None
+        return across or bool(self.compatibility_mode) or any(getattr(self.cfg, flag, False) for flag in flags)
+
+    def check_attention(self, serving: Any) -> None:
+        """Hooks on attention need sinklens's attention function; somebody may have chosen another."""
+        for module in serving:
+            chosen = getattr(getattr(module, "config", None), "_attn_implementation", attention.NAME)
+            if chosen != attention.NAME:
+                raise ModelError(
+                    f"attention is hooked, and the model was set to attention {chosen!r}, which has no hook points; "
+                    f"say dlm.original_model.set_attn_implementation({attention.NAME!r})"
+                )
+
+    def refuse(self, return_type: Any, kwargs: dict[str, Any]) -> None:
+        """Raise for what a forward of this model cannot give.
+
+        Raises:
+            Unsupported: a next-token loss or a key-value cache of a diffusion model.
+            TypeError: a mask in the place of return_type.
+        """
+        if isinstance(return_type, Tensor):
+            raise TypeError("the second argument is return_type; give the mask by name, attention_mask=...")
+        if self.is_causal:
+            return
+        if return_type not in ("logits", None):
+            raise Unsupported(
+                f"return_type={return_type!r}: {self.name} is a diffusion model, which has no next-token loss; use "
+                "sinklens.log_likelihood, or compute a loss at masked positions from the logits"
+            )
+        if kwargs.get("past_key_values") is not None or kwargs.get("use_past_kv_cache") or kwargs.get("use_cache"):
+            raise Unsupported(f"{self.name} sees the whole canvas at every step, so a key-value cache is never right")
+
+    def enable_compatibility_mode(self, *args: Any, **kwargs: Any) -> Any:
+        """TransformerLens's weight folding and old hook names; every forward then runs all of its components."""
+        with self.wiring.ready(everything=True):
+            result = super().enable_compatibility_mode(*args, **kwargs)
+        self.settle()
+        return result
+
+    def process_weights(self, *args: Any, **kwargs: Any) -> Any:
+        """TransformerLens's weight folding."""
+        with self.wiring.ready(everything=True):
+            return super().process_weights(*args, **kwargs)
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """TransformerLens's generation, for baselines.
+
+        Raises:
+            Unsupported: a diffusion model does not write from left to right; use `sinklens.denoise`.
+        """
+        return self._generation("generate", args, kwargs)
+
+    def hf_generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Transformers' generation, for baselines."""
+        return self._generation("hf_generate", args, kwargs)
+
+    def generate_stream(self, *args: Any, **kwargs: Any) -> Any:
+        """TransformerLens's generation token by token, for baselines."""
+        return self._generation("generate_stream", args, kwargs)
+
+    def diffusion_generate(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refused: TransformerLens's loop takes one prompt, tells hooks no step and returns no trajectory."""
+        raise Unsupported("use sinklens.denoise, or sinklens.denoising_steps for the loop in the open")
+
+    def tokens_to_residual_directions(self, *args: Any, **kwargs: Any) -> Tensor:
+        """TransformerLens's unembedding directions of tokens, which logit attribution reads the residual stream by.
+
+        Raises:
+            Unsupported: a family whose residual stream at i - 1 predicts position i: attribution would be of the row
+                beside it.
+        """
+        if self.family.shift:
+            raise Unsupported(
+                f"{self.name} predicts position i from the residual stream at i - 1, and TransformerLens's logit "
+                "attribution reads it at i; use dlm.W_U[:, token] with the stream at i - 1"
+            )
+        return super().tokens_to_residual_directions(*args, **kwargs)
+
+    def _generation(self, name: str, args: Any, kwargs: Any) -> Any:
+        if not self.is_causal:
+            raise Unsupported(
+                f"{name}: {self.name} is a diffusion model, which does not write from left to right; use "
+                "sinklens.denoise"
+            )
+        inner = getattr(super(), name)
+        with self.wiring.ready(everything=self.wiring.hooked):
+            return inner(*args, **kwargs)

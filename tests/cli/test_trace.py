@@ -1,0 +1,31 @@
+"""`sinklens trace`: one run, kept and shown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from typer.testing import CliRunner
+
+import sinklens as sl
+from sinklens.cli.app import app
+
+
+def test_trace_writes_record_and_report_and_explains_its_rule(tmp_path: Path) -> None:
+    arguments = [
+        "trace",
+        "tiny-dlm",
+        "zuko xi zuko",
+        "pante",
+        "--new-tokens",
+        "4",
+        "--rule",
+        "gu",
+        "--out",
+        str(tmp_path),
+    ]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert "units='share'" in result.output
+    assert "zuko xi zuko -> " in result.output
+    assert sl.open(tmp_path / "record.nc").sizes["prompt"] == 2
+    assert "tiny-dlm" in (tmp_path / "report.html").read_text(encoding="utf-8")
