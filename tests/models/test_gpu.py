@@ -10,9 +10,9 @@ import torch
 import transformers
 from torch import Tensor
 
-from sinklens import Canvas, HookedDLM, MaskSinks, Plan, SameStep, Where, denoise, probes
+from sinklens import Canvas, HookedDLM, MaskSinks, Plan, SameStep, Scope, SinkRule, denoise, probes
 from sinklens.interventions import NoOp
-from sinklens.models import blocks as streaming
+from sinklens.models import blocks as in_the_open
 from sinklens.models.loading import SpecialIds
 from sinklens.tasks import Echo
 
@@ -20,6 +20,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 
 DEVICE = "cuda"
 LENGTH, SHORT, ROWS = 250, 131, 48  # positions of the two rows; queries of a block, and the last block is shorter
+RANKED = SinkRule(None, top_k=2)  # by all queries, in a baseline, too
 # Of logits and of deeper layers' attention, relative: roundings of the dtype through four layers.
 CLOSE = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
 
@@ -52,7 +53,7 @@ def mid_size(family: str, dtype: torch.dtype) -> HookedDLM:
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several blocks, which a GPU would otherwise need far longer rows for."""
-    monkeypatch.setattr(streaming, "rows_at_once", lambda *_: ROWS)
+    monkeypatch.setattr(in_the_open, "rows_at_once", lambda *_: ROWS)
 
 
 def canvas() -> Canvas:
@@ -65,17 +66,18 @@ def canvas() -> Canvas:
     return Canvas(tokens, valid, masked, valid & ~masked, seeds=(0, 1))
 
 
-def forward(dlm: HookedDLM, edit: Any, path: str) -> tuple[Tensor, Tensor]:
-    """Received attention and the logits at real positions, by one path."""
-    seen, probe = canvas(), probes.ReceivedAttention()
-    hooks = [*edit.fwd_hooks(dlm, seen), *probe.fwd_hooks(dlm, seen)]
+def forward(dlm: HookedDLM, edit: Any, path: str) -> tuple[Tensor, Tensor, dict[str, float]]:
+    """Received attention, the logits at real positions, and what the edit counted, by one path."""
+    now, probe, memory = canvas(), probes.ReceivedAttention(), edit.memory()
+    seen: dict[Any, Any] = {}
+    hooks = [*edit.hooks(dlm, now, memory), *probe.hooks(dlm, now, seen)]
     dlm.attention = path
     try:
         with torch.no_grad(), dlm.hooks(fwd_hooks=hooks):
-            logits = dlm(seen.tokens, seen.valid)
+            logits = dlm(now.tokens, attention_mask=now.valid)
     finally:
         dlm.attention = "auto"
-    return probe.values(), logits[seen.valid]
+    return probe.values(seen), logits[now.valid], memory.counts()
 
 
 def apart(one: Tensor, other: Tensor) -> float:
@@ -91,32 +93,31 @@ def test_blocks_and_whole_patterns_agree(family: str, dtype: torch.dtype, edited
 
     There received attention differs by float32 roundings in every dtype; deeper layers by those of the dtype.
     """
-    dlm, detector = mid_size(family, dtype), SameStep(top_k=2, queries="all")
-    kind = MaskSinks if edited else NoOp
-    whole, blocks = (kind(detector.own(), Where(layers=0)) for _ in range(2))
-    received, logits = forward(dlm, whole, "pattern")
-    in_blocks, block_logits = forward(dlm, blocks, "streaming")
+    dlm, kind = mid_size(family, dtype), MaskSinks if edited else NoOp
+    edit = kind(SameStep(RANKED), where=Scope(layers=0))
+    received, logits, whole = forward(dlm, edit, "pattern")
+    in_blocks, block_logits, blocks = forward(dlm, edit, "blocks")
     torch.testing.assert_close(in_blocks[:, 0], received[:, 0], rtol=1e-4, atol=1e-4)
     assert apart(in_blocks, received) < CLOSE[dtype]
     assert apart(block_logits, logits) < CLOSE[dtype]
     total = received.sum(-1)
     sizes = torch.tensor([LENGTH, SHORT], device=total.device)[:, None, None].expand(total.shape)
     torch.testing.assert_close(total, sizes.float(), rtol=1e-4, atol=0)
-    assert blocks.counts()["keys"] == whole.counts()["keys"] == 2 * 2 * dlm.n_heads
-    assert blocks.counts()["mass"] == pytest.approx(whole.counts()["mass"], rel=1e-4)
+    assert blocks["keys"] == whole["keys"] == 2 * 2 * dlm.n_heads
+    assert blocks["mass"] == pytest.approx(whole["mass"], rel=1e-4)
 
 
-@pytest.mark.parametrize("path", ["pattern", "streaming"])
+@pytest.mark.parametrize("path", ["pattern", "blocks"])
 @pytest.mark.parametrize("dtype", CLOSE, ids=str)
 @pytest.mark.parametrize("family", ["LLaDA", "Llama"])
 def test_looking_leaves_the_logits_of_fused_attention_and_masking_does_not(
     family: str, dtype: torch.dtype, path: str
 ) -> None:
-    dlm, seen, detector = mid_size(family, dtype), canvas(), SameStep(top_k=2, queries="all")
+    dlm, now = mid_size(family, dtype), canvas()
     with torch.no_grad():
-        unhooked = dlm(seen.tokens, seen.valid)[seen.valid]
-    _, looked = forward(dlm, NoOp(detector.own()), path)
-    _, masked = forward(dlm, MaskSinks(detector.own()), path)
+        unhooked = dlm(now.tokens, attention_mask=now.valid)[now.valid]
+    _, looked, _ = forward(dlm, NoOp(SameStep(RANKED)), path)
+    _, masked, _ = forward(dlm, MaskSinks(SameStep(RANKED)), path)
     assert apart(looked, unhooked) < CLOSE[dtype]
     assert apart(masked, unhooked) > 2 * CLOSE[dtype]
 
@@ -125,11 +126,11 @@ def test_looking_leaves_the_logits_of_fused_attention_and_masking_does_not(
 @pytest.mark.parametrize("name", ["tiny-dlm", "tiny-arm"])
 def test_a_twin_writes_the_same_on_cpu_and_gpu(name: str, edited: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """In float32, token by token, each at its most likely."""
-    monkeypatch.setattr(streaming, "rows_at_once", lambda *_: 10)
+    monkeypatch.setattr(in_the_open, "rows_at_once", lambda *_: 10)
     texts, runs = [example.prompt for example in Echo(4, seed=123)], []
     for device in ("cpu", DEVICE):
         dlm = HookedDLM.from_pretrained(name, device=device, dtype=torch.float32)
-        edit = [MaskSinks(SameStep(top_k=1, queries="all"))] if edited else []
+        edit = [MaskSinks(SameStep(SinkRule(None, top_k=1)))] if edited else []
         plan = Plan(new_tokens=16)
         plan = plan.for_causal() if dlm.is_causal else plan
         measured = [probes.ReceivedAttention()]
