@@ -8,7 +8,7 @@ demo: $(STAMP)  ## run the main job on the bundled models, into sinklens-demo/
 	$(BIN)/sinklens demo
 
 test: $(STAMP)  ## run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 check: $(STAMP)  ## lint, types, import layers
 	$(BIN)/ruff check .
