@@ -68,7 +68,7 @@ def write_report(findings: Findings, out: Path) -> Path:
             "'filling in' scores the same masked words under every condition. Differences are paired by text.",
             [
                 ("Accuracy under each condition", findings.ablations.drop(columns=columns[3:])),
-                ("Effects", effects[columns]),
+                ("Effects", effects[columns].reset_index(drop=True)),
             ],
             [
                 plots.conditions(results, title=f"What masking costs, {outcome}")
