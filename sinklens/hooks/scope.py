@@ -39,6 +39,9 @@ class Scope(Value):
         for name in ("layers", "heads", "steps"):
             object.__setattr__(self, name, _selection(name, getattr(self, name)))
 
+    def __hash__(self) -> int:  # slices have no hash before Python 3.12
+        return hash(self.digest)
+
     def at(self, step: int, steps: int | None = None) -> bool:
         """Whether a step is in scope. `steps` resolves negative indices and open ends."""
         if self.steps is None:

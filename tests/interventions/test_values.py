@@ -266,6 +266,12 @@ def test_edits_are_equal_where_their_digests_are(one: Edit, other: Edit) -> None
     assert (one == other) == (one.digest == other.digest)
 
 
+@given(edit=every_edit)
+def test_edits_can_be_keys(edit: Edit) -> None:
+    """Scopes with slices, too."""
+    assert {edit: 1}[Edit.from_dict(edit.to_dict())] == 1
+
+
 def test_edits_cannot_be_changed() -> None:
     for edit in (MaskSinks(), NullKey(1.0), InOrder(MaskSinks()), KeepKeys(0.5), SinkToken(3)):
         with pytest.raises(dataclasses.FrozenInstanceError):

@@ -19,7 +19,7 @@ from sinklens.interventions.selectors.base import Selector, set_field
 from sinklens.sinks import Positions
 from sinklens.sinks.rule import known_positions
 
-PAPERS = PreviousStep(top_k=1)  # the protocol of arXiv 2510.15731, section 4.3
+PREVIOUS_TOP1 = PreviousStep(top_k=1)  # the protocol of arXiv 2510.15731, section 4.3
 EVERYWHERE = Scope()
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sinklens.hooks import Canvas, Hook, Memory, by_query
-from sinklens.interventions.edits.base import PAPERS, AttentionEdit, SinkEdit
+from sinklens.interventions.edits.base import PREVIOUS_TOP1, AttentionEdit, SinkEdit
 from sinklens.interventions.edits.layer import At, Count, View, uncounted
 from sinklens.interventions.selectors.base import Selector, set_field
 
@@ -62,7 +62,7 @@ class MaskSinks(Masking):
         diagonal: As in SinkEdit.
     """
 
-    selector: Selector = PAPERS
+    selector: Selector = PREVIOUS_TOP1
 
 
 @dataclass(frozen=True, repr=False)
@@ -86,7 +86,7 @@ class BiasSinks(ScoreEdit):
     """
 
     bias: float
-    selector: Selector = PAPERS
+    selector: Selector = PREVIOUS_TOP1
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sinklens.hooks import Hook, by_query
-from sinklens.interventions.edits.base import PAPERS, SinkEdit
+from sinklens.interventions.edits.base import PREVIOUS_TOP1, SinkEdit
 from sinklens.interventions.edits.layer import Acting, At
 from sinklens.interventions.noise import normal
 from sinklens.interventions.selectors.base import Selector, set_field, whole_number
@@ -79,7 +79,7 @@ class ZeroValue(ValueEdit):
         diagonal: As in SinkEdit.
     """
 
-    selector: Selector = PAPERS
+    selector: Selector = PREVIOUS_TOP1
 
     def replacement(self, value: Tensor, at: At) -> Tensor:
         """Zeros."""
@@ -102,7 +102,7 @@ class MeanValue(ValueEdit):
         diagonal: As in SinkEdit.
     """
 
-    selector: Selector = PAPERS
+    selector: Selector = PREVIOUS_TOP1
 
     def replacement(self, value: Tensor, at: At) -> Tensor:
         """The mean over real keys."""
@@ -132,7 +132,7 @@ class NoiseValue(ValueEdit):
     """
 
     std: float | None = None
-    selector: Selector = PAPERS
+    selector: Selector = PREVIOUS_TOP1
     _: KW_ONLY
     seed: int = 0
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sinklens.errors import BrokenPattern, ScopeError
 from sinklens.hooks import Canvas
-from sinklens.interventions.edits.base import PAPERS, SinkEdit
+from sinklens.interventions.edits.base import PREVIOUS_TOP1, SinkEdit
 from sinklens.interventions.edits.layer import At
 from sinklens.interventions.noise import noise
 from sinklens.interventions.selectors.base import Selector, set_field, whole_number
@@ -36,7 +36,7 @@ class NoOp(SinkEdit):
         diagonal: As in SinkEdit.
     """
 
-    selector: Selector = PAPERS
+    selector: Selector = PREVIOUS_TOP1
 
     def apply(self, tensor: Tensor, at: At) -> None:
         """Nothing."""
@@ -57,7 +57,7 @@ class ZeroSinks(SinkEdit):
         diagonal: As in SinkEdit.
     """
 
-    selector: Selector = PAPERS
+    selector: Selector = PREVIOUS_TOP1
 
     def apply(self, tensor: Tensor, at: At) -> Tensor:
         """The pattern with zeros at the touched entries."""
@@ -88,7 +88,7 @@ class ScaleSinks(SinkEdit):
     """
 
     factor: float
-    selector: Selector = PAPERS
+    selector: Selector = PREVIOUS_TOP1
     _: KW_ONLY
     renormalise: bool = False
 
@@ -138,7 +138,7 @@ class Redistribute(SinkEdit):
     """
 
     to: To = "proportional"
-    selector: Selector = PAPERS
+    selector: Selector = PREVIOUS_TOP1
     _: KW_ONLY
     share: float = 1.0
 
@@ -214,7 +214,7 @@ class Swap(SinkEdit):
         diagonal: As in SinkEdit.
     """
 
-    selector: Selector = PAPERS
+    selector: Selector = PREVIOUS_TOP1
     _: KW_ONLY
     seed: int = 0
 

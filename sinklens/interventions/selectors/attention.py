@@ -42,9 +42,9 @@ class ByRule(Selector):
     """Base: the sinks by a rule. A leaf says of which forward.
 
     Args:
-        rule: When a key is a sink, by whose attention, among which keys. Give this or `top_k`; `SinkRule(queries=
-            "auto")` when neither is given. "auto" is all queries of a diffusion model and the last one of an
-            autoregressive model (arXiv 2510.15731, section 4.3).
+        rule: When a key is a sink, by whose attention, among which keys. Give this or `top_k`; when neither is given,
+            `SinkRule(queries="auto")`. "auto" is all queries of a diffusion model and the last one of an autoregressive
+            model (arXiv 2510.15731, section 4.3).
         top_k: Shorthand for `SinkRule(epsilon=None, top_k=..., queries="auto")`: the k keys that receive most. The
             number is then in `rule`.
         fewer: As in Selector.

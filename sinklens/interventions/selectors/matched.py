@@ -150,7 +150,8 @@ class SameClass(Matched):
         notes = evidence.memory.notes
         if "classes" not in notes:
             notes["classes"] = _class_of_ids(evidence.model).to(sinks.device)
-        kinds = notes["classes"][evidence.canvas.tokens.to(sinks.device)][:, None].expand(sinks.shape)
+        classes = notes["classes"].to(sinks.device)  # a model's layers may lie on several devices
+        kinds = classes[evidence.canvas.tokens.to(sinks.device)][:, None].expand(sinks.shape)
         return _one_by_one(sinks, free, draw, lambda place, able: able & (kinds == kinds.gather(-1, place)))
 
 
