@@ -141,7 +141,7 @@ def _loop(
     plan, canvas, limits, total = start.plan, start.canvas, start.limits, start.steps
     sampler = sampler_for(dlm, start)
     memories = tuple(edit.memory(total, canvas) for edit in interventions)
-    fired: dict[str, int] = {}
+    fired, labels = {}, _labels([*interventions, *probes])
     limit = torch.tensor(limits, device=canvas.tokens.device)
     done = torch.zeros(len(limits), dtype=torch.bool, device=canvas.tokens.device)
     last = when.amax(-1) if when is not None else None
@@ -156,7 +156,7 @@ def _loop(
         now = sampler.seen(replace(canvas, step=step, active=active))
         seen = tuple({} if probe.where.at(step, total) else None for probe in probes)
         with torch.no_grad():  # never around a yield: it would hold for whoever takes the step, too
-            logits = dlm.by_position(forward(dlm, now, interventions, memories, probes, seen, fired))
+            logits = dlm.by_position(forward(dlm, now, interventions, memories, probes, seen, fired, labels))
             predicted, confidence, commit = sampler.choose(logits, canvas, active, step)
         if when is not None:
             commit = (when == step) & active[:, None]
@@ -178,16 +178,18 @@ def forward(
     probes: Sequence[Probe] = (),
     seen: Sequence[dict[Any, Any] | None] = (),
     fired: dict[str, int] | None = None,
+    labels: Sequence[str] | None = None,
 ) -> Float[Tensor, "batch pos vocab"]:
     """One forward of a canvas with edits and probes attached, after the clean one that some edits want to see."""
     fired = {} if fired is None else fired
+    labels = _labels([*interventions, *probes]) if labels is None else labels
     edits = list(zip(interventions, memories, strict=True))
     clean = [edit.clean_at_step(dlm, canvas, memory) for edit, memory in edits]
     _look(dlm, canvas, "clean", list(zip(interventions, clean, strict=True)), fired)
     hooks = [edit.at_step(dlm, canvas, memory) for edit, memory in edits]
     pairs = zip(probes, seen, strict=True)
     hooks += [[] if shown is None else probe.hooks(dlm, canvas, shown) for probe, shown in pairs]
-    with attached(dlm, list(zip(_labels([*interventions, *probes]), hooks, strict=True)), fired):
+    with attached(dlm, list(zip(labels, hooks, strict=True)), fired):
         return dlm(canvas.tokens, attention_mask=canvas.valid)
 
 

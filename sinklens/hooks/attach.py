@@ -75,4 +75,5 @@ def autoregressive(model: Any) -> bool:
 def rotated(model: Any, which: Literal["q", "k"]) -> str:
     """The hook point of the queries or keys that attention multiplies: after RoPE, or as projected without RoPE."""
     point = f"attn.hook_rot_{which}"
-    return point if f"blocks.0.{point}" in model.hook_dict else f"attn.{which}.hook_out"
+    name = f"blocks.0.{point}"
+    return point if name in _points(model, {name}) else f"attn.{which}.hook_out"
