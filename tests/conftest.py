@@ -30,6 +30,12 @@ TinyStock = Callable[..., transformers.PreTrainedModel]
 TinyModel = Callable[..., HookedDLM]
 
 
+@pytest.fixture(autouse=True)
+def fresh_shapes() -> None:
+    """Each test has the first calls of every function checked."""
+    shapes.calls.clear()
+
+
 @pytest.fixture(scope="session")
 def fidelity() -> Path:
     """The folder of recorded official outputs."""

@@ -16,6 +16,8 @@ import jaxtyping
 from beartype import beartype
 
 SHAPES = re.compile(r"\b(Float|Int|Bool|Num|Shaped)\[|\b(Logits|Mask|Confidence)\b")  # the last: aliases of remasking
+CHECKED = 5  # calls of a function in a test
+calls: dict[Any, int] = {}  # of this test; the fixture `fresh_shapes` empties it
 _jaxtyped = jaxtyping.jaxtyped
 
 
