@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge.generalized_components import PositionEmbeddingsAttentionBridge
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
+from transformer_lens.model_bridge.sources.transformers_driver import TransformersDriver
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -98,6 +99,17 @@ def running(forward: Forward) -> Iterator[None]:
         yield
     finally:
         FORWARD.reset(token)
+
+
+class Driver(TransformersDriver):
+    """Runs the transformers model, and tells attention what it is run on, however TransformerLens came by it."""
+
+    def forward(self, input_ids: Any = None, **kwargs: Any) -> Any:
+        """As TransformersDriver's; text has become token ids and a mask by now."""
+        mask = kwargs.get("attention_mask")
+        valid = mask.bool() if isinstance(mask, Tensor) and mask.ndim == 2 else None
+        with running(replace(FORWARD.get(), tokens=input_ids, valid=valid)):
+            return super().forward(input_ids, **kwargs)
 
 
 class OpenAttention(PositionEmbeddingsAttentionBridge):

@@ -40,6 +40,8 @@ def fingerprint(dlm: Any) -> str:
     for path, module in dlm.original_model.named_modules():
         made.update(f"{path}:{type(module).__module__}.{type(module).__qualname__}".encode())
         made.update(json.dumps(_switches(module), sort_keys=True).encode())
+        if "forward" in vars(module) and not hasattr(module, "_hf_hook"):  # accelerate's own only moves tensors
+            made.update(json.dumps(_content(f"{path} as its forward", module.forward)).encode())
         for name, tensor in (*module._parameters.items(), *module._buffers.items()):
             if tensor is not None:
                 made.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
@@ -69,6 +71,8 @@ def _switches(module: Any) -> dict[str, Any]:
 def _simple(value: Any) -> Any:
     if isinstance(value, bool | int | float | str):
         return value
+    if isinstance(value, Tensor):
+        return plain(value)
     if isinstance(value, list | tuple | set | frozenset):
         parts = [_simple(each) for each in value]
         return sorted(map(str, parts)) if isinstance(value, set | frozenset) else parts

@@ -53,7 +53,7 @@ class HookedDLM(Text, Tools):
         adapter: Any = ArchitectureAdapterFactory.select_architecture_adapter(config)
         adapter.cfg.device = str(next(model.parameters()).device)
         adapter.limit(causal=family.causal, shifted=family.shift)
-        super().__init__(model, adapter, None)
+        super().__init__(model, adapter, None, driver=attention.Driver(model, adapter, None))
         self.family, self.ids = family, checkpoint.ids
         self.name, self.revision = checkpoint.name, checkpoint.revision
         self._path = "auto"
@@ -237,10 +237,8 @@ class HookedDLM(Text, Tools):
         if valid is not None and bool(valid.all()):
             valid = attention_mask = None
         with self.wiring.ready(everything=self.across(kwargs)) as serving:
-            tokens = input if isinstance(input, Tensor) and plain else None
-            now = attention.Forward(serving, tokens, valid, self.ids.mask, self._path)
-            with attention.running(now):
-                self.check_attention(serving)
+            self.check_attention(serving)
+            with attention.running(attention.Forward(serving, mask_token=self.ids.mask, path=self._path)):
                 if plain and not kwargs and return_type == "logits":
                     return self._logits(input, attention_mask, valid)
                 return super().forward(input, return_type, attention_mask=attention_mask, **kwargs)
@@ -253,7 +251,7 @@ class HookedDLM(Text, Tools):
             arguments |= {"attention_mask": mask, "position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
         elif attention_mask is not None:
             arguments["attention_mask"] = attention_mask
-        return self.original_model(input_ids=tokens, **arguments).logits
+        return self._driver.forward(tokens, **arguments).logits
 
     def by_position(self, logits: Float[Tensor, "batch pos vocab"]) -> Float[Tensor, "batch rows vocab"]:
         """Logits with row i for the token at position i, whatever the model.

@@ -26,6 +26,14 @@ class Tools(TransformerBridge):
         """True for the autoregressive baselines."""
         return self.family.causal
 
+    def __getattribute__(self, name: str) -> Any:
+        """As ever; weights (W_Q, b_O, QK, OV, ...) are read off the modules that stand in the model now."""
+        if name[:2] in ("W_", "b_") or name in ("QK", "OV"):
+            wiring = super().__getattribute__("__dict__").get("wiring")
+            if wiring is not None:
+                wiring.refresh()
+        return super().__getattribute__(name)
+
     def settle(self) -> None:
         """The bridge is built: collect its hook points once, and count the hooks that are there as nobody's."""
         self.__dict__["points"] = dict(self.hook_dict)

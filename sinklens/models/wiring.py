@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import nn
 from transformer_lens.hook_points import HookPoint
@@ -25,6 +26,17 @@ _KINDS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 def wrapped(model: nn.Module) -> str | None:
     """The path of a bridge component inside a transformers model, if somebody has wrapped it; else None."""
     return next((path for path, module in model.named_modules() if isinstance(module, GeneralizedComponent)), None)
+
+
+class Turn:
+    """Whose forward is running on a transformers model; several bridges may wrap it, and take turns."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.owner: Any = None
+
+
+_TURNS: WeakKeyDictionary[nn.Module, Turn] = WeakKeyDictionary()
 
 
 class Slot:
@@ -97,8 +109,7 @@ class Wiring:
         self._serving = [slot for slot in self.slots if slot.served is not None]
         self._watched = [hooks for slot in self.slots for hooks in slot.watched]  # asked at every forward: one list
         self._quiet = 0
-        self.lock = threading.RLock()
-        self._depth = 0
+        self._turn = _TURNS.setdefault(model, Turn())
 
     def settle(self) -> None:
         """Take the hooks that are there now as TransformerLens's own."""
@@ -137,14 +148,21 @@ class Wiring:
 
         Raises:
             HookNeverFired: a component is needed whose place is gone from the model.
+            ModelError: inside a forward of another HookedDLM around the same model, whose hooks would fire here, too.
         """
-        with self.lock:
-            if self._depth:  # a forward inside a forward finds everything in place
+        turn = self._turn
+        with turn.lock:
+            if turn.owner is self:  # a forward inside a forward finds everything in place
                 yield self.serving()
                 return
+            if turn.owner is not None:
+                raise ModelError(
+                    "this model is in the middle of a forward of another HookedDLM around it, whose hooks would fire "
+                    "here, too; run one after the other, or wrap a copy, copy.deepcopy(dlm)"
+                )
             serving, undo = self.serving(), []
+            turn.owner = self
             try:
-                self._depth += 1
                 for slot in self.needed(everything):
                     try:
                         undo.append((*self._place(slot), slot))
@@ -157,14 +175,14 @@ class Wiring:
                     parent._modules[slot.leaf] = slot.component
                 yield serving
             finally:
-                self._depth -= 1
+                turn.owner = None
                 for parent, module, slot in undo:
                     parent._modules[slot.leaf] = module
 
     def refresh(self) -> None:
         """Let every component wrap the module that stands in its place now, as far as the places exist."""
-        with self.lock:
-            for slot in self.slots:
+        with self._turn.lock:
+            for slot in self.slots if self._turn.owner is None else ():
                 try:
                     _, module = self._place(slot)
                 except HookNeverFired:

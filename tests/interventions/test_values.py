@@ -136,6 +136,18 @@ def test_an_edit_whose_content_does_not_show_is_refused_with_a_way_out(make: Any
         _ = make(0.5).digest
 
 
+def test_an_edit_of_keys_without_a_selector_is_told_so() -> None:
+    @dataclass(frozen=True, repr=False)
+    class Aimless(SinkEdit):
+        def apply(self, tensor: Tensor, at: At) -> Tensor:
+            return tensor
+
+    with pytest.raises(
+        ValueError, match=r"selector=None of Aimless must be a selector.*a field `selector` of the class"
+    ):
+        Aimless()
+
+
 def test_edits_of_ones_own_do_what_they_say(model: Model) -> None:
     """With three coefficients three results; the one that changes nothing is the unedited run, bit for bit."""
     dlm = model("LLaDA")

@@ -455,6 +455,42 @@ def test_a_model_may_be_wrapped_twice(tiny_stock: Any) -> None:
             assert float((edited - dlm(TOKENS)).abs().max()) > 1e-2
 
 
+def test_two_wraps_of_one_model_do_not_meet_in_one_forward(tiny_stock: Any) -> None:
+    """The hooks of the one would fire in the forward of the other."""
+    stock = tiny_stock("Llama")
+    one, two = (HookedDLM.from_transformers(stock, None, "Llama") for _ in range(2))
+    plain = agrees(two)
+
+    def inside(tensor: Tensor, *, hook: Any) -> None:
+        two(TOKENS)
+
+    with pytest.raises(ModelError, match="in the middle of a forward of another HookedDLM"), torch.no_grad():
+        one.run_with_hooks(TOKENS, fwd_hooks=[("blocks.0.hook_in", inside)])
+    assert torch.equal(agrees(two), plain)
+
+
+def test_weights_are_read_off_the_modules_that_stand_there_now(tiny_model: Any) -> None:
+    dlm = tiny_model("Llama")
+    old = dlm.W_O[0].clone()
+    projection = copy.deepcopy(layer(dlm).self_attn.o_proj)
+    with torch.no_grad():
+        projection.weight.mul_(3)
+    layer(dlm).self_attn.o_proj = projection
+    torch.testing.assert_close(dlm.W_O[0], 3 * old)
+
+
+def test_a_replaced_forward_needs_a_name_to_be_told_from_another(tiny_model: Any) -> None:
+    dlm, seen = tiny_model("LLaDA"), []
+    seen.append(dlm.fingerprint())
+    layer(dlm).mlp.forward = lambda stream: stream * 0
+    agrees(dlm)
+    with pytest.raises(ContentError, match=r"layers\.0\.mlp as its forward.*give it a name"):
+        dlm.fingerprint()
+    layer(dlm).mlp.forward = named("nothing", lambda stream: stream * 0)
+    seen.append(dlm.fingerprint())
+    assert len(set(seen)) == 2
+
+
 def test_a_model_that_transformer_lens_holds_is_refused(tiny_stock: Any) -> None:
     from transformer_lens.model_bridge.sources import build_bridge_from_module
 

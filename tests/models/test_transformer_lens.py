@@ -14,7 +14,9 @@ from transformer_lens.tools.analysis.direct_logit_attribution import direct_logi
 
 from sinklens import HookedDLM
 from sinklens.errors import Unsupported
+from sinklens.models.attention import RECEIVED
 from sinklens.models.families import FAMILIES
+from sinklens.tasks import Echo
 
 NAMES = [family.name for family in FAMILIES]
 DIFFUSION = [family.name for family in FAMILIES if not family.causal]
@@ -198,3 +200,34 @@ def test_transformer_lens_switches_change_no_number(tiny_model: Any, family: str
     patterns = dlm.run_with_cache(TOKENS)[1]["pattern", 0]
     torch.testing.assert_close(patterns.sum(-1), torch.ones_like(patterns.sum(-1)), atol=1e-5, rtol=0)
     assert bool((patterns.triu(1) > 0).any()) == (not dlm.is_causal)
+
+
+@pytest.mark.parametrize("name", ["tiny-dlm", "tiny-arm"])
+@torch.no_grad()
+def test_text_reaches_hooks_as_its_tokens_do(name: str) -> None:
+    """Whatever form the input has, attention knows the tokens, and which of a padded batch are real."""
+    dlm, kept = HookedDLM.from_pretrained(name), {}
+    words = Echo(1, seed=3)[0].prompt.split(" ")
+    texts = [" ".join(words), " ".join(words[:5])]
+    ids = [dlm.encode(text) for text in texts]
+    rows = torch.tensor([[dlm.ids.pad] * (len(ids[0]) - len(row)) + row for row in ids])
+    mask = torch.tensor([[False] * (len(ids[0]) - len(row)) + [True] * len(row) for row in ids])
+
+    def keep(tensor: Tensor, *, hook: Any) -> None:
+        kept.setdefault(hook.name, []).append(tensor.clone())
+
+    hooks = [(f"blocks.1.attn.{point}", keep) for point in RECEIVED]
+    for expected, given in (
+        ((torch.tensor(ids[:1]), None), (texts[0], torch.tensor(ids[0]))),
+        ((rows, mask), (texts,)),
+    ):
+        kept.clear()
+        logits = dlm.run_with_hooks(expected[0], attention_mask=expected[1], fwd_hooks=hooks)
+        for form in given:
+            ours = dlm.run_with_hooks(form, fwd_hooks=hooks)
+            torch.testing.assert_close(ours[:, -5:], logits[:, -5:], atol=5e-5, rtol=1e-5)
+        assert len(kept) == len(RECEIVED)
+        for first, *others in kept.values():
+            assert len(others) == len(given)
+            for other in others:
+                torch.testing.assert_close(other, first, atol=1e-5, rtol=1e-5)

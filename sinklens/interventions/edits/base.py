@@ -127,9 +127,11 @@ class SinkEdit(AttentionEdit, ActsOnKeys):
     def __post_init__(self) -> None:
         super().__post_init__()
         set_field(self, "diagonal", bool(self.diagonal))
-        if not isinstance(self.selector, Selector):
+        selector = getattr(self, "selector", None)
+        if not isinstance(selector, Selector):
             raise ValueError(
-                f"selector={self.selector!r} must be a selector, for example SameStep(top_k=1); the scope is where="
+                f"selector={selector!r} of {type(self).__name__} must be a selector, for example SameStep(top_k=1): a "
+                "field `selector` of the class; the scope is where="
             )
 
     @property
