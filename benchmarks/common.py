@@ -20,7 +20,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 import sinklens as sl
-from sinklens.models.loading import SpecialIds
+from sinklens.models.special_ids import SpecialIds
 
 Job = Callable[[], object]
 MASK = 999

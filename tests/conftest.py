@@ -16,7 +16,7 @@ shapes.install()
 
 from sinklens import HookedDLM
 from sinklens.models.families import FAMILIES
-from sinklens.models.loading import SpecialIds
+from sinklens.models.special_ids import SpecialIds
 
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("sinklens", deadline=None, derandomize=True, max_examples=25, database=None)

@@ -144,6 +144,7 @@ def _loop(
     fired, labels = {}, _labels([*interventions, *probes])
     limit = torch.tensor(limits, device=canvas.tokens.device)
     done = torch.zeros(len(limits), dtype=torch.bool, device=canvas.tokens.device)
+    ends = torch.tensor(dlm.ids.eos, dtype=torch.long, device=canvas.tokens.device)
     last = when.amax(-1) if when is not None else None
     step = 0
     while True:
@@ -165,8 +166,8 @@ def _loop(
         still = canvas.masked & ~(commit & (tokens != dlm.ids.mask) if plan.allow_mask else commit)
         yield Step(step, now, tokens, commit, predicted, confidence, logits, active, seen, memories, fired)
         canvas = replace(canvas, tokens=tokens, masked=still)
-        if dlm.is_causal and plan.new_tokens and forced is None and dlm.ids.eos is not None:
-            done |= (commit & (tokens == dlm.ids.eos)).any(-1)
+        if dlm.is_causal and plan.new_tokens and forced is None:
+            done |= (commit & torch.isin(tokens, ends)).any(-1)
         step += 1
 
 

@@ -126,9 +126,9 @@ def denoise(
 
 
 def completion(dlm: HookedDLM, plan: Plan, filled: list[int]) -> str:
-    """Text of the tokens that were filled in, up to the first EOS (gaps: all of them)."""
-    eos = dlm.ids.eos
-    return dlm.decode(filled[: filled.index(eos)] if plan.new_tokens and eos in filled else filled)
+    """Text of the tokens that were filled in, up to the first of the EOS tokens (gaps: all of them)."""
+    end = next((i for i, token in enumerate(filled) if token in dlm.ids.eos), len(filled)) if plan.new_tokens else None
+    return dlm.decode(filled[:end])
 
 
 def _origin(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ def fingerprint(dlm: Any) -> str:
         "name": dlm.name,
         "revision": dlm.revision,
         "family": dlm.family.name,
-        "ids": [dlm.ids.mask, dlm.ids.eos, dlm.ids.bos, dlm.ids.pad, dlm.ids.eot],
+        "ids": asdict(dlm.ids),
         "config": json.loads(dlm.original_model.config.to_json_string(use_diff=False)),
         "attention": dlm.attention,
         "compatibility": bool(dlm.compatibility_mode),

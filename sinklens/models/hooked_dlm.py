@@ -14,9 +14,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sinklens.models import adapters, attention, copying, loading
 from sinklens.models.calibration import calibrate, hook_table
-from sinklens.models.families import FAMILIES, Family
+from sinklens.models.families import Family
 from sinklens.models.fingerprint import fingerprint
-from sinklens.models.loading import Checkpoint, SpecialIds
+from sinklens.models.loading import Checkpoint
+from sinklens.models.special_ids import SpecialIds
 from sinklens.models.text import Text
 from sinklens.models.tools import Tools
 from sinklens.models.wiring import Wiring, refuse_wrapped
@@ -68,7 +69,7 @@ class HookedDLM(Text, Tools):
             self.tokenizer = checkpoint.tokenizer
             added = checkpoint.tokenizer("")["input_ids"]
             self.cfg.tokenizer_prepends_bos = added[:1] == [self.ids.bos]
-            self.cfg.tokenizer_appends_eos = added[-1:] == [self.ids.eos]
+            self.cfg.tokenizer_appends_eos = bool(added) and added[-1] in self.ids.eos
         # TransformerLens wires its own module hooks at the first forward; count them as nobody's.
         with torch.no_grad(), self.wiring.ready(everything=True):
             super().forward(torch.zeros((1, 1), dtype=torch.long, device=self.device), use_cache=False)
@@ -132,20 +133,7 @@ class HookedDLM(Text, Tools):
             ValueError: an unknown family, or a model of another class.
             ModelError: a model that TransformerLens has wrapped already.
         """
-        if isinstance(family, str):
-            by_name = {known.name.lower(): known for known in FAMILIES}
-            if family.lower() not in by_name:
-                raise ValueError(
-                    f"family {family!r} is unknown; the families are {', '.join(f.name for f in FAMILIES)}"
-                )
-            family = by_name[family.lower()]
-        wanted = f"{family.decoder}ForCausalLM"
-        if type(model).__name__ != wanted:
-            raise ValueError(f"family {family.name} wraps a {wanted}, not a {type(model).__name__}")
-        loading.set_direction(model, causal=family.causal)
-        name = getattr(model.config, "name_or_path", "") or family.name
-        ids = ids or loading.special_ids(model.config.to_dict(), tokenizer, family, name)
-        return cls(Checkpoint(model.eval(), tokenizer, family, ids, name, None), check=check)
+        return cls(loading.in_memory(model, tokenizer, family, ids), check=check)
 
     # What the model is.
 

@@ -19,22 +19,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from sinklens.errors import CheckpointError
-from sinklens.models.families import FAMILIES, Family
+from sinklens.models.families import FAMILIES, Family, named
+from sinklens.models.special_ids import SpecialIds, special_ids
 
 TWINS = Path(__file__).parents[1] / "twins"
 BUNDLED = ("tiny-dlm", "tiny-arm")
 FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja"]
-
-
-@dataclass(frozen=True)
-class SpecialIds:
-    """Token ids that decoding needs; None where the checkpoint has none."""
-
-    mask: int | None
-    eos: int | None
-    bos: int | None
-    pad: int | None
-    eot: int | None = None
 
 
 @dataclass(frozen=True)
@@ -121,14 +111,34 @@ def load(
     arguments = family.translate(config)
     config_class = getattr(transformers, f"{family.decoder}Config")
     model_class = getattr(transformers, f"{family.decoder}ForCausalLM")
-    hf_config = config_class(**arguments, is_causal=family.causal)
+    tokenizer = read_tokenizer(folder, family)
+    configs = (config, read_json(folder / "generation_config.json"))
+    ids = special_ids(configs, tokenizer, family, name, vocabulary=arguments["vocab_size"])
+    hf_config = config_class(**arguments, **ids.stock(), is_causal=family.causal)
     model = _weights(model_class, folder, hf_config, family, dtype=dtype, device_map=device_map, name=name)
     if device is not None and device_map is None:
         model = model.to(device)  # pyright: ignore[reportArgumentType]
     set_direction(model, causal=family.causal)
-    tokenizer = read_tokenizer(folder, family)
-    ids = special_ids({**read_json(folder / "generation_config.json"), **config}, tokenizer, family, name)
     return Checkpoint(model.eval(), tokenizer, family, ids, name, _commit(folder) or revision)
+
+
+def in_memory(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, family: Family | str, ids: SpecialIds | None
+) -> Checkpoint:
+    """A stock transformers model that is in memory, as a checkpoint; its mask direction is set in place."""
+    family = named(family) if isinstance(family, str) else family
+    wanted = f"{family.decoder}ForCausalLM"
+    if type(model).__name__ != wanted:
+        raise ValueError(f"family {family.name} wraps a {wanted}, not a {type(model).__name__}")
+    set_direction(model, causal=family.causal)
+    name = getattr(model.config, "name_or_path", "") or family.name
+    embedding: Any = model.get_input_embeddings()
+    vocabulary = int(embedding.weight.shape[0])
+    if ids is None:
+        generation: Any = model.generation_config
+        configs = (model.config.to_dict(), generation.to_dict())
+        ids = special_ids(configs, tokenizer, family, name, vocabulary=vocabulary)
+    return Checkpoint(model.eval(), tokenizer, family, ids.within(vocabulary, name), name, None)
 
 
 def _commit(folder: Path) -> str | None:
@@ -197,28 +207,3 @@ def read_tokenizer(folder: Path, family: Family) -> PreTrainedTokenizerBase | No
                 "its vocabulary files are not the checkpoint's own"
             )
     return tokenizer
-
-
-def special_ids(
-    config: dict[str, Any], tokenizer: PreTrainedTokenizerBase | None, family: Family, name: str
-) -> SpecialIds:
-    """Special-token ids: config.json first, then the tokenizer."""
-
-    def read(kind: str) -> int | None:
-        value = config.get(f"{kind}_token_id")
-        value = value[0] if isinstance(value, list) else value
-        return getattr(tokenizer, f"{kind}_token_id", None) if value is None else int(value)
-
-    vocabulary = tokenizer.get_vocab() if tokenizer is not None else {}
-    mask = read("mask")
-    if mask is None:
-        mask = next((vocabulary[token] for token in family.mask_tokens if token in vocabulary), None)
-    if mask is None and not family.causal:
-        raise CheckpointError(
-            f"{name!r} names no mask token: neither mask_token_id in config.json nor "
-            f"{' or '.join(family.mask_tokens)} in the tokenizer"
-        )
-    eos = read("eos")
-    pad = read("pad")
-    eot = next((vocabulary[token] for token in ("<|eot_id|>", "<|im_end|>") if token in vocabulary), None)
-    return SpecialIds(mask=mask, eos=eos, bos=read("bos"), pad=eos if pad is None else pad, eot=eot)

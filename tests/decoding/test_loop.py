@@ -149,7 +149,7 @@ def test_a_threshold_commits_all_that_reach_it(model: Model, threshold: float) -
 def test_the_mask_token_is_never_chosen(model: Model, family: str) -> None:
     """The likeliest token everywhere is the mask token (for a baseline: EOS), and it must not be committed."""
     dlm = model(family)
-    favoured = dlm.ids.eos if dlm.is_causal else MASK
+    favoured = dlm.ids.eos[0] if dlm.is_causal else MASK
     push = Acts(lambda logits, canvas: logits + 1e3 * (torch.arange(64) == favoured), "unembed.hook_out")
     plan = Plan(new_tokens=6, suppress_eos="logits" if dlm.is_causal else None)
     result = run(dlm, PROMPT, plan, interventions=[push])
@@ -166,13 +166,13 @@ def test_suppress_eos_confidence_commits_eos_last(model: Model, family: str) -> 
     def favour(logits: Tensor, canvas: Canvas) -> Tensor:
         out = logits.clone()
         for position in early:
-            out[:, position, dlm.ids.eos] += 1e3
+            out[:, position, list(dlm.ids.eos)] += 1e3
         return out
 
     plan = Plan(new_tokens=8, sampler="llada", remasking="low_confidence", block_length=8, suppress_eos="confidence")
     result = run(dlm, PROMPT, plan, interventions=[Acts(favour, "unembed.hook_out")])
     assert set(result.commit_step[0, early].tolist()) == {6, 7}
-    assert result.tokens[0, early].tolist() == [dlm.ids.eos] * 2
+    assert result.tokens[0, early].tolist() == [*dlm.ids.eos] * 2
     plain = run(
         dlm, PROMPT, dataclasses.replace(plan, suppress_eos=None), interventions=[Acts(favour, "unembed.hook_out")]
     )
@@ -243,7 +243,7 @@ def test_a_baseline_generates_what_transformers_does(model: Model, family: str) 
         )
         ours = run(dlm, prompt, Plan(new_tokens=12), force=None)
         new = theirs[0, len(prompt) :].tolist()
-        until = new.index(dlm.ids.eos) + 1 if dlm.ids.eos in new else 12
+        until = next((i + 1 for i, token in enumerate(new) if token in dlm.ids.eos), 12)
         assert ours.tokens[0, len(prompt) :][:until].tolist() == new[:until]
 
 
@@ -297,7 +297,7 @@ def test_row_i_of_the_logits_scores_position_i(model: Model, family: str) -> Non
                 torch.testing.assert_close(step.logits[row, place], expected, atol=2e-4, rtol=0)
                 scored += 1
         if dlm.is_causal:
-            best = step.logits.index_fill(-1, torch.tensor([dlm.ids.eos]), -torch.inf).argmax(-1)
+            best = step.logits.index_fill(-1, torch.tensor(dlm.ids.eos), -torch.inf).argmax(-1)
             committed = step.committed[:, : best.shape[1]]
             assert torch.equal(step.predicted[:, : best.shape[1]][committed], best[committed])
     assert scored >= 39
@@ -326,7 +326,7 @@ def test_a_baseline_fills_gaps_from_what_stands_to_their_left(model: Model) -> N
     dlm = model("Llama")
     tokens = run(dlm, GAPPED[0], Plan(new_tokens=0, suppress_eos="logits")).tokens
     for gap in (1, 3, 4):
-        scores = dlm(tokens[:, :gap])[0, -1].index_fill(0, torch.tensor([dlm.ids.eos]), float("-inf"))
+        scores = dlm(tokens[:, :gap])[0, -1].index_fill(0, torch.tensor(dlm.ids.eos), float("-inf"))
         assert int(tokens[0, gap]) == int(scores.argmax())
 
 
@@ -568,7 +568,8 @@ def test_text_prompts_come_back_as_text(official: Any) -> None:
     result = run(dlm, text, Plan(new_tokens=4))
     assert result.tokens[0, : len(PROMPT)].tolist() == dlm.encode(text)
     new = result.tokens[0, len(PROMPT) :].tolist()
-    assert result.completions == [dlm.decode(new[: new.index(dlm.ids.eos)] if dlm.ids.eos in new else new)]
+    until = next((i for i, token in enumerate(new) if token in dlm.ids.eos), 4)
+    assert result.completions == [dlm.decode(new[:until])]
 
 
 @pytest.mark.parametrize("prompts", [PROMPT, tuple(PROMPT), torch.tensor(PROMPT), np.array(PROMPT), [PROMPT]])

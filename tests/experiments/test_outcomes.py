@@ -17,7 +17,7 @@ from sinklens.errors import BrokenPattern
 from sinklens.experiments.outcomes import METRICS, Replayed, known, order
 from sinklens.hooks import Canvas, Edit, Hook, Memory
 from sinklens.interventions import MeanValue, control
-from sinklens.models.loading import SpecialIds
+from sinklens.models.special_ids import SpecialIds
 from sinklens.tasks import Echo, Example, Prompts, Score, Task
 
 REPLAYED = ("kl", "replayed_agreement", "confidence_committed", "confidence_uncommitted")

@@ -13,7 +13,7 @@ from torch import Tensor
 from sinklens import Canvas, HookedDLM, MaskSinks, Plan, SameStep, Scope, SinkRule, denoise, probes
 from sinklens.interventions import NoOp
 from sinklens.models import blocks as in_the_open
-from sinklens.models.loading import SpecialIds
+from sinklens.models.special_ids import SpecialIds
 from sinklens.tasks import Echo
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from sinklens import HookedDLM
 from sinklens.errors import CheckpointError
-from sinklens.models.loading import SpecialIds
+from sinklens.models.special_ids import SpecialIds
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 IDS = SpecialIds(mask=62, eos=1, bos=0, pad=1)
@@ -87,6 +87,7 @@ def test_special_ids_come_from_config_and_tokenizer(official: Any) -> None:
     assert official("llada").ids == SpecialIds(mask=62, eos=1, bos=0, pad=1)
     assert official("dream").ids == SpecialIds(mask=62, eos=1, bos=1, pad=1)
     assert official("a2d_qwen3").ids.mask == 62  # only in the tokenizer files
+    assert official("a2d_qwen3").ids.eos == (2, 1)  # config.json and tokenizer say 2, generation_config.json [2, 1]
     assert official("a2d_qwen3").tokenizer is not None
     assert official("llada").tokenizer is None
 
@@ -313,6 +314,8 @@ def dream_with_vocabulary(fidelity: Any, tmp_path: Path, mask: int) -> Path:
     """A Dream checkpoint with vocab.json and merges.txt, as on the Hub, instead of a tokenizer.json."""
     folder = tmp_path / "dream"
     shutil.copytree(fidelity / "dream" / "checkpoint", folder)
+    edit_config(folder, mask_token_id=mask)
+    (folder / "generation_config.json").unlink()
     vocabulary = {chr(97 + i): i for i in range(26)} | {"ab": 26, "Ġ": 27, "Ċ": 28}
     (folder / "vocab.json").write_text(json.dumps(vocabulary))
     (folder / "merges.txt").write_text("#version: 0.2\na b\n")

@@ -117,9 +117,8 @@ class Diffusion(Sampler):
         return without + (self.plan.cfg_scale + 1) * (logits - without)
 
     def _allowed(self, logits: Tensor) -> Tensor:
-        eos = self.dlm.ids.eos
         forbidden = [] if self.plan.allow_mask else [self._mask]
-        forbidden += [eos] if self.plan.suppress_eos in ("logits", "both") and eos is not None else []
+        forbidden += self.dlm.ids.eos if self.plan.suppress_eos in ("logits", "both") else []
         return without_tokens(logits, forbidden)
 
     @property

@@ -32,12 +32,11 @@ class Causal(Sampler):
 
     def choose(self, logits: Tensor, canvas: Canvas, active: Tensor, step: int) -> Choice:
         """A token for the next position of each active row, which is committed."""
-        eos = self.dlm.ids.eos
         following = self._next(canvas)
         row = torch.arange(len(following), device=following.device)
         scores = logits[row, following.clamp(max=logits.shape[1] - 1)].float()[:, None]
-        if self.plan.suppress_eos in ("logits", "both") and eos is not None:
-            scores = without_tokens(scores, [eos])
+        if self.plan.suppress_eos in ("logits", "both"):
+            scores = without_tokens(scores, list(self.dlm.ids.eos))
         probabilities = rm.tempered(scores, self.plan.temperature, self.plan.top_p, self.plan.top_k)
         if self.plan.temperature == 0:
             token = probabilities.argmax(-1)

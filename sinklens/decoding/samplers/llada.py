@@ -44,7 +44,7 @@ class LLaDA(Diffusion):
         """Gumbel-max tokens; the most confident positions. EOS and EoT may have to wait for all others."""
         predicted = rm.gumbel_argmax(logits, self.plan.temperature, self.draws)
         if self.plan.suppress_eos in ("confidence", "both"):
-            late = [token for token in (self.dlm.ids.eos, self.dlm.ids.eot) if token is not None]
+            late = [*self.dlm.ids.eos, *(() if self.dlm.ids.eot is None else (self.dlm.ids.eot,))]
             logits = without_tokens(logits, late)
         confidence = self.confidence(logits.softmax(-1), predicted)
         committed = self.commits(confidence, eligible, step)

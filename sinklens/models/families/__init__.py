@@ -9,4 +9,13 @@ from sinklens.models.families.qwen3 import A2D_QWEN3
 
 FAMILIES: tuple[Family, ...] = (LLADA, MMADA, DREAM, A2D_QWEN3, LLAMA, QWEN2, QWEN3)
 
-__all__ = ["A2D_QWEN3", "DREAM", "FAMILIES", "LLADA", "LLAMA", "MMADA", "QWEN2", "QWEN3", "Family"]
+
+def named(name: str) -> Family:
+    """The family that users call so, in whatever case."""
+    for family in FAMILIES:
+        if family.name.lower() == name.lower():
+            return family
+    raise ValueError(f"family {name!r} is unknown; the families are {', '.join(family.name for family in FAMILIES)}")
+
+
+__all__ = ["A2D_QWEN3", "DREAM", "FAMILIES", "LLADA", "LLAMA", "MMADA", "QWEN2", "QWEN3", "Family", "named"]

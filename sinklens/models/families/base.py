@@ -29,9 +29,6 @@ STOCK_FIELDS = (
     "mlp_bias",
     "attention_dropout",
     "tie_word_embeddings",
-    "bos_token_id",
-    "eos_token_id",
-    "pad_token_id",
 )
 
 

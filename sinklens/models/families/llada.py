@@ -56,7 +56,7 @@ def translate(config: Config) -> dict[str, Any]:
         "attention_bias": False,
         "mlp_bias": False,
         "tie_word_embeddings": False,
-        **pick(config, ("bos_token_id", "eos_token_id", "pad_token_id", "rope_scaling")),
+        **pick(config, ("rope_scaling",)),
     }
 
 
