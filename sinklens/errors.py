@@ -45,5 +45,17 @@ class RecordError(SinklensError, ValueError):
     """A record file that cannot be read or written."""
 
 
-class NothingEdited(UserWarning):
-    """A condition of an ablation did not touch a single key."""
+class NeverExposed(SinklensError, ValueError):
+    """A condition of an ablation met no scored place: its numbers would be those of the unedited model.
+
+    Attributes:
+        result: The finished ablation (`AblationResult`); None if it was found before the first forward.
+    """
+
+    def __init__(self, message: str, result: object = None) -> None:
+        super().__init__(message)
+        self.result = result
+
+
+class PartlyExposed(UserWarning):
+    """Some scored places of an ablation were decided by forwards in which not a single key was edited."""

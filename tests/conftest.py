@@ -30,6 +30,11 @@ TinyStock = Callable[..., transformers.PreTrainedModel]
 TinyModel = Callable[..., HookedDLM]
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """The paper's protocol edits nothing at step 0, and says so; tests of that warning ask for it."""
+    config.addinivalue_line("filterwarnings", "ignore::sinklens.errors.PartlyExposed")
+
+
 @pytest.fixture(autouse=True)
 def fresh_shapes() -> None:
     """Each test has the first calls of every function checked."""

@@ -72,7 +72,7 @@ def ablate(
     typer.echo(options.text_of(result.summary()))
     for name in dict.fromkeys(score["metric"] for score in result.scores):
         columns = ["condition", "control", "to_unmasked", "to_unmasked_low", "to_unmasked_high", "to_unmasked_p_holm"]
-        columns += ["to_control", "to_control_low", "to_control_high", "to_control_p_holm"]
+        columns += ["to_control", "to_control_low", "to_control_high", "to_control_p_holm", "exposed"]
         typer.echo(f"\nEffects on {name} (differences, 95 % intervals, p after Holm)")
         typer.echo(options.text_of(result.effects(name)[columns]))
     typer.echo("\n" + "\n".join(map(str, paths)))

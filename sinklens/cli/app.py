@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from typing import Any
+
 import typer
 
 from sinklens.cli.ablate import ablate
@@ -23,7 +26,9 @@ for command in (demo, trace, ablate, reproduce, models, hooks):
 def main() -> None:
     """Run the command line; an error that sinklens raises on purpose is one line, not a traceback."""
     try:
-        app()
+        with warnings.catch_warnings():
+            warnings.showwarning = _note
+            app()
     except KeyboardInterrupt:
         typer.echo("interrupted", err=True)
         raise SystemExit(130) from None
@@ -34,6 +39,11 @@ def main() -> None:
             raise
         typer.echo(f"error: {error}", err=True)
         raise SystemExit(2) from None
+
+
+def _note(message: Warning | str, *others: Any, **more: Any) -> None:
+    """A warning as one line, without the line of code that it comes from."""
+    typer.echo(f"note: {message}", err=True)
 
 
 if __name__ == "__main__":

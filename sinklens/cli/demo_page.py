@@ -65,7 +65,9 @@ def write_report(findings: Findings, out: Path) -> Path:
             "What removing them does",
             "The top 1, 5 and 10 sinks of every layer and head at step t - 1 are masked (-inf before the softmax) at "
             "step t, and as many random keys that are no sinks. 'continuing' checks what the model writes itself; "
-            "'filling in' scores the same masked words under every condition. Differences are paired by text.",
+            "'filling in' scores the same masked words under every condition. Differences are paired by text. Exposed: "
+            "the share of the scored words that were decided by a forward in which at least one key was edited (at "
+            "step 0, which has no step before it, none is).",
             [
                 ("Accuracy under each condition", findings.ablations.drop(columns=columns[3:])),
                 ("Effects", effects[columns].reset_index(drop=True)),
@@ -97,7 +99,11 @@ def tell(findings: Findings) -> None:
             "How sinks move: Jaccard of consecutive steps; keys that are ever / always a sink of a head",
             findings.movement,
         ),
-        ("Accuracy with sinks masked, and with as many random keys masked", _wide(findings.ablations)),
+        (
+            "Accuracy with sinks masked, and with as many random keys masked; exposed: the share of the scored words "
+            "that an edited forward decided",
+            _wide(findings.ablations),
+        ),
     ):
         shown = table.replace({"\n": "\\n"}, regex=True)
         typer.echo(f"\n{caption}\n{shown.to_string(index=False, float_format=lambda x: f'{x:.3f}', max_colwidth=60)}")
@@ -106,7 +112,8 @@ def tell(findings: Findings) -> None:
 def _wide(ablations: Table) -> Table:
     out: Table = ablations.copy()
     interval = [
-        f"{a:.3f} [{low:.3f}, {high:.3f}]" for a, low, high in zip(out.accuracy, out.low, out.high, strict=True)
+        f"{a:.3f} [{low:.3f}, {high:.3f}]" + (f" ({met:.2f} exposed)" if met < 1 else "")
+        for a, low, high, met in zip(out.accuracy, out.low, out.high, out.exposed, strict=True)
     ]
     out["accuracy"] = interval
     wide = out.pivot_table(

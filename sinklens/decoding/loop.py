@@ -191,7 +191,10 @@ def forward(
     pairs = zip(probes, seen, strict=True)
     hooks += [[] if shown is None else probe.hooks(dlm, canvas, shown) for probe, shown in pairs]
     with attached(dlm, list(zip(labels, hooks, strict=True)), fired):
-        return dlm(canvas.tokens, attention_mask=canvas.valid)
+        logits = dlm(canvas.tokens, attention_mask=canvas.valid)
+    for memory in memories:
+        memory.close()
+    return logits
 
 
 def watch(dlm: HookedDLM, canvas: Canvas, interventions: Sequence[Edit], memories: Sequence[Memory]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,14 +9,14 @@ from typing import Any
 from tqdm import tqdm
 
 from sinklens.decoding.plan import Plan
-from sinklens.errors import NothingEdited
 from sinklens.experiments.arms import Arm, Controls, arms_of
+from sinklens.experiments.batch import Measured
+from sinklens.experiments.exposure import judge
 from sinklens.experiments.outcomes import Pass, known
 from sinklens.experiments.results import AblationResult
 from sinklens.experiments.runner import Runner
 from sinklens.experiments.scores import ScoreStore
 from sinklens.hooks import Edit
-from sinklens.interventions import SinkEdit
 from sinklens.models.hooked_dlm import HookedDLM
 from sinklens.records import provenance
 from sinklens.tasks import Prompts, Task
@@ -67,7 +66,9 @@ def ablate(
     Raises:
         ValueError: before the first forward, for what cannot be run: two conditions that are the same edit, say.
         ContentError: before the first forward, for an edit, a task or a model whose content cannot be told.
-        NothingEdited: a warning: a condition that did not touch a single key.
+        NeverExposed: a condition or a control that met no scored place, because no forward that decided one edited a
+            key; before the first forward where that can be known, else with the finished `result` on the error.
+        PartlyExposed: a warning: some were decided by forwards that edited nothing (`exposed` of the scores).
     """
     seeds = [int(seed) for seed in seeds]
     if batch_size < 1 or not seeds or len(set(seeds)) < len(seeds):
@@ -111,17 +112,10 @@ def ablate(
         metrics=list(metrics),
         finished=finished,
     )
-    for arm in arms if finished else ():
-        mine = [score for score in scores if (score["condition"], score["kind"]) == (arm.condition, arm.kind)]
-        sought = arm.edit is not None and any(isinstance(leaf, SinkEdit) for leaf in arm.edit.leaves())
-        if sought and not any(score["edited_keys"] for score in mine):
-            warnings.warn(
-                f"condition {arm.condition!r} ({arm.kind}), {arm.edit!r}, did not edit a single key: its selector "
-                "found none, or its steps never came",
-                NothingEdited,
-                stacklevel=2,
-            )
-    return AblationResult(scores, finished, made)
+    result = AblationResult(scores, finished, made)
+    if finished:
+        judge(result, arms)
+    return result
 
 
 def doses(name: str, values: Sequence[Any], make: Callable[[Any], Edit]) -> dict[str, Edit]:
@@ -174,6 +168,6 @@ def _scores(
             names |= {"name": runner.examples[index].name, "seed": seed, "condition": arm.condition, "kind": arm.kind}
             counts = {"edited_keys": stored["edited_keys"], "edited_mass": stored["edited_mass"]}
             for metric in (name for name in runner.metrics if name in stored["values"]):
-                value, places = stored["values"][metric]
-                scores.append({**names, "metric": metric, "value": value, "places": places, **counts})
+                measured = Measured(*stored["values"][metric])
+                scores.append({**names, "metric": metric, **measured._asdict(), **counts})
     return scores

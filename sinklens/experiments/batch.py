@@ -4,15 +4,64 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from sinklens.hooks import Edit, Memory
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from sinklens.decoding.step import Step
+from sinklens.hooks import Canvas, Edit, Memory
 from sinklens.interventions import SideBySide
 
 SEEDS = 1_000_003  # a prompt's own seed is the repetition's times this, plus the prompt's index
 
-# By the name of a metric, for each row of a batch: its value (nan if nothing counts) and of how many places it is.
-Values = dict[str, list[tuple[float, int]]]
+FORM = 2  # of a stored score; those of another form are not read as if they were of this one
+
+
+class Measured(NamedTuple):
+    """What a metric came to in one row.
+
+    Attributes:
+        value: The metric; nan if nothing counts.
+        places: Of how many places it is the mean.
+        exposed: The share of them, 0 to 1, that were decided by a forward in which at least one key of this row was
+            edited; None if nothing counts, or nothing was to be edited.
+    """
+
+    value: float
+    places: int
+    exposed: float | None = None
+
+
+Values = dict[str, list[Measured]]  # by the name of a metric, for each row of a batch
+
+
+class Exposure:
+    """Where the forward that decided a place was an edited one.
+
+    Attributes:
+        places: Committed by a forward that edited at least one key of the row [batch, pos].
+    """
+
+    def __init__(self, canvas: Canvas) -> None:
+        self.places: Bool[Tensor, "batch pos"] = torch.zeros_like(canvas.masked)
+
+    def add(self, step: Step) -> None:
+        """The next step."""
+        self.places = torch.where(step.committed, edited_rows(step)[:, None], self.places)
+
+    def share(self, row: int, counting: Bool[Tensor, " pos"]) -> float | None:
+        """The share of some places of a row; None of none."""
+        met = self.places[row, counting].tolist()
+        return sum(met) / len(met) if met else None
+
+
+def edited_rows(step: Step) -> Bool[Tensor, " batch"]:
+    """Rows of which the step's forward edited at least one key."""
+    edited = [memory.edited for memory in step.memories if memory.edited is not None]
+    rows = torch.zeros_like(step.active)
+    return rows if not edited else torch.stack([each.to(rows.device) for each in edited]).any(0)
 
 
 class Conditions(SideBySide):
@@ -57,7 +106,7 @@ class Batch:
         return [Conditions(self.edits, len(self.prompts))] if edited else []
 
     def scores(self, values: Values, memory: Memory | None) -> list[list[dict[str, Any]]]:
-        """What a run came to, by edit and prompt: "values", {metric: (value, places)}, "edited_keys", "edited_mass".
+        """What a run came to, by edit and prompt: "values", {metric: Measured}, "edited_keys", "edited_mass".
 
         Args:
             values: By metric and row.
@@ -67,7 +116,7 @@ class Batch:
         keys, mass = ((memory.per_row(name) if memory is not None else []) or none for name in ("keys", "mass"))
         scores = [
             {
-                "values": {name: values[name][row] for name in values},
+                "values": {name: self._met(row, values[name][row]) for name in values},
                 "edited_keys": round(keys[row]),
                 "edited_mass": float(mass[row]),
             }
@@ -75,3 +124,9 @@ class Batch:
         ]
         size = len(self.prompts)
         return [scores[first : first + size] for first in range(0, len(scores), size)]
+
+    def _met(self, row: int, measured: Measured) -> Measured:
+        """As measured; nothing can be exposed to an edit that changes nothing."""
+        edit = self.edits[row // len(self.prompts)]
+        edits = edit is not None and any(leaf.changes for leaf in edit.leaves())
+        return measured if edits else measured._replace(exposed=None)

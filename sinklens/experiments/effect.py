@@ -23,6 +23,9 @@ class Effect:
         to_control: Mean of (condition - unmasked) - (control - unmasked): the difference of differences.
         to_control_interval: Its interval.
         to_control_p: Its p-value.
+        exposed: Share of the scored places that an edited forward decided, 0 to 1, over all prompts and seeds: where it
+            is below 1, the rest of the places show nothing of the edit. None where nothing was to be edited.
+        exposed_control: The same under the control.
         margin: The largest difference that would not matter, if one was given.
         equivalent: Whether to_unmasked is shown to be within the margin (two one-sided tests at 5 %); an interval
             that contains 0 alone shows nothing.
@@ -42,6 +45,8 @@ class Effect:
     to_control: float | None = None
     to_control_interval: tuple[float, float] | None = None
     to_control_p: float | None = None
+    exposed: float | None = None
+    exposed_control: float | None = None
     margin: float | None = None
     equivalent: bool | None = None
     equivalent_to_control: bool | None = None

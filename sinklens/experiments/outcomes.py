@@ -124,6 +124,7 @@ class Replayed:
         self.groups = groups
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, Tensor] = {}
+        self.exposed: dict[str, Tensor] = {}
 
     def add(
         self,
@@ -131,6 +132,7 @@ class Replayed:
         masked: Bool[Tensor, "batch pos"],
         committed: Bool[Tensor, "batch pos"],
         same: Bool[Tensor, "batch pos"],
+        edited: Bool[Tensor, " batch"] | None = None,
     ) -> None:
         """One step.
 
@@ -139,23 +141,27 @@ class Replayed:
             masked: Positions whose prediction counts.
             committed: Those that the unedited run commits at this step.
             same: Where the model says the token that is committed.
+            edited: Rows of which the forward edited at least one key; none when None.
         """
+        edited = torch.zeros_like(masked[:, 0]) if edited is None else edited
         log_p = logits.float().log_softmax(-1).unflatten(0, (self.groups, -1))
         ratio = torch.where(torch.isneginf(log_p[:1]), 0.0, log_p[:1] - log_p)  # 0 log 0 = 0
         kl = (log_p[:1].exp() * ratio).sum(-1).flatten(0, 1)
         top = log_p.amax(-1).exp().flatten(0, 1)
-        self._add("kl", kl, masked)
-        self._add("replayed_agreement", same.float(), committed)
-        self._add("confidence_committed", top, masked & committed)
-        self._add("confidence_uncommitted", top, masked & ~committed)
+        self._add("kl", kl, masked, edited)
+        self._add("replayed_agreement", same.float(), committed, edited)
+        self._add("confidence_committed", top, masked & committed, edited)
+        self._add("confidence_uncommitted", top, masked & ~committed, edited)
 
-    def _add(self, name: str, values: Tensor, counting: Tensor) -> None:
+    def _add(self, name: str, values: Tensor, counting: Tensor, edited: Tensor) -> None:
         total, number = values.where(counting, 0.0).double().sum(-1).cpu(), counting.sum(-1).cpu()
+        met = number * edited.cpu()
+        self.exposed[name] = self.exposed.get(name, torch.zeros_like(number)) + met
         self.sums[name] = self.sums.get(name, torch.zeros_like(total)) + total
         self.counts[name] = self.counts.get(name, torch.zeros_like(number)) + number
 
-    def result(self) -> dict[str, list[tuple[float, int]]]:
-        """Mean and number of places of each metric, for every row.
+    def result(self) -> dict[str, list[tuple[float, int, float | None]]]:
+        """Mean, number of places and the share of them in edited forwards of each metric, for every row.
 
         Raises:
             BrokenPattern: predictions that are no numbers.
@@ -165,8 +171,8 @@ class Replayed:
             raise BrokenPattern(f"the model's predictions hold nan, so {broken[0]} is no number; an edit may make one")
         return {
             name: [
-                (float(total) / int(count) if count else float("nan"), int(count))
-                for total, count in zip(self.sums[name], self.counts[name], strict=True)
+                (float(total) / int(count), int(count), int(met) / int(count)) if count else (float("nan"), 0, None)
+                for total, count, met in zip(self.sums[name], self.counts[name], self.exposed[name], strict=True)
             ]
             for name in self.sums
         }

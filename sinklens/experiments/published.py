@@ -70,9 +70,10 @@ def table1(
 def layout(results: Sequence[AblationResult]) -> pd.DataFrame:
     """Results in the paper's layout: a line per task, model and setting.
 
-    Columns: task, model, setting, accuracy, low, high (95 % interval), one column per control (accuracy with random
-    keys masked instead), pairs (prompts that could be scored on all sides; the next columns are of these alone),
-    minus_control (difference of differences to the first control) with its interval, p_holm.
+    Columns: task, model, setting, accuracy, low, high (95 % interval), exposed (as in `AblationResult.scores`), one
+    column per control (accuracy with random keys masked instead), pairs (prompts that could be scored on all sides; the
+    next columns are of these alone), minus_control (difference of differences to the first control) with its interval,
+    p_holm.
     """
     import pandas as pd
 
@@ -84,7 +85,7 @@ def layout(results: Sequence[AblationResult]) -> pd.DataFrame:
         for condition, part in summary[summary.metric == metric].groupby("condition", sort=False):
             main = part[part.kind.isin([UNMASKED, "sinks"])].iloc[0]
             line = {"task": result.provenance["task"], "model": main.model, "setting": condition}
-            line |= {"accuracy": main.value, "low": main.low, "high": main.high}
+            line |= {"accuracy": main.value, "low": main.low, "high": main.high, "exposed": main.exposed}
             for other in part[~part.kind.isin([UNMASKED, "sinks"])].itertuples():
                 line[f"{other.kind} keys"] = other.value
             against = effects[effects.condition == condition]
@@ -114,12 +115,12 @@ def published() -> pd.DataFrame:
 
 
 def wide(table: pd.DataFrame) -> pd.DataFrame:
-    """As the paper prints it: settings below each other, models side by side."""
+    """As the paper prints it: settings below each other, models side by side; exposure where it is below 1."""
     shown: Any = table.copy()
     if "low" in shown:
         shown["accuracy"] = [
-            f"{a:.2f} [{low:.2f}, {high:.2f}]"
-            for a, low, high in zip(shown.accuracy, shown.low, shown.high, strict=True)
+            f"{a:.2f} [{low:.2f}, {high:.2f}]" + (f" ({met:.2f} exposed)" if met < 1 else "")
+            for a, low, high, met in zip(shown.accuracy, shown.low, shown.high, shown.exposed, strict=True)
         ]
     else:
         shown["accuracy"] = [f"{a:.2f}" for a in shown.accuracy]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sinklens.errors import RecordError
 from sinklens.experiments.effect import Effect
+from sinklens.experiments.exposure import exposed
 from sinklens.experiments.outcomes import METRICS
 from sinklens.experiments.statistics import equivalent, holm, mean_and_interval, permutation_p, rate_and_interval
 from sinklens.files import write_text
@@ -31,8 +32,10 @@ class AblationResult:
     Attributes:
         scores: One dict per prompt, seed, condition, kind and metric: model, task, prompt (index), name (the
             example's), seed, condition, kind (unmasked, sinks, or a control's name), metric, value (nan where nothing
-            could be scored), places (how many tokens it is the mean of), edited_keys (over steps, layers and heads),
-            edited_mass (attention that these held, each query having 1).
+            could be scored), places (how many tokens it is the mean of), exposed (the share of them, 0 to 1, that were
+            decided by a forward in which at least one key was edited; None where nothing was scored, or was to be
+            edited), edited_keys (over steps, layers and heads), edited_mass (attention that these held, each query
+            having 1).
         finished: False after an interrupt.
         provenance: What made the scores, the content of every edit included.
     """
@@ -60,9 +63,13 @@ class AblationResult:
         """
         try:
             stored = json.loads(Path(path).read_text(encoding="utf-8"))
-            scores, fields = stored["scores"], ("model", "prompt", "seed", "condition", "kind", "metric", "value")
-            if not isinstance(scores, list) or any(name not in score for score in scores for name in fields):
-                raise TypeError("its scores are not those of an ablation")
+            scores, said = (
+                stored["scores"],
+                ("model", "prompt", "seed", "condition", "kind", "metric", "value", "exposed"),
+            )
+            lacking = [name for name in said if any(name not in score for score in scores)]
+            if not isinstance(scores, list) or lacking:
+                raise TypeError(f"its scores lack {', '.join(lacking)}; run it again")
             return cls(scores, bool(stored["finished"]), dict(stored["provenance"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RecordError(f"{str(path)!r} is no ablation that AblationResult.save wrote: {error!r}") from error
@@ -123,13 +130,15 @@ class AblationResult:
             raise ValueError(f"no prompt could be scored for {condition!r}, metric {metric!r}")
         change = values[1] - values[0]
         mean, interval = mean_and_interval(change)
-        more: dict[str, Any] = {}
+        shares = exposed(self.scores)
+        more: dict[str, Any] = {"exposed": shares.get((condition, "sinks", metric))}
         if control:
             beside = self.paired(metric, (UNMASKED, UNMASKED), (condition, "sinks"), (condition, control))
             if not beside.shape[1]:
                 raise ValueError(f"no prompt could be scored for {condition!r} and {control!r}, metric {metric!r}")
             beyond = beside[1] - beside[2]
             more["pairs_control"] = beside.shape[1]
+            more["exposed_control"] = shares.get((condition, control, metric))
             more["to_control"], more["to_control_interval"] = mean_and_interval(beyond)
             more["to_control_p"] = permutation_p(beyond)
             more["equivalent_to_control"] = None if margin is None else equivalent(beyond, margin)
@@ -199,13 +208,13 @@ class AblationResult:
         """Mean of each metric per condition and kind, with a 95 % interval over prompts (each the mean over seeds).
 
         Percentile bootstrap; exact (Clopper-Pearson) for shares where every prompt scores 0 or every one 1.
-        Columns: model, metric, condition, kind, value, low, high, scored (prompts), places (tokens), edited_keys and
-        edited_mass (means over prompts and seeds).
+        Columns: model, metric, condition, kind, value, low, high, scored (prompts), places (tokens), exposed,
+        edited_keys and edited_mass (means over prompts and seeds).
         """
         import pandas as pd
 
         out = []
-        frame = self.to_dataframe()
+        frame = self.to_dataframe().astype({"exposed": float})
         keys = ["model", "metric", "condition", "kind"]
         grouped: Any = frame.groupby(keys, sort=False)
         for names, group in grouped:
@@ -215,9 +224,9 @@ class AblationResult:
             mean, (low, high) = float("nan"), (float("nan"),) * 2
             if len(values):
                 mean, (low, high) = rate_and_interval(values) if share else mean_and_interval(values)
-            edited = (float(group["edited_keys"].mean()), float(group["edited_mass"].mean()))
+            edited = [float(group[name].mean()) for name in ("exposed", "edited_keys", "edited_mass")]
             out.append((*names, mean, low, high, len(values), int(group["places"].sum()), *edited))
-        columns = [*keys, "value", "low", "high", "scored", "places", "edited_keys", "edited_mass"]
+        columns = [*keys, "value", "low", "high", "scored", "places", "exposed", "edited_keys", "edited_mass"]
         return pd.DataFrame(out, columns=columns)
 
 

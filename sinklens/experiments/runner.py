@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
 
 from sinklens.decoding.fold import Trajectory
 from sinklens.decoding.likelihood import log_likelihood
@@ -14,7 +17,8 @@ from sinklens.decoding.run import completion
 from sinklens.decoding.step import Step
 from sinklens.errors import PlanError, ScopeError, SinklensError
 from sinklens.experiments.arms import Arm
-from sinklens.experiments.batch import Batch, Values
+from sinklens.experiments.batch import FORM, Batch, Exposure, Measured, Values, edited_rows
+from sinklens.experiments.exposure import must_meet
 from sinklens.experiments.identity import identity_of
 from sinklens.experiments.outcomes import METRICS, Pass, Replayed, order
 from sinklens.hooks import Edit, Memory
@@ -23,6 +27,14 @@ from sinklens.tasks import Task
 from sinklens.values.content import digest
 
 LIKELIHOOD_SAMPLES = 16
+
+
+class Decoded(NamedTuple):
+    """A batch that was decoded."""
+
+    trajectory: Trajectory
+    exposure: Exposure
+    memory: Memory | None
 
 
 class Runner:
@@ -57,7 +69,8 @@ class Runner:
         self._prompts = _tokens(self.start)
         self._check_answers()
         self.order = sorted(range(len(self.examples)), key=self.start.limits.__getitem__)
-        self.identity = identity_of(dlm, task, self.start.plan) | {"likelihood_samples": LIKELIHOOD_SAMPLES}
+        self.identity = identity_of(dlm, task, self.start.plan)
+        self.identity |= {"likelihood_samples": LIKELIHOOD_SAMPLES, "form": FORM}
         self._identity = digest(self.identity)
         self._contents = [digest(self._content(index)) for index in range(len(self.examples))]
 
@@ -107,12 +120,15 @@ class Runner:
         Raises:
             ScopeError: a scope that selects nothing, or an edit that cannot act on one of the prompts.
             PlanError: edits under a plan that allows none.
+            NeverExposed: an edit that no step can see at work.
         """
         for arm in arms:
             if arm.edit is None:
                 continue
             try:
                 check_parts(self.dlm, self.start, (), [arm.edit])
+                if set(self.passes) - {"likelihood"}:
+                    must_meet(arm, self.start)
                 early = [leaf for leaf in arm.edit.leaves() if leaf.where.steps is not None]
                 if early and "likelihood" in self.passes:
                     raise ScopeError(f"{early[0]!r} names steps, and metric 'log_likelihood' has none")
@@ -141,10 +157,10 @@ class Runner:
 
         Yields:
             For as many edits as a forward holds, the unedited run first: for each of them, the scores of each prompt.
-            A score is "values", {metric: (value, places)}, and "edited_keys" and "edited_mass" of that row.
+            A score is "values", {metric: Measured}, and "edited_keys" and "edited_mass" of that row.
         """
         beside = max(1, rows // len(prompts) - 1)
-        clean = self._decode(Batch(tuple(prompts), seed))[0] if which == "replayed" else None
+        clean = self._decode(Batch(tuple(prompts), seed)).trajectory if which == "replayed" else None
         for first in range(0, max(1, len(edits)), beside):
             batch = Batch(tuple(prompts), seed, (None, *edits[first : first + beside]))
             match which:
@@ -158,18 +174,17 @@ class Runner:
                     values, memory = self._replayed(batch, clean)
             yield batch.scores(values, memory)
 
-    def _decode(
-        self, batch: Batch, replayed: Replayed | None = None, **options: Any
-    ) -> tuple[Trajectory, Memory | None]:
-        """What became of a batch, and what its edits remember."""
+    def _decode(self, batch: Batch, replayed: Replayed | None = None, **options: Any) -> Decoded:
+        """What became of a batch, where edits met it, and what its edits remember."""
         start = prepare(self.dlm, [self._prompts[index] for index in batch.rows], self.plan, batch.seeds)
-        trajectory, memory = Trajectory.of(start.canvas), None
+        trajectory, exposure, memory = Trajectory.of(start.canvas), Exposure(start.canvas), None
         for step in steps_from(self.dlm, start, interventions=batch.interventions, **options):
             trajectory.add(step)
+            exposure.add(step)
             memory = next(iter(step.memories), None)
             if replayed is not None:
-                replayed.add(*self._predictions(step))
-        return trajectory, memory
+                replayed.add(*self._predictions(step), edited_rows(step))
+        return Decoded(trajectory, exposure, memory)
 
     def _predictions(self, step: Step) -> tuple[Any, Any, Any, Any]:
         """Predictions of a step, where they count, where they are committed, and where they are what is committed."""
@@ -180,40 +195,61 @@ class Runner:
         return step.logits, step.canvas.masked & step.canvas.valid & step.active[:, None], committed, same
 
     def _generated(self, batch: Batch) -> tuple[Values, Memory | None]:
-        run, memory = self._decode(batch)
+        run, exposure, memory = self._decode(batch)
         values: Values = {name: [] for name in self.metrics if METRICS[name].needs == "generated"}
         for row, index in enumerate(batch.rows):
             clean = row % len(batch.prompts)
             tokens, committed, steps = (each[row] for each in (run.tokens, run.committed, run.commit_step))
             shared = committed & run.committed[clean]
             if "accuracy" in values:
-                text = completion(self.dlm, self.plan, tokens[committed].tolist())
-                score = self.task.score(self.examples[index], text)
-                values["accuracy"].append((score.accuracy, score.total))
+                score = self.task.score(
+                    self.examples[index], completion(self.dlm, self.plan, tokens[committed].tolist())
+                )
+                exposed = exposure.share(row, self._scored(index, tokens, committed))
+                values["accuracy"].append(Measured(score.accuracy, score.total, exposed))
             if "agreement" in values:
                 either = committed | run.committed[clean]
                 same = ((tokens == run.tokens[clean]) & shared)[either].float()
-                values["agreement"].append((float(same.mean()), int(either.sum())))
+                values["agreement"].append(
+                    Measured(float(same.mean()), int(either.sum()), exposure.share(row, committed))
+                )
             if "order" in values:
-                values["order"].append((order(steps[shared], run.commit_step[clean, shared]), int(shared.sum())))
+                alike = order(steps[shared], run.commit_step[clean, shared])
+                values["order"].append(Measured(alike, int(shared.sum()), exposure.share(row, shared)))
         return values, memory
 
+    def _scored(self, index: int, tokens: Tensor, committed: Tensor) -> Tensor:
+        """The places of a row that its score depends on: up to the end, which is a choice of the model's, too."""
+        places = committed.nonzero()[:, 0]
+        ids = tokens[places].tolist()
+        if self.plan.new_tokens and self.dlm.ids.eos in ids:
+            ids = ids[: ids.index(self.dlm.ids.eos) + 1]
+        counting = torch.tensor(self.task.scored(self.examples[index], ids), dtype=torch.bool)
+        scored = torch.zeros_like(committed)
+        scored[places[: len(ids)]] = counting.to(scored.device)
+        return scored
+
     def _forced(self, batch: Batch) -> tuple[Values, Memory | None]:
-        run, memory = self._decode(batch, force=[self._answers[index] for index in batch.rows])
+        run, exposure, memory = self._decode(batch, force=[self._answers[index] for index in batch.rows])
         values = []
         for row, index in enumerate(batch.rows):
             answer, said = self._answers[index], run.predicted[row, run.committed[row]].tolist()
+            met = exposure.places[row, run.committed[row]].tolist()
             counting = self.task.checkable(self.examples[index], answer)
             right = [a == b for a, b, counts in zip(said, answer, counting, strict=True) if counts]
-            values.append((sum(right) / len(right) if right else float("nan"), len(right)))
+            met = [edited for edited, counts in zip(met, counting, strict=True) if counts]
+            accuracy, exposed = (sum(each) / len(each) if each else None for each in (right, met))
+            value = float("nan") if accuracy is None else accuracy
+            values.append(Measured(value, len(right), exposed))
         return {"forced_accuracy": values}, memory
 
     def _replayed(self, batch: Batch, clean: Trajectory | None) -> tuple[Values, Memory | None]:
         replayed = Replayed(len(batch.edits))
         follow = None if clean is None else clean.repeated(len(batch.edits))
-        memory = self._decode(batch, replayed, follow=follow)[1]
+        memory = self._decode(batch, replayed, follow=follow).memory
         values = replayed.result()
-        return {name: values[name] for name in self.metrics if METRICS[name].needs == "replayed"}, memory
+        names = [name for name in self.metrics if METRICS[name].needs == "replayed"]
+        return {name: [Measured(*row) for row in values[name]] for name in names}, memory
 
     def _likelihood(self, batch: Batch) -> tuple[Values, Memory | None]:
         answers = [self._answers[index] for index in batch.rows]
@@ -229,8 +265,11 @@ class Runner:
             samples=LIKELIHOOD_SAMPLES,
             seed=batch.seeds,
         )
-        places = zip(values.tolist(), map(len, answers), strict=True)
-        return {"log_likelihood": list(places)}, next(iter(memories), None)
+        draws = 1 if self.dlm.is_causal else LIKELIHOOD_SAMPLES
+        met = [memory.forwards for memory in memories if memory.forwards is not None]
+        exposed = (met[0] / draws).tolist() if met else [0.0] * len(answers)
+        measured = zip(values.tolist(), map(len, answers), exposed, strict=True)
+        return {"log_likelihood": [Measured(*row) for row in measured]}, next(iter(memories), None)
 
 
 def _tokens(start: Start) -> list[list[int]]:

@@ -40,6 +40,11 @@ class Canvas:
         on = torch.ones_like(valid)
         return cls(torch.zeros_like(valid, dtype=torch.long), valid, ~on, on, seeds=(0,) * len(valid))
 
+    @property
+    def rows(self) -> Bool[Tensor, " batch"]:
+        """Rows that are still being decoded."""
+        return torch.ones_like(self.valid[:, 0]) if self.active is None else self.active
+
     def positions(self, which: Positions) -> Bool[Tensor, "batch pos"]:
         """Positions of one kind, always valid ones.
 

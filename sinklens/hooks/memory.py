@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from jaxtyping import Bool
 from torch import Tensor
 
 from sinklens.hooks.canvas import Canvas
@@ -18,6 +20,9 @@ class Memory:
         notes: What the edit itself wants to find again at a later step or hook.
         parts: Memories of the edits that a composed edit is made of, in its order.
         names: What the edit counts; 0 until it has happened.
+        edited: Rows of which the last forward edited at least one key, parts included [batch]; None before the first
+            forward, and after one at which the edit was not at work.
+        forwards: How many forwards have edited each row [batch]; None if none has.
     """
 
     def __init__(
@@ -30,15 +35,38 @@ class Memory:
     ) -> None:
         self.steps, self.start, self.parts, self.names = steps, start, parts, names
         self.notes: dict[Any, Any] = {}
+        self.edited: Tensor | None = None
+        self.forwards: Tensor | None = None
         self._counts: dict[str, Tensor] = {}
+        self._touched: Tensor | None = None
 
     def count(self, name: str, amount: Tensor) -> None:
         """Add an amount per row [batch]."""
         before = self._counts.get(name)
         self._counts[name] = amount if before is None else before.to(amount.device) + amount
 
+    def touch(self, rows: Bool[Tensor, " batch"]) -> None:
+        """Note rows that the forward under way edits: of each at least one key of one head."""
+        self._touched = rows if self._touched is None else self._touched.to(rows.device) | rows
+
+    def close(self) -> None:
+        """The forward is done: which rows did it edit? Whoever runs forwards says so after each."""
+        self.edited = self.taken()
+        if self.edited is not None:
+            before = 0 if self.forwards is None else self.forwards.to(self.edited.device)
+            self.forwards = before + self.edited.long()
+
+    def taken(self) -> Tensor | None:
+        """Rows that were touched since it was last asked, parts included [batch]; None if nothing was at work."""
+        found = [rows for rows in (self._touched, *(part.taken() for part in self.parts)) if rows is not None]
+        self._touched = None
+        return torch.stack([rows.to(found[0].device) for rows in found]).any(0) if found else None
+
     def add(self, other: Memory) -> None:
         """Add what another memory of the same edit has counted, parts included. The notes of both stay their own."""
+        if other.forwards is not None:
+            before = 0 if self.forwards is None else self.forwards.to(other.forwards.device)
+            self.forwards = before + other.forwards
         for name, amount in other._counts.items():
             self.count(name, amount)
         for own, theirs in zip(self.parts, other.parts, strict=True):

@@ -72,10 +72,17 @@ class Edit(Value, ABC):
     Attributes:
         where: Layers, heads and steps; the loop calls `hooks` at these steps only.
         stage: Where edits meet in scope: 0 edits come first, then 1 (an added key), then 2 (values).
+        changes: Whether the model computes something else under it; False for a control of the instrument itself.
     """
 
     where: Scope = Scope()
     stage: ClassVar[int] = 0
+    changes: ClassVar[bool] = True
+
+    @property
+    def earliest(self) -> int:
+        """The first step of a run at which it can edit anything."""
+        return 0
 
     @abstractmethod
     def hooks(self, model: Any, canvas: Canvas | None, memory: Memory) -> list[Hook]:
@@ -119,10 +126,20 @@ class Edit(Value, ABC):
     def at_step(self, model: Any, canvas: Canvas, memory: Memory) -> list[Hook]:
         """What the loop attaches at a step: `hooks` in scope, `watch` one step before it, or nothing."""
         if self.acts(canvas.step, memory):
-            return self.hooks(model, canvas, memory)
+            hooks = self.hooks(model, canvas, memory)
+            if hooks:
+                self.touch(canvas, memory)
+            return hooks
         if self.looks_back and self.acts(canvas.step + 1, memory):
             return self.watch(model, canvas, memory)
         return []
+
+    def touch(self, canvas: Canvas, memory: Memory) -> None:
+        """Note the rows that hooks on this canvas will edit: all that are still being decoded.
+
+        An edit of which only its hooks can tell leaves this empty, and has them call `memory.touch(rows)`.
+        """
+        memory.touch(canvas.rows)
 
     def clean_at_step(self, model: Any, canvas: Canvas, memory: Memory) -> list[Hook]:
         """What the loop attaches to a clean forward at a step, if anything."""

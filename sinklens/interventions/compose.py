@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sinklens.errors import ScopeError
@@ -43,6 +44,11 @@ class Composed(Brief, Edit):
     def looks_back(self) -> bool:
         """Whether one of them must see the forward before."""
         return any(edit.looks_back for edit in self.members())
+
+    @property
+    def earliest(self) -> int:
+        """That of the earliest of them."""
+        return min(edit.earliest for edit in self.members())
 
     def hooks(self, model: Any, canvas: Canvas | None, memory: Memory) -> list[Hook]:
         """The hooks of the edits at a step in their scope."""
@@ -206,6 +212,18 @@ class Apart(Memory):
     ) -> None:
         super().__init__(steps, start, parts=parts)
         self.groups = groups
+
+    def taken(self) -> Tensor | None:
+        """As in Memory, each edit's rows in their place."""
+        found = [(rows, part.taken()) for part, (_, rows) in zip(self.parts, self.groups.groups(), strict=True)]
+        touched = [(rows, mine) for rows, mine in found if mine is not None]
+        if not touched:
+            return None
+        size = len(self.groups.edits) * self.groups.rows_each
+        placed = torch.zeros(size, dtype=torch.bool, device=touched[0][1].device)
+        for rows, mine in touched:
+            placed[rows] = mine.to(placed.device)
+        return placed
 
     def per_row(self, name: str) -> list[float]:
         """One of the counts for each row of the batch, 0 where its edit counts no such thing; empty if none does."""

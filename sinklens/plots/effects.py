@@ -37,6 +37,23 @@ def _metric(results: Sequence[AblationResult], metric: str | None) -> str:
     return metric or known[0]
 
 
+def _exposed(table: Any) -> dict[str, float]:
+    """The conditions of which some scored places met no edit, with the share that did (the least of their arms)."""
+    least = table.groupby("condition", sort=False)["exposed"].min()
+    return {name: float(share) for name, share in least.items() if share < 1}
+
+
+def _said_of(shares: Sequence[float]) -> list[str]:
+    """A line of the title, if there is anything to say."""
+    if not shares:
+        return []
+    few, most = (f"{each:.2f}" for each in (min(shares), max(shares)))
+    return [
+        f"Only {few if few == most else f'{few} to {most}'} of the scored places were exposed to an edit: the rest "
+        "was decided by forwards that edited no key."
+    ]
+
+
 def conditions(
     results: AblationResult | Sequence[AblationResult], metric: str | None = None, *, title: str | None = None
 ) -> Figure:
@@ -61,10 +78,13 @@ def conditions(
     kinds = [kind for result in every for kind in dict.fromkeys(score["kind"] for score in result.scores)]
     kinds = [kind for kind in dict.fromkeys(kinds) if kind != UNMASKED]
     in_legend: set[str] = set()
+    partly: list[float] = []
     for column, result in enumerate(every, start=1):
         table: Any = result.summary()
         table = table[table.metric == metric]
         labels = [name for name in dict.fromkeys(table.condition) if name != UNMASKED]
+        shares = _exposed(table)
+        partly += shares.values()
         for index, kind in enumerate(kinds):
             part = table[table.kind == kind]
             if part.empty:
@@ -79,9 +99,11 @@ def conditions(
                 cliponaxis=False,
                 marker={"symbol": MARKERS[index % len(MARKERS)], "size": 10, "color": COLORS[index % len(COLORS)],
                         "line_width": 2 if index else 0},
-                customdata=list(zip(map(safe, part.condition), part.low, part.high, part.edited_keys, strict=True)),
+                customdata=list(zip(map(safe, part.condition), part.low, part.high, part.edited_keys, part.exposed,
+                                    strict=True)),
                 hovertemplate="%{customdata[0]}<br>%{y:.3f}, 95 % interval %{customdata[1]:.3f} to %{customdata[2]:.3f}"
-                "<br>%{customdata[3]:.1f} edited keys per prompt<extra></extra>",
+                "<br>%{customdata[3]:.1f} edited keys per prompt, %{customdata[4]:.2f} of the scored places exposed"
+                "<extra></extra>",
                 row=1, col=column,
             )  # fmt: skip
             in_legend.add(kind)
@@ -90,8 +112,9 @@ def conditions(
             line = {"color": "#111", "width": 1, "dash": "dot"}
             figure.add_hline(y=float(bare.iloc[0]), line=line, row=1, col=column)  # pyright: ignore[reportArgumentType]
         figure.update_xaxes(
-            tickvals=list(range(len(labels))), ticktext=[safe(name) for name in labels], row=1, col=column
-        )
+            tickvals=list(range(len(labels))), row=1, col=column,
+            ticktext=[safe(name) + (f"<br>{shares[name]:.2f} exposed" if name in shares else "") for name in labels],
+        )  # fmt: skip
     axis, definition = _words(metric)
     themed(figure).update_xaxes(showgrid=False)
     figure.update_yaxes(title_text=axis, col=1)
@@ -104,6 +127,7 @@ def conditions(
         title or "What an edit costs, at sinks and at other keys",
         definition,
         "Mean over prompts with its 95 % interval; dotted: nothing edited.",
+        *_said_of(partly),
         panels=460,
     )
 
@@ -127,6 +151,7 @@ def effects(
     metric = _metric([result], metric)
     table: Any = result.effects(metric, margin=margin)
     differences: list[tuple[str, str, float, float, float, float]] = []  # condition, kind, mean, interval, p
+    shares = _exposed(table)
     for condition, part in table.groupby("condition", sort=False):
         first = part.iloc[0]
         against = [first[f"to_unmasked{name}"] for name in ("", "_low", "_high", "_p_holm")]
@@ -156,13 +181,17 @@ def effects(
     axis, definition = _words(metric)
     themed(figure).update_yaxes(
         tickvals=list(range(len(differences))),
-        ticktext=[f"{safe(condition)} {safe(kind)}" for condition, kind, *_ in differences],
+        ticktext=[
+            f"{safe(condition)} {safe(kind)}" + (f" ({shares[condition]:.2f} exposed)" if condition in shares else "")
+            for condition, kind, *_ in differences
+        ],
         range=[len(differences) - 0.5, -0.5], showgrid=False,
     )  # fmt: skip
     figure.update_xaxes(title_text=f"difference in {axis}")
     figure.update_layout(height=200 + 26 * len(differences), showlegend=True)
     said = [definition, "Paired by prompt, mean difference with its 95 % bootstrap interval."]
     said += [] if margin is None else [f"Band: differences below {margin:g}, which would not matter."]
+    said += _said_of(list(shares.values()))
     return titled(figure, title or f"Effects on {safe(result.scores[0]['model'])}", *said)
 
 
@@ -190,7 +219,7 @@ def dose_response(
 
     every = _results(results)
     metric = _metric(every, metric)
-    figure, number = go.Figure(), 0
+    figure, number, partly = go.Figure(), 0, list[float]()
     for which, result in enumerate(every):
         table: Any = result.summary()
         table = table[table.metric == metric]
@@ -199,6 +228,7 @@ def dose_response(
             raise ValueError(
                 f"no condition is named {name!r}=...; there are {', '.join(dict.fromkeys(table.condition))}"
             )
+        partly += _exposed(dosed).values()
         model = safe(result.scores[0]["model"])
         for kind in dict.fromkeys(dosed.kind):
             part = dosed[dosed.kind == kind]
@@ -210,10 +240,10 @@ def dose_response(
                          "arrayminus": value - part["low"], "thickness": 1.2, "width": 4},
                 line={"color": COLORS[which % len(COLORS)], "dash": "solid" if kind == "sinks" else "dash"},
                 marker={"symbol": MARKERS[number % len(MARKERS)], "size": 9},
-                customdata=part[["low", "high", "edited_keys", "edited_mass"]].to_numpy(),
+                customdata=part[["low", "high", "edited_keys", "edited_mass", "exposed"]].to_numpy(),
                 hovertemplate=f"{safe(name)} %{{x}}<br>%{{y:.3f}}, 95 % interval %{{customdata[0]:.3f}} to "
                 "%{customdata[1]:.3f}<br>%{customdata[2]:.1f} edited keys, %{customdata[3]:.1f} of attention per prompt"
-                "<extra></extra>",
+                "<br>%{customdata[4]:.2f} of the scored places exposed<extra></extra>",
             )  # fmt: skip
             number += 1
         bare = float(table[table.kind == UNMASKED]["value"].iloc[0])
@@ -227,6 +257,7 @@ def dose_response(
         title or f"Dose and response: {safe(name)}",
         definition,
         "Mean over prompts with its 95 % interval. Solid: sinks; dashed: controls; dotted: nothing edited.",
+        *_said_of(partly),
     )
 
 

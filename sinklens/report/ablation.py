@@ -43,7 +43,8 @@ def report_of(result: AblationResult, out: Path) -> list[Path]:
         Section(
             METRICS[name].meaning[:1].upper() + METRICS[name].meaning[1:],
             f"Metric {name}, in {METRICS[name].unit}. Differences are paired by prompt; p-values by permutation, after "
-            "Holm's correction.",
+            "Holm's correction. Exposed: the share of the scored places that were decided by a forward in which at "
+            "least one key was edited; the others show nothing of the edit.",
             [
                 ("Means with 95 % intervals", summary[summary.metric == name]),
                 ("Effects", result.effects(name).drop(columns=["metric"]).dropna(axis=1, how="all")),

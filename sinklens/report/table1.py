@@ -33,7 +33,8 @@ def write_table1(results: Sequence[AblationResult], out: Path) -> Path:
             "Table 1",
             "Accuracy when the top 1, 5 and 10 sinks of every layer and head at step t - 1 get -inf before the softmax "
             "at step t (autoregressive models: by the last query), with 95 % intervals over prompts. Below it the "
-            "numbers of arXiv 2510.15731, for other models and tasks: compare the direction, not the size.",
+            "numbers of arXiv 2510.15731, for other models and tasks: compare the direction, not the size. Exposed: "
+            "the share of the scored places that were decided by a forward in which at least one key was edited.",
             [
                 ("This run", wide(table)),
                 ("Published (arXiv 2510.15731, table 1)", wide(published())),

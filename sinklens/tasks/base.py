@@ -65,6 +65,13 @@ class Task(Value, ABC):
     def checkable(self, example: Example, answer: Sequence[int]) -> list[bool]:
         """Which tokens of the tokenised answer count under teacher forcing."""
 
+    def scored(self, example: Example, completion: Sequence[int]) -> list[bool]:
+        """Which tokens of a completion, and of the EOS that ends it, `score` looks at: all, unless a task knows better.
+
+        The share of them that an edited forward decided is the `exposed` of an accuracy.
+        """
+        return [True] * len(completion)
+
     def checker(self) -> Any:
         """Plain data on which a score depends beside the prompt, the answer and the completion: how it is checked.
 

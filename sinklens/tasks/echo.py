@@ -193,6 +193,13 @@ class Echo(Task):
         decided, _ = self.grammar.decided(np.concatenate([[self.grammar.bos], prompt, np.asarray(answer)]))
         return decided[len(prompt) + 1 :].tolist()
 
+    def scored(self, example: Example, completion: Sequence[int]) -> list[bool]:
+        """The rule-decided words of the completion; every gap."""
+        if self.gaps:
+            return [True] * len(completion)
+        decided = self.checkable(example, completion)
+        return [counts and token != self.grammar.eos for counts, token in zip(decided, completion, strict=True)]
+
     def checker(self) -> Any:
         """Whether gaps are filled or texts continued; the grammar is fixed."""
         return {"type": "Echo", "gaps": self.gaps > 0}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import json
 import math
 import os
@@ -36,7 +35,7 @@ from sinklens import (
     denoise,
 )
 from sinklens.decoding import loop
-from sinklens.errors import NothingEdited, PlanError, RecordError, ScopeError
+from sinklens.errors import NeverExposed, PlanError, RecordError, ScopeError
 from sinklens.experiments import runner
 from sinklens.experiments.ablation import doses
 from sinklens.experiments.outcomes import METRICS
@@ -296,29 +295,26 @@ def test_an_edit_whose_steps_never_come_edits_nothing_and_this_is_said(dlm: Hook
     """Under a threshold a run may be over before the scope begins."""
     late = {"late": MaskSinks(PreviousStep(top_k=1), where=Where(steps=slice(7, None)))}
     plan = Plan(new_tokens=8, block_length=8, threshold=0.01)
-    plain = inspect.unwrap(ablate)  # without the check of shapes, which stands between the caller and the warning
-    with pytest.warns(NothingEdited, match="'late'") as caught:
-        result = plain(dlm, task, late, plan, metrics=("accuracy",), progress=False)
-    assert [("(random)" in str(each.message), each.filename) for each in caught] == [
-        (False, __file__),
-        (True, __file__),
-    ]
+    with pytest.raises(NeverExposed, match=r"'late' \(accuracy\), 'late' \(random, accuracy\)") as caught:
+        run(dlm, task, late, plan, metrics=("accuracy",))
+    result: Any = caught.value.result
+    assert result.finished
     found = by_key(result.scores)
     for index in range(N):
         plain = found[index, 0, "unmasked", "unmasked", "accuracy"]
         for kind in ("sinks", "random"):
             row = found[index, 0, "late", kind, "accuracy"]
             assert (row["edited_keys"], row["edited_mass"]) == (0, 0)
+            assert row["exposed"] == (0 if row["places"] else None)
             assert row["places"] == plain["places"]
             assert row["value"] == pytest.approx(plain["value"], nan_ok=True)
 
 
-def test_a_condition_that_finds_nothing_is_warned_of_on_resume_too(dlm: HookedDLM, task: Echo, tmp_path: Path) -> None:
+def test_a_condition_that_finds_nothing_is_an_error_on_resume_too(dlm: HookedDLM, task: Echo, tmp_path: Path) -> None:
     blind = {"blind": MaskSinks(SameStep(SinkRule(epsilon=1e6))), "top-1": MaskSinks(SameStep(top_k=1))}
     for _ in range(2):
-        with pytest.warns(NothingEdited, match="condition 'blind'") as caught:
+        with pytest.raises(NeverExposed, match=r"condition 'blind' \(kl\) never met"):
             run(dlm, task, blind, save_to=tmp_path / "rows", metrics=("kl",), controls=None)
-        assert len(caught) == 1
 
 
 def test_the_defaults_depend_on_whether_there_are_answers(dlm: HookedDLM, task: Echo) -> None:
@@ -607,9 +603,9 @@ def test_zeroing_a_resting_sink_does_nothing_and_this_is_shown(causal: bool) -> 
 
 def test_a_model_without_sinks_is_not_edited() -> None:
     model = make("none")
-    with pytest.warns(NothingEdited) as caught:
-        result = run(model.dlm, Words(model, 3), {"cut": MaskSinks(SameStep())}, Plan(new_tokens=2), metrics=["kl"])
-    assert len(caught) == 2
+    with pytest.raises(NeverExposed, match=r"conditions 'cut' \(kl\), 'cut' \(random, kl\)") as caught:
+        run(model.dlm, Words(model, 3), {"cut": MaskSinks(SameStep())}, Plan(new_tokens=2), metrics=["kl"])
+    result: Any = caught.value.result
     assert {row["edited_keys"] for row in result.scores} == {0}
     assert {abs(row["value"]) < 1e-9 for row in result.scores} == {True}
 

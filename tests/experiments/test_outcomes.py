@@ -281,14 +281,16 @@ def test_replay_by_hand() -> None:
     """Two groups of one row; two steps, of which the second has two positions."""
     on, off = torch.tensor([[True], [True]]), torch.tensor([[False], [False]])
     replay = Replayed(2)
-    replay.add(logits_of([0.5, 0.5], [0.9, 0.1]), on, off, on)
-    replay.add(logits_of([0.8, 0.2], [0.4, 0.6]), on, on, torch.tensor([[True], [False]]))
+    replay.add(logits_of([0.5, 0.5], [0.9, 0.1]), on, off, on)  # nothing was edited here
+    edited = torch.tensor([False, True])
+    replay.add(logits_of([0.8, 0.2], [0.4, 0.6]), on, on, torch.tensor([[True], [False]]), edited)
     replay.add(logits_of([0.8, 0.2], [0.1, 0.9]), off, off, on)  # nothing counts
     found = replay.result()
     kl = 0.5 * math.log(0.5 / 0.9) + 0.5 * math.log(0.5 / 0.1), 0.8 * math.log(2) + 0.2 * math.log(1 / 3)
     assert [each[0] for each in found["kl"]] == pytest.approx([0.0, sum(kl) / 2], abs=1e-6)
     assert [each[1] for each in found["kl"]] == [2, 2]
-    assert found["replayed_agreement"] == [(1.0, 1), (0.0, 1)]
+    assert [each[2] for each in found["kl"]] == [0.0, 0.5]
+    assert found["replayed_agreement"] == [(1.0, 1, 0.0), (0.0, 1, 1.0)]
     assert [each[0] for each in found["confidence_committed"]] == pytest.approx([0.8, 0.6])
     assert [each[0] for each in found["confidence_uncommitted"]] == pytest.approx([0.5, 0.9])
 
@@ -297,7 +299,8 @@ def test_replay_of_nothing_is_nan() -> None:
     off = torch.zeros(2, 1, dtype=torch.bool)
     replay = Replayed(2)
     replay.add(logits_of([0.5, 0.5], [0.9, 0.1]), off, off, off)
-    assert all(math.isnan(value) and places == 0 for pairs in replay.result().values() for value, places in pairs)
+    found = [row for rows in replay.result().values() for row in rows]
+    assert all(math.isnan(value) and met is None and places == 0 for value, places, met in found)
 
 
 def test_a_token_that_is_forbidden_in_both_adds_nothing() -> None:

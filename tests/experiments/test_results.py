@@ -28,7 +28,9 @@ ACCURACY = {
 def row(condition: str, kind: str, metric: str, prompt: int, seed: int, value: float, **more: Any) -> dict[str, Any]:
     """One row."""
     names = {"model": "m", "task": "t", "name": f"p{prompt}", "prompt": prompt, "seed": seed, "metric": metric}
-    edited = {"edited_keys": 0 if kind == "unmasked" else 6 + prompt, "edited_mass": 0.0 if kind == "unmasked" else 1.5}
+    exposed = None if kind == "unmasked" else 0.5 if kind == "sinks" else 1.0
+    touched = kind != "unmasked"
+    edited = {"exposed": exposed, "edited_keys": touched * (6 + prompt), "edited_mass": touched * 1.5}
     return {**names, "condition": condition, "kind": kind, "value": value, "places": 4, **edited, **more}
 
 
@@ -245,7 +247,7 @@ def test_an_effect_is_a_plain_record() -> None:
 def test_the_summary_is_the_mean_over_prompts_each_the_mean_over_seeds() -> None:
     summary = made_up().summary()
     columns = ["model", "metric", "condition", "kind", "value", "low", "high", "scored", "places"]
-    assert list(summary.columns) == [*columns, "edited_keys", "edited_mass"]
+    assert list(summary.columns) == [*columns, "exposed", "edited_keys", "edited_mass"]
     assert len(summary) == 6
     frame = summary.set_index(["metric", "condition", "kind"])
     line = frame.loc["accuracy", "unmasked", "unmasked"]
@@ -253,9 +255,17 @@ def test_the_summary_is_the_mean_over_prompts_each_the_mean_over_seeds() -> None
     assert (line["scored"], line["places"]) == (5, 7 * 4)
     assert line["low"] <= line["value"] <= line["high"]
     assert (line["edited_keys"], line["edited_mass"]) == (0, 0)
+    assert math.isnan(line["exposed"])
     line = frame.loc["accuracy", "cut", "sinks"]
     assert line["edited_keys"] == pytest.approx((6 + 6 + 7 + 8 + 9 + 10 + 11) / 7)
     assert line["edited_mass"] == 1.5
+    assert line["exposed"] == 0.5
+
+
+def test_exposure_stands_beside_every_effect() -> None:
+    effect = made_up().effect("cut", "kl")
+    assert (effect.exposed, effect.exposed_control) == (0.5, 1.0)
+    assert made_up().effects("kl")[["exposed", "exposed_control"]].iloc[0].tolist() == [0.5, 1.0]
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])

@@ -14,7 +14,13 @@ from sinklens.experiments.results import AblationResult
 NAMES = {"sinks": "sinks", "random": "random keys", "same_mass": "random keys of the same mass"}
 
 
-def made(model: str, conditions: tuple[str, ...], seed: int, controls: tuple[str, ...] = ("random", "same_mass")):
+def made(
+    model: str,
+    conditions: tuple[str, ...],
+    seed: int,
+    controls: tuple[str, ...] = ("random", "same_mass"),
+    exposed: float = 1.0,
+) -> AblationResult:
     """An ablation with made-up scores: 8 prompts, 2 seeds, two metrics; one score that nothing could be said of."""
     draw = np.random.default_rng(seed)
     arms = [("unmasked", "unmasked")] + [(name, kind) for name in conditions for kind in ("sinks", *controls)]
@@ -24,6 +30,7 @@ def made(model: str, conditions: tuple[str, ...], seed: int, controls: tuple[str
             for repeat in range(2):
                 row: dict[str, Any] = {"model": model, "task": "made up", "prompt": prompt, "name": f"p{prompt}"}
                 row |= {"seed": repeat, "condition": condition, "kind": kind, "places": 4}
+                row["exposed"] = None if kind == "unmasked" else exposed
                 row |= {"edited_keys": int(draw.integers(1, 9)), "edited_mass": float(draw.random())}
                 rows.append({**row, "metric": "accuracy", "value": float(draw.integers(0, 5)) / 4})
                 rows.append({**row, "metric": "kl", "value": float(draw.random())})
@@ -119,9 +126,20 @@ def test_dose_response_shows_the_summary_over_the_doses(metric: str) -> None:
         np.testing.assert_allclose(low, part["low"])
         np.testing.assert_allclose(high, part["high"])
         assert (trace.line.dash == "solid") == (kind == "sinks")
-        np.testing.assert_allclose(trace.customdata, part[["low", "high", "edited_keys", "edited_mass"]])
+        np.testing.assert_allclose(trace.customdata, part[["low", "high", "edited_keys", "edited_mass", "exposed"]])
     (line,) = figure.layout.shapes
     assert line.y0 == pytest.approx(float(table[table.kind == "unmasked"]["value"].iloc[0]))
+
+
+def test_exposure_below_one_is_said_in_every_figure() -> None:
+    partly = made("m", ("k=1", "k=2"), 5, exposed=0.75)
+    figures = plots.conditions(partly), plots.effects(partly), plots.dose_response(partly, "k")
+    for figure in figures:
+        assert "Only 0.75 of the scored places were exposed" in figure.layout.title.text
+    assert list(figures[0].layout.xaxis.ticktext) == ["k=1<br>0.75 exposed", "k=2<br>0.75 exposed"]
+    assert all("(0.75 exposed)" in label for label in figures[1].layout.yaxis.ticktext)
+    for figure in (plots.conditions(DOSES), plots.effects(DOSES), plots.dose_response(DOSES, "k")):
+        assert "exposed" not in figure.layout.title.text
 
 
 def test_doses_that_are_no_numbers_keep_their_order() -> None:

@@ -68,6 +68,10 @@ class AttentionEdit(Brief, Edit):
             return []
         return self.acting(model, canvas, memory)
 
+    def touch(self, canvas: Canvas, memory: Memory) -> None:
+        """As in Edit, but for rows without a query in scope."""
+        memory.touch(canvas.rows & canvas.positions(self.queries).any(-1))
+
     @abstractmethod
     def acting(self, model: Any, canvas: Canvas | None, memory: Memory) -> list[Hook]:
         """The hooks at a step in scope."""
@@ -138,6 +142,14 @@ class SinkEdit(AttentionEdit, ActsOnKeys):
     def looks_back(self) -> bool:
         """Whether the selector must be shown the step before."""
         return self.selector.looks_back
+
+    @property
+    def earliest(self) -> int:
+        """The first step at which the selector can find a key."""
+        return self.selector.earliest
+
+    def touch(self, canvas: Canvas, memory: Memory) -> None:
+        """Nothing yet: whether there are keys to edit shows in the forward."""
 
     def check(self, model: Any, canvas: Canvas) -> None:
         """Raise for a selector that cannot work here."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -37,6 +37,7 @@ class NoOp(SinkEdit):
     """
 
     selector: Selector = PREVIOUS_TOP1
+    changes: ClassVar[bool] = False
 
     def apply(self, tensor: Tensor, at: At) -> None:
         """Nothing."""

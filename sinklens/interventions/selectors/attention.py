@@ -154,6 +154,11 @@ class PreviousStep(ByRule):
         """Yes."""
         return True
 
+    @property
+    def earliest(self) -> int:
+        """The second, unless step 0 looks at itself."""
+        return int(self.first == "none")
+
     def ahead(self, layer: int, memory: Memory) -> bool:
         """Yes, but for a first step that looks at itself."""
         return super().ahead(layer, memory) or self.first == "none" or _note(layer) in memory.notes

@@ -90,6 +90,11 @@ class Selector(Brief, ABC):
         """Whether it must be shown the forward before each one in which it chooses (`observe`)."""
         return False
 
+    @property
+    def earliest(self) -> int:
+        """The first step of a run at which it can find a key."""
+        return 0
+
     def counting(self, *, autoregressive: bool) -> Positions:
         """Whose attention counts in a model of this kind."""
         return "all"

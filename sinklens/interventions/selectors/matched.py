@@ -42,6 +42,11 @@ class Matched(Selector):
         """As the matched selector."""
         return self.of.looks_back
 
+    @property
+    def earliest(self) -> int:
+        """As the matched selector."""
+        return self.of.earliest
+
     def counting(self, *, autoregressive: bool) -> Positions:
         """As the matched selector."""
         return self.of.counting(autoregressive=autoregressive)
