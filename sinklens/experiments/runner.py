@@ -222,8 +222,8 @@ class Runner:
         """The places of a row that its score depends on: up to the end, which is a choice of the model's, too."""
         places = committed.nonzero()[:, 0]
         ids = tokens[places].tolist()
-        if self.plan.new_tokens and self.dlm.ids.eos in ids:
-            ids = ids[: ids.index(self.dlm.ids.eos) + 1]
+        end = next((place for place, token in enumerate(ids) if token in self.dlm.ids.eos), len(ids))
+        ids = ids[: end + 1] if self.plan.new_tokens else ids
         counting = torch.tensor(self.task.scored(self.examples[index], ids), dtype=torch.bool)
         scored = torch.zeros_like(committed)
         scored[places[: len(ids)]] = counting.to(scored.device)
