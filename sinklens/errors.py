@@ -45,6 +45,10 @@ class RecordError(SinklensError, ValueError):
     """A record file that cannot be read or written."""
 
 
+class TaskError(SinklensError, ValueError):
+    """A task that cannot be read, or asked of this model."""
+
+
 class NeverExposed(SinklensError, ValueError):
     """A condition of an ablation met no scored place: its numbers would be those of the unedited model.
 

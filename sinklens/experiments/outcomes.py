@@ -89,12 +89,15 @@ def known(names: list[str]) -> list[str]:
     """The names, checked.
 
     Raises:
-        ValueError: an unknown metric, or none.
+        ValueError: an unknown metric, one that is named twice, or none.
     """
     wrong = [name for name in names if name not in METRICS]
     if wrong or not names:
         what = f"metric {wrong[0]!r} is unknown" if wrong else "metrics is empty"
         raise ValueError(f"{what}; the metrics are {', '.join(METRICS)}")
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise ValueError(f"metric {twice[0]!r} is named twice")
     return names
 
 

@@ -21,6 +21,7 @@ from sinklens.experiments.batch import FORM, Batch, Exposure, Measured, Values, 
 from sinklens.experiments.exposure import must_meet
 from sinklens.experiments.identity import identity_of
 from sinklens.experiments.outcomes import METRICS, Pass, Replayed, order
+from sinklens.experiments.words import refuse_unknown
 from sinklens.hooks import Edit, Memory
 from sinklens.models.hooked_dlm import HookedDLM
 from sinklens.tasks import Task
@@ -64,6 +65,7 @@ class Runner:
         self.dlm, self.task, self.plan, self.metrics = dlm, task, plan, list(metrics)
         self.passes: list[Pass] = list(dict.fromkeys(METRICS[name].needs for name in metrics))
         self.examples = [task[index] for index in range(len(task))]
+        refuse_unknown(dlm.tokenizer, self.examples, answers=bool({"forced", "likelihood"} & set(self.passes)))
         self._answers = self._read_answers()
         self.start = prepare(dlm, [example.prompt for example in self.examples], plan)
         self._prompts = _tokens(self.start)

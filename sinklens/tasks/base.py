@@ -51,6 +51,11 @@ class Task(Value, ABC):
 
     name: str
 
+    @property
+    def scoring(self) -> str:
+        """How a completion is scored, in words."""
+        return f"by {type(self).__name__}"
+
     @abstractmethod
     def __len__(self) -> int: ...
 

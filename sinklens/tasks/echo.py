@@ -149,6 +149,11 @@ class Echo(Task):
         object.__setattr__(self, "name", self.name or said)
 
     @property
+    def scoring(self) -> str:
+        """Which words count."""
+        return "every gap is compared with its word" if self.gaps else "every word that a rule decides is checked by it"
+
+    @property
     def grammar(self) -> EchoGrammar:
         """The language."""
         return _grammar()

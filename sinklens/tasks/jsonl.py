@@ -4,47 +4,54 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
+from sinklens.errors import TaskError
 from sinklens.tasks.base import Example, Score, Task
+
+Match = Literal["last", "first", "full"]
 
 
 @dataclass(frozen=True, repr=False)
 class Jsonl(Task):
     """A task from a JSONL file: one object per line with "prompt" and "answer".
 
-    A completion is right if it equals the answer, surrounding white space aside.
+    A completion is right if it equals the answer, surrounding white space aside. The prompt is a text, the answer a
+    text or a number (which is taken as it is written); other fields are ignored.
 
     Attributes:
-        path: The file. It is read when the task is made; later changes of the file do not change the task.
-        extract: A regular expression: what it finds last in the completion (its first group, if it has one) is
-            compared instead of the whole, for example `(-?[0-9][0-9,.]*)` for the last number. Commas in numbers and a
-            full stop at the end do not count.
+        path: The file, UTF-8. It is read when the task is made; later changes of the file do not change the task.
+        extract: A regular expression: what it finds in the completion (its first group, if it has one) is compared
+            instead of the whole, for example `(-?[0-9][0-9,.]*)` for the last number. The same is done to an answer in
+            which it finds something; of any other answer the whole is compared. White space around it, commas and a
+            full stop at the end do not count. A completion in which it finds nothing (no match, an empty one, or a
+            group that took no part) is wrong.
+        match: Which match of `extract` is compared: the "last", the "first", or "full": the one of the whole
+            completion, white space around it aside.
         limit: Read only so many examples.
         name: What results call it; the file's name if empty.
         examples: What the file holds; read from it if empty.
 
     Raises:
-        ValueError: naming the line that is not of this form, or an expression that cannot be read.
+        TaskError: naming the line that is not of this form, an expression that cannot be read, an unknown match.
     """
 
     path: str | Path
     extract: str | None = field(default=None, kw_only=True)
+    match: Match = field(default="last", kw_only=True)
     limit: int | None = field(default=None, kw_only=True)
     name: str = field(default="", kw_only=True)
     examples: tuple[Example, ...] = field(default=(), kw_only=True)
 
     def __post_init__(self) -> None:
-        try:
-            re.compile(self.extract or "")
-        except re.error as error:
-            raise ValueError(f"extract={self.extract!r} is no regular expression: {error}") from error
+        check_extract(self.extract, self.match)
         if self.limit is not None and self.limit < 1:
-            raise ValueError(f"limit={self.limit} must be at least 1")
-        examples = self.examples or _read(Path(self.path), self.name or Path(self.path).name, self.limit)
+            raise TaskError(f"limit={self.limit} must be at least 1")
+        examples = self.examples or _read(Path(self.path), self.name or Path(self.path).name)[: self.limit]
         object.__setattr__(self, "name", self.name or Path(self.path).name)
         object.__setattr__(self, "path", str(self.path))
         object.__setattr__(self, "examples", examples)
@@ -56,18 +63,31 @@ class Jsonl(Task):
         """One example."""
         return self.examples[index]
 
+    @property
+    def scoring(self) -> str:
+        """Which text is compared with the answer."""
+        if not self.extract:
+            return "the whole completion is compared with the answer"
+        which = {"last": "the last match", "first": "the first match", "full": "the completion, if all of it matches"}
+        return f"{which[self.match]} of {self.extract!r} in the completion is compared with the answer"
+
     def score(self, example: Example, completion: str) -> Score:
         """1 of 1 if completion and answer are the same text."""
-        return Score(int(self._said(completion) == self._said(example.answer)), 1)
-
-    def _said(self, text: str) -> str:
         if not self.extract:
-            return text.strip()
-        matches = list(re.finditer(self.extract, text))
-        if not matches:
-            return text.strip()
-        last = matches[-1]
-        return (last[min(1, last.re.groups)] or "").replace(",", "").rstrip(".")
+            return Score(int(completion.strip() == example.answer.strip()), 1)
+        said, true = self._found(completion), self._found(example.answer)
+        return Score(int(said is not None and said == (_plain(example.answer) if true is None else true)), 1)
+
+    def _found(self, text: str) -> str | None:
+        """What the expression finds in a text; None for nothing."""
+        expression = re.compile(self.extract or "")
+        if self.match == "full":
+            whole = expression.fullmatch(text.strip())
+            matches = [] if whole is None else [whole]
+        else:
+            matches = list(expression.finditer(text))
+        found = [said for match in matches if (said := _plain(match[min(1, expression.groups)] or ""))]
+        return None if not found else found[0 if self.match == "first" else -1]
 
     def checkable(self, example: Example, answer: Sequence[int]) -> list[bool]:
         """Every token of the answer."""
@@ -75,23 +95,86 @@ class Jsonl(Task):
 
     def checker(self) -> Any:
         """What is compared."""
-        return {"type": "Jsonl", "extract": self.extract or None}
+        return {"type": "Jsonl", "extract": self.extract or None, "match": self.match}
 
 
-def _read(path: Path, name: str, limit: int | None) -> tuple[Example, ...]:
+def check_extract(extract: str | None, match: str) -> None:
+    """Raise for an expression that cannot be read, or a match that is none.
+
+    Raises:
+        TaskError: quoting it.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # an expression that another Python reads otherwise
+            re.compile(extract or "")
+    except (re.error, RecursionError, OverflowError, Warning) as error:
+        raise TaskError(f"extract={extract!r} is no regular expression: {error}") from error
+    if match not in get_args(Match):
+        raise TaskError(f"match={match!r} is unknown; choose {', '.join(map(repr, get_args(Match)))}")
+    if match != "last" and not extract:
+        raise TaskError(f"match={match!r} says which match of extract is compared, and there is no extract")
+
+
+def _plain(text: str) -> str:
+    return text.strip().replace(",", "").rstrip(".")
+
+
+class _Number(str):
+    """A number as it is written: 1.50 stays 1.50."""
+
+
+def _read(path: Path, name: str) -> tuple[Example, ...]:
+    """The examples of a file; lines end with a line break and nothing else that Unicode calls one."""
+    if not path.is_file():
+        raise TaskError(f"task {str(path)!r} is no file that exists")
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TaskError(f"task {str(path)!r} cannot be read as UTF-8: {error}") from error
     examples = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
-            item = json.loads(line)
-            if not isinstance(item["prompt"], str):
-                raise TypeError("the prompt is no text")
-            examples.append(Example(item["prompt"], str(item["answer"]), f"{name}:{number}"))
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(
-                f'{path}, line {number}: expected {{"prompt": "...", "answer": "..."}}, got {line[:80]!r}'
+            examples.append(_example(line, f"{name}:{number}"))
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise TaskError(
+                f'{path}, line {number}: expected {{"prompt": "...", "answer": "..."}}, got {line[:80]!r} ({error})'
             ) from error
     if not examples:
-        raise ValueError(f"{path} holds no examples")
-    return tuple(examples[:limit])
+        raise TaskError(f"{path} holds no examples")
+    return tuple(examples)
+
+
+def _example(line: str, name: str) -> Example:
+    item = json.loads(
+        line, parse_int=_Number, parse_float=_Number, parse_constant=_refused, object_pairs_hook=_each_once
+    )
+    if not isinstance(item, dict):
+        raise TypeError("no object")
+    missing = [key for key in ("prompt", "answer") if key not in item]
+    if missing:
+        raise KeyError(f"{missing[0]} is missing")
+    prompt, answer = item["prompt"], item["answer"]
+    if not isinstance(prompt, str) or isinstance(prompt, _Number):
+        raise TypeError("the prompt is no text")
+    if not isinstance(answer, str):
+        raise TypeError("the answer is neither a text nor a number")
+    if not answer.strip():
+        raise ValueError("the answer is empty")
+    for text in (prompt, answer):
+        text.encode()  # half of a surrogate pair is no text
+    return Example(str(prompt), str(answer), name)
+
+
+def _refused(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    twice = [key for key in keys if keys.count(key) > 1]
+    if twice:
+        raise ValueError(f"{twice[0]!r} is there twice")
+    return dict(pairs)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import FrozenInstanceError, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sinklens.errors import TaskError
 from sinklens.tasks import PUNCTUATION, Echo, EchoGrammar, Example, Jsonl, Prompts, Score, Task, echo_tokenizer
 
 GRAMMAR = EchoGrammar()
@@ -405,8 +408,97 @@ def test_a_line_separator_inside_a_text_ends_no_line(tmp_path: Path) -> None:
     assert [each.prompt for each in Jsonl(path).examples] == [text]
 
 
-def test_a_group_that_matched_nothing_is_nothing(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.jsonl", json.dumps({"prompt": "a", "answer": "x"}))
-    task = Jsonl(path, extract="(y)?x")
-    assert task.score(task[0], "x").correct == 1
-    assert task.score(task[0], "yx").correct == 0
+def test_a_group_that_took_no_part_found_nothing(tmp_path: Path) -> None:
+    """Not the empty text, which would equal that of any other completion."""
+    task = Jsonl(write(tmp_path / "a.jsonl", json.dumps({"prompt": "a", "answer": "yx"})), extract="(y)?x")
+    assert task.score(task[0], "x").correct == 0
+    assert task.score(task[0], "yx").correct == 1
+    assert task.score(task[0], "yx x").correct == 1  # the last match with a group that took part
+    nothing = Jsonl(write(tmp_path / "b.jsonl", json.dumps({"prompt": "a", "answer": "x"})), extract="(y)?x")
+    assert nothing.score(nothing[0], "x").correct == 0
+
+
+CAPITAL = " Paris\n\nCountry"
+
+
+@pytest.mark.parametrize(
+    ("match", "completion", "right"),
+    [
+        ("last", CAPITAL, False),
+        ("first", CAPITAL, True),
+        ("full", CAPITAL, False),
+        ("full", " Paris\n", True),
+        ("last", "Country: Paris.", True),
+        ("first", "Country: Paris.", False),
+        ("full", "Paris.", False),
+    ],
+)
+def test_which_match_is_compared_is_said(tmp_path: Path, match: Any, completion: str, right: bool) -> None:
+    path = write(tmp_path / "a.jsonl", json.dumps({"prompt": "Capital:", "answer": "Paris"}))
+    task = Jsonl(path, extract=r"\s*(\w+)", match=match)
+    assert bool(task.score(task[0], completion).correct) == right
+    assert match in task.scoring or match == "full"
+    assert repr(task.extract) in task.scoring
+    assert task.checker()["match"] == match
+
+
+def test_a_completion_in_which_nothing_is_found_is_wrong(tmp_path: Path) -> None:
+    """An empty match is none, else every completion would equal every other; an answer may be bare."""
+    path = write(tmp_path / "a.jsonl", json.dumps({"prompt": "a", "answer": "1,000"}))
+    for extract in ("[0-9,]*", "#### ([0-9,]+)"):
+        task = Jsonl(path, extract=extract)
+        assert task.score(task[0], "none").correct == 0
+        assert task.score(task[0], "it is #### 1000.").correct == 1
+        assert task.score(task[0], "it is #### 100").correct == 0
+    assert Jsonl(path, extract="#### ([0-9,]+)").score(Example("a", "1,000", "a"), "1,000").correct == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"extract": "("}, "extract='\\('"),
+        ({"extract": "x", "match": "second"}, "match='second'"),
+        ({"match": "first"}, "there is no extract"),
+    ],
+)
+def test_what_cannot_be_extracted_is_refused(tmp_path: Path, options: dict[str, Any], says: str) -> None:
+    path = write(tmp_path / "a.jsonl", json.dumps({"prompt": "a", "answer": "b"}))
+    with pytest.raises(TaskError, match=says):
+        Jsonl(path, **options)
+
+
+@pytest.mark.parametrize(
+    ("line", "answer"),
+    [
+        ('{"prompt": "a", "answer": 1.50}', "1.50"),
+        ('{"prompt": "a", "answer": 1e3}', "1e3"),
+        ('{"prompt": "a", "answer": -0}', "-0"),
+        ('{"prompt": "a", "answer": 123456789012345678901}', "123456789012345678901"),
+        ('{"prompt": "a", "answer": "true"}', "true"),
+    ],
+)
+def test_a_number_is_the_answer_as_it_is_written(tmp_path: Path, line: str, answer: str) -> None:
+    assert Jsonl(write(tmp_path / "a.jsonl", line))[0].answer == answer
+
+
+@pytest.mark.parametrize(
+    "answer", ["null", "true", "[1]", '{"a": 1}', "NaN", "-Infinity", '""', '" \\n"', '"\\ud800"', '"b", "answer": "c"']
+)
+def test_an_answer_that_is_none_is_refused(tmp_path: Path, answer: str) -> None:
+    path = write(tmp_path / "a.jsonl", '{"prompt": "a", "answer": "b"}', f'{{"prompt": "a", "answer": {answer}}}')
+    with pytest.raises(TaskError, match="line 2: expected"):
+        Jsonl(path)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"prompt": "a", "answer": "b"}\r\n{"prompt": "c", "answer": "d"}')
+    assert [example.prompt for example in Jsonl(path).examples] == ["a", "c"]
+
+
+def test_what_is_no_text_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text('{"prompt": "a", "answer": "b"}', encoding="utf-16")
+    os.mkfifo(tmp_path / "fifo")
+    for path, says in ((tmp_path / "a", "UTF-8"), (tmp_path, "no file"), (tmp_path / "fifo", "no file")):
+        with pytest.raises(TaskError, match=says):
+            Jsonl(path)

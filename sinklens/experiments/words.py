@@ -1,0 +1,65 @@
+"""Words of a task that the model's tokenizer does not know: what cannot be read is not scored."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from typing import Any
+
+from sinklens.errors import TaskError
+from sinklens.tasks import Example
+
+
+def refuse_unknown(tokenizer: Any, examples: Sequence[Example], *, answers: bool) -> None:
+    """Raise for a text of which the tokenizer drops something, or puts its token for unknown words.
+
+    Args:
+        tokenizer: A transformers tokenizer; None reads no texts.
+        examples: Whose prompts are read, where they are texts.
+        answers: Whether the model reads the answers, too; else they are only compared with what it writes.
+
+    Raises:
+        TaskError: naming the example and quoting the word.
+    """
+    for example in examples if tokenizer is not None else ():
+        for what in ("prompt", "answer") if answers else ("prompt",):
+            text = getattr(example, what)
+            unknown = _unknown(tokenizer, text) if isinstance(text, str) and text else None
+            if unknown is not None:
+                raise TaskError(
+                    f"{example.name}: the tokenizer does not know {unknown!r} in the {what} {text[:80]!r}, so the "
+                    "model would be asked something else; is this task made for this model?"
+                )
+
+
+def _unknown(tokenizer: Any, text: str) -> str | None:
+    """What of a text is lost on the way to tokens; None if nothing is."""
+    fast = bool(getattr(tokenizer, "is_fast", False))
+    try:
+        read = tokenizer(text, add_special_tokens=False, return_offsets_mapping=fast)
+    except Exception as error:  # what the tokenizers library raises for a vocabulary without an unknown token
+        return next((word for word in text.split() if not _readable(tokenizer, word)), str(error))
+    ids, spans = read["input_ids"], read["offset_mapping"] if fast else []
+    said = [] if not fast else [text[start:end] for start, end in spans]
+    for unknown in _unknown_tokens(tokenizer, fast=fast):
+        number = tokenizer.convert_tokens_to_ids(unknown)
+        if ids.count(number) > text.count(unknown):
+            wrong = [word for token, word in zip(ids, said, strict=False) if token == number]
+            return next((word for word in wrong if word != unknown), text)
+    covered = {place for start, end in spans for place in range(start, end)}
+    lost = [char for place, char in enumerate(text) if place not in covered and unicodedata.category(char)[0] in "LNPS"]
+    return lost[0] if fast and lost else None
+
+
+def _unknown_tokens(tokenizer: Any, *, fast: bool) -> set[str]:
+    """What stands for unknown words, as transformers has it and as the vocabulary's own model has it."""
+    of_model = getattr(tokenizer.backend_tokenizer.model, "unk_token", None) if fast else None
+    return {token for token in (tokenizer.unk_token, of_model) if token and token in tokenizer.get_vocab()}
+
+
+def _readable(tokenizer: Any, word: str) -> bool:
+    try:
+        tokenizer(word, add_special_tokens=False)
+    except Exception:
+        return False
+    return True
