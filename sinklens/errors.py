@@ -38,7 +38,7 @@ class ScopeError(SinklensError, ValueError):
 
 
 class ContentError(SinklensError, ValueError):
-    """Something whose content cannot be told: a function without a name, an object with hidden attributes."""
+    """Something whose content cannot be told, such as a function without a name, or a value of the wrong kind."""
 
 
 class RecordError(SinklensError, ValueError):

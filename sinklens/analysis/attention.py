@@ -15,7 +15,8 @@ from torch import Tensor
 
 from sinklens.errors import RecordError
 from sinklens.sinks import Positions, Sight, SinkRule
-from sinklens.sinks.rule import Queries, known_positions
+from sinklens.sinks.rule import Queries
+from sinklens.values.kinds import read
 
 CELL = ("prompt", "step", "layer", "head")
 _PLACE = ("prompt", "step", "key")
@@ -90,7 +91,7 @@ def positions(record: xr.Dataset, which: Positions) -> xr.DataArray:
         RecordError: the record lacks what tells the kinds apart.
         ValueError: an unknown kind.
     """
-    known_positions("positions", which)
+    which = read("positions", which, Positions)
     record = _layout(record)
     layout = record["masked"].transpose(*_PLACE)
     masked, given = layout.to_numpy(), record["given"].transpose("prompt", "key").to_numpy()[:, None] == 1

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import operator
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from sinklens.errors import PlanError
 from sinklens.models.hooked_dlm import HookedDLM
@@ -61,16 +60,13 @@ class Plan(Value):
     suppress_eos: Literal["logits", "confidence", "both"] | None = None
     allow_mask: bool = False
     chat: bool = False
+    kind_error = PlanError
 
     def __post_init__(self) -> None:
-        for name in ("new_tokens", "steps", "block_length", "top_k"):
-            object.__setattr__(self, name, _whole(name, getattr(self, name)))
         rules = [
             ("new_tokens", self.new_tokens >= 0, "must be at least 0 (0 fills the gaps inside the prompts)"),
             ("steps", self.steps is None or self.steps >= 1, "must be at least 1"),
             ("block_length", self.block_length is None or self.block_length >= 1, "must be at least 1"),
-            ("remasking", self.remasking in (None, *get_args(Remasking)), f"must be one of {get_args(Remasking)}"),
-            ("sampler", self.sampler in (None, *get_args(Sampler)), f"must be one of {get_args(Sampler)}"),
             ("threshold", self.threshold is None or 0 < self.threshold <= 1, "must be in (0, 1]"),
             ("temperature", self.temperature >= 0, "must be at least 0"),
             ("top_p", self.top_p is None or 0 < self.top_p <= 1, "must be in (0, 1]"),
@@ -78,11 +74,6 @@ class Plan(Value):
             ("cfg_scale", self.cfg_scale >= 0, "must be at least 0"),
             ("eps", 0 < self.eps < 1, "must be in (0, 1)"),
             ("alg_temp", self.alg_temp is None or self.alg_temp >= 0, "must be at least 0"),
-            (
-                "suppress_eos",
-                self.suppress_eos in (None, "logits", "confidence", "both"),
-                "must be 'logits', 'confidence' or 'both'",
-            ),
         ]
         for name, holds, rule in rules:
             if not holds:
@@ -174,14 +165,3 @@ _ONLY_DIFFUSION: dict[str, Any] = {
     name: getattr(Plan, name)
     for name in ("steps", "block_length", "remasking", "sampler", "threshold", "cfg_scale", "eps", "alg_temp")
 }
-
-
-def _whole(name: str, value: Any) -> int | None:
-    if value is None:
-        return None
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        return operator.index(value)
-    except TypeError as error:
-        raise PlanError(f"{name}={value!r} must be a whole number") from error

@@ -16,8 +16,9 @@ from sinklens.hooks import Edit
 from sinklens.interventions import parse
 from sinklens.models.hooked_dlm import HookedDLM
 from sinklens.tasks import Echo, Jsonl, Task
+from sinklens.values import kinds
 from sinklens.values.content import Value, build, rebuilt
-from sinklens.values.kinds import check_kinds
+from sinklens.values.kinds import Count, Seed, Share
 
 
 @dataclass(frozen=True, repr=False)
@@ -46,31 +47,28 @@ class Experiment(Value):
     """
 
     model: str = "tiny-dlm"
-    edits: Mapping[str, str | Edit] | Sequence[str] = field(default_factory=dict)
+    edits: Mapping[str, str | Edit | Mapping[str, Any]] | Sequence[str] = field(default_factory=dict)
     task: str = "echo"
-    prompts: int = 64
-    gaps: float = 0.0
+    prompts: Count = 64
+    gaps: Share = 0.0
     extract: str | None = None
     plan: Mapping[str, Any] | Plan = field(default_factory=dict)
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[Seed, ...] = (0,)
     controls: tuple[str, ...] = ("random",)
     metrics: tuple[str, ...] = ()
-    batch_size: int = 128
+    batch_size: Count = 128
 
     def __post_init__(self) -> None:
-        given = {each.name: getattr(self, each.name) for each in fields(self)}
-        edits, plan = given["edits"], given["plan"]
-        if isinstance(edits, Mapping):
-            given["edits"] = {name: rebuilt(edit) for name, edit in edits.items()}
-        check_kinds(type(self), given)
+        edits: Any = self.edits
         if not isinstance(edits, Mapping):
-            given["edits"] = {text: text for text in edits}
-            if len(given["edits"]) < len(edits):
-                raise ContentError(f"edits={edits!r} names an edit twice")
-        if isinstance(plan, Plan):
-            given["plan"] = {each.name: getattr(plan, each.name) for each in fields(plan)}
-        for name, value in given.items():
-            object.__setattr__(self, name, tuple(value) if isinstance(value, list) else value)
+            edits = {text: text for text in self.edits}
+            if len(edits) < len(self.edits):
+                raise ContentError(f"edits={list(self.edits)} names an edit twice")
+        rebuilds = {name: rebuilt(edit) for name, edit in edits.items()}
+        object.__setattr__(self, "edits", kinds.read("edits", rebuilds, Mapping[str, str | Edit]))
+        if isinstance(self.plan, Plan):
+            plan = {each.name: getattr(self.plan, each.name) for each in fields(self.plan)}
+            object.__setattr__(self, "plan", plan)
         self.make_plan()
         self.make_edits()
 

@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from sinklens.sinks.rule import Positions, known_positions
+from sinklens.sinks.rule import Positions
+from sinklens.values.kinds import read
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Canvas:
         Raises:
             ValueError: an unknown kind.
         """
-        known_positions("positions", which)
+        which = read("positions", which, Positions)
         if which == "last":
             place = torch.arange(self.valid.shape[-1], device=self.valid.device)
             last = torch.where(self.valid, place, -1).amax(-1, keepdim=True)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Bool
@@ -34,10 +32,7 @@ class Scope(Value):
     layers: Selection = None
     heads: Selection = None
     steps: Selection = None
-
-    def __post_init__(self) -> None:
-        for name in ("layers", "heads", "steps"):
-            object.__setattr__(self, name, _selection(name, getattr(self, name)))
+    kind_error = ScopeError
 
     def __hash__(self) -> int:  # slices have no hash before Python 3.12
         return hash(self.digest)
@@ -120,32 +115,6 @@ def chosen(selection: Selection, size: int, what: str) -> list[int]:
     if not picked:
         raise ScopeError(f"{what}s={selection!r} selects none of the {size} {what}s, so nothing would ever happen")
     return picked
-
-
-def _selection(name: str, given: Any) -> int | slice | tuple[int, ...] | None:
-    """One form for each way to select: exact whole numbers only."""
-    try:
-        if given is None:
-            return None
-        if isinstance(given, slice):
-            ends = [None if end is None else _whole(end) for end in (given.start, given.stop, given.step)]
-            if ends[2] == 0:
-                raise TypeError("a slice goes somewhere")
-            return slice(*ends)
-        if isinstance(given, Iterable) and not isinstance(given, str | bytes | Mapping) and getattr(given, "ndim", 1):
-            whole = tuple(_whole(index) for index in given)
-            return tuple(sorted(whole)) if isinstance(given, set | frozenset) else whole
-        return _whole(given)
-    except TypeError as error:
-        raise ScopeError(
-            f"{name}={given!r}: give a whole number, a range, a slice or a list of whole numbers"
-        ) from error
-
-
-def _whole(value: Any) -> int:
-    if isinstance(value, bool) or "bool" in str(getattr(value, "dtype", "")):
-        raise TypeError("a truth value is no index")
-    return operator.index(value)
 
 
 def _named(selection: Selection) -> list[int]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from sinklens.errors import ScopeError
 from sinklens.hooks import ByQuery, Canvas, Edit, Hook, HookFunction, Memory, by_query
 from sinklens.interventions.brief import Brief
+from sinklens.values.kinds import Count
 
 Ask = Callable[[Edit, Canvas | None, Memory], list[Hook]]
 
@@ -153,18 +154,11 @@ class SideBySide(Composed):
         rows_each: Rows of each group.
 
     Raises:
-        ValueError: something that is no edit, or less than one row.
+        ContentError: something that is no edit, or less than one row.
     """
 
     edits: Sequence[Edit | None]
-    rows_each: int
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "edits", tuple(self.edits))
-        if not all(edit is None or isinstance(edit, Edit) for edit in self.edits):
-            raise ValueError(f"edits={list(self.edits)!r}: give an edit, or None, for each group of rows")
-        if self.rows_each < 1:
-            raise ValueError(f"rows_each={self.rows_each} must be at least 1")
+    rows_each: Count
 
     def members(self) -> Sequence[Edit]:
         """The edits; groups without one are left out."""

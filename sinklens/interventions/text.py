@@ -25,7 +25,7 @@ from sinklens.interventions.grammar import (
 from sinklens.interventions.selectors.attention import ByRule
 from sinklens.interventions.selectors.base import Selector
 from sinklens.interventions.selectors.norms import ByKeyNorm
-from sinklens.interventions.selectors.places import ByToken, Fixed, numbers
+from sinklens.interventions.selectors.places import ByToken, Fixed
 from sinklens.sinks import SinkRule
 from sinklens.sinks.named import RULES
 
@@ -202,8 +202,8 @@ def _who(selector: Selector) -> tuple[str, dict[str, Any]] | None:
             return "pos" + "+".join(map(str, selector.places)), _unusual(selector)
         case ByToken(what=str() as what):
             return f"token={what.replace(' ', '_')}", _unusual(selector)
-        case ByToken(what=int() | tuple() | list() as ids):
-            return "token=" + "+".join(map(str, numbers(ids))), _unusual(selector)
+        case ByToken(what=tuple() as ids):
+            return "token=" + "+".join(map(str, ids)), _unusual(selector)
         case ByKeyNorm():
             return f"keynorm{selector.top_k}", _unusual(selector)
         case ByRule():

@@ -17,7 +17,6 @@ from sinklens.errors import BrokenPattern, HookNeverFired
 from sinklens.hooks import Canvas, Hook, Probe, block_of, canvas_of, chosen, sight_of, watching
 from sinklens.models.attention import FORWARD
 from sinklens.sinks import Positions, Received, Sight
-from sinklens.sinks.rule import known_positions
 
 PATTERN = "attn.hook_pattern"
 T = TypeVar("T")
@@ -46,9 +45,6 @@ class Measurement(Probe):
         for dim, part in (("layer", "layers"), ("head", "heads")):
             if dim not in self.dims:
                 self.where.refuse(part, by=self)
-        for name, which in self._sets():
-            for one in (which,) if isinstance(which, str) else which:
-                known_positions(name, one)
 
     def _sets(self) -> list[tuple[str, Any]]:
         return [(f.name, getattr(self, f.name)) for f in fields(self) if f.name in ("queries", "positions")]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -44,11 +44,6 @@ class Confidence(Measurement):
     where: Scope = Scope()
     positions: Positions = "all"
     dims = ("key",)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.what not in get_args(Certainty):
-            raise ValueError(f"what={self.what!r} is unknown; choose from {', '.join(get_args(Certainty))}")
 
     @derived
     def own(self) -> str:

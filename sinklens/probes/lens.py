@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
-from typing import get_args
 
 from torch import Tensor
 
@@ -12,6 +11,7 @@ from sinklens.models.adapters import align
 from sinklens.probes.base import Layer, LayerProbe, derived
 from sinklens.probes.scores import CHUNK, SCORES, Score, score_positions
 from sinklens.sinks import Positions
+from sinklens.values.kinds import Count
 
 
 @dataclass(frozen=True, repr=False)
@@ -41,16 +41,9 @@ class LogitLens(LayerProbe):
     where: Scope = Scope()
     _: KW_ONLY
     positions: Positions = "all"
-    chunk: int = CHUNK
+    chunk: Count = CHUNK
     dims = ("layer", "key")
     points = ("hook_out",)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.what not in get_args(Score):
-            raise ValueError(f"what={self.what!r} is unknown; choose from {', '.join(get_args(Score))}")
-        if self.chunk < 1:
-            raise ValueError(f"chunk={self.chunk} must be at least 1")
 
     @derived
     def own(self) -> str:

@@ -14,7 +14,8 @@ from sinklens.errors import HookNeverFired, ScopeError
 from sinklens.hooks import Canvas, Hook, Scope
 from sinklens.probes.base import Layer, ReceivedProbe, derived
 from sinklens.sinks import Positions
-from sinklens.sinks.tokens import CLASSES, ids_of_class
+from sinklens.sinks.tokens import CLASSES, Class, ids_of_class, in_vocabulary
+from sinklens.values.kinds import Index
 
 
 @dataclass(frozen=True, repr=False)
@@ -41,32 +42,26 @@ class MassOn(ReceivedProbe):
         ScopeError: a ValueError: an unknown set, a negative position, or not exactly one of `what` and `tokens`.
     """
 
-    what: str | int | Sequence[int] | None = None
+    what: Positions | Class | Index | Sequence[Index] | None = None
     _: KW_ONLY
-    tokens: int | Sequence[int] | None = None
+    tokens: Index | Sequence[Index] | None = None
     queries: Positions = "all"
     where: Scope = Scope()
     dims = ("layer", "head")
     unit = "share of attention"
+    kind_error = ScopeError
 
     def __post_init__(self) -> None:
         super().__post_init__()
         known = ", ".join((*get_args(Positions), *CLASSES))
         if (self.what is None) == (self.tokens is None):
             raise ScopeError(f"give MassOn either a set of keys ({known}, or positions) or tokens=[ids], not both")
-        if isinstance(self.what, str):
-            if self.what not in (*get_args(Positions), *CLASSES):
-                raise ScopeError(
-                    f"the set of keys {self.what!r} is unknown; choose from {known}, or give positions or tokens="
-                )
-            return
-        field = "what" if self.tokens is None else "tokens"
-        given: Any = getattr(self, field)
-        numbers = tuple(int(number) for number in (given if hasattr(given, "__iter__") else (given,)))
-        if not numbers or min(numbers) < 0:
-            said = f"positions {list(numbers)}" if field == "what" else f"tokens={list(numbers)}"
-            raise ScopeError(f"{said}: give at least one, counted from 0 (from each row's first real token)")
-        object.__setattr__(self, field, numbers)
+        for name in ("what", "tokens"):
+            given = getattr(self, name)
+            if isinstance(given, int):
+                object.__setattr__(self, name, (given,))
+            elif given == ():
+                raise ScopeError(f"{name}=[]: give at least one, counted from 0 (from each row's first real token)")
 
     @property
     def by_token(self) -> bool:
@@ -109,7 +104,11 @@ class MassOn(ReceivedProbe):
         hooks = super().hooks(model, canvas, seen)
         if not self.by_token:
             return hooks
-        seen["ids"] = ids_of_class(model, self.what) if isinstance(self.what, str) else list(self._numbers)
+        if isinstance(self.what, str):
+            seen["ids"] = ids_of_class(model, self.what)
+        else:
+            in_vocabulary(model, self._numbers, self)
+            seen["ids"] = list(self._numbers)
         if canvas is None:
             return [("embed.hook_in", note), *hooks]
         seen["tokens"] = canvas.tokens

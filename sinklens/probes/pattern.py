@@ -11,6 +11,7 @@ from torch import Tensor
 from sinklens.hooks import Canvas, Hook, Scope, chosen
 from sinklens.probes.base import PATTERN, Layer, LayerProbe, derived, only
 from sinklens.sinks import Positions
+from sinklens.values.kinds import Count
 
 
 @dataclass(frozen=True, repr=False)
@@ -29,7 +30,7 @@ class Pattern(LayerProbe):
 
     where: Scope = Scope()
     queries: Positions = "all"
-    max_bytes: int = 2**30
+    max_bytes: Count = 2**30
     own = "pattern"
     dims = ("layer", "head", "query", "key")
     unit = "attention"

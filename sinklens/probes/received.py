@@ -38,8 +38,6 @@ class ReceivedAttention(ReceivedProbe):
     unit = "attention (column sum)"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.queries, str):
-            object.__setattr__(self, "queries", tuple(self.queries))
         super().__post_init__()
         if not self.sets or len(set(self.sets)) < len(self.sets):
             raise ValueError(f"queries={self.queries!r} must name at least one set, and each set once")

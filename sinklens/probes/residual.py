@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sinklens.hooks import Scope
 from sinklens.probes.base import Layer, LayerProbe, derived, only
+from sinklens.values.kinds import AtLeastZero
 
 
 @dataclass(frozen=True, repr=False)
@@ -54,8 +55,8 @@ class MassiveActivations(LayerProbe):
     """
 
     where: Scope = Scope()
-    above: float = 100.0
-    ratio: float = 1000.0
+    above: AtLeastZero = 100.0
+    ratio: AtLeastZero = 1000.0
     own = "massive_activations"
     dims = ("layer", "key")
     unit = "hidden dimensions"

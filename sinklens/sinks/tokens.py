@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args
 from weakref import WeakKeyDictionary
 
-CLASSES = ("bos", "eos", "mask", "white space", "punctuation", "digit", "word")
+from sinklens.errors import ScopeError
+
+Class = Literal["bos", "eos", "mask", "white space", "punctuation", "digit", "word"]
+CLASSES: tuple[str, ...] = get_args(Class)
 _MARKS = {
     "bos": r"<\|(bos|startoftext|begin_of_text)\|>|<s>",
     "eos": r"<\|(eos|endoftext|eot_id|end_of_text|im_end)\|>|</s>",
@@ -47,6 +50,23 @@ def ids_of_class(model: Any, name: str) -> list[int]:
     if not ids:
         raise ValueError(f"no token of {model!r} is of class {name!r}, so it could never be found; use another class")
     return list(ids)
+
+
+def in_vocabulary(model: Any, ids: Sequence[int], whose: object) -> None:
+    """Raise for token ids that a model does not have.
+
+    Args:
+        model: The model.
+        ids: The ids.
+        whose: What names them, for the error.
+
+    Raises:
+        ScopeError: quoting the first such id and the size of the vocabulary.
+    """
+    size = int(model.cfg.d_vocab)
+    wrong = [token for token in ids if not 0 <= token < size]
+    if wrong:
+        raise ScopeError(f"{whose!r}: token id {wrong[0]} is outside the vocabulary of {size}")
 
 
 _KNOWN: WeakKeyDictionary[Any, tuple[int, Mapping[str, list[int]]]] = WeakKeyDictionary()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sinklens.decoding.prompts import as_list
+from sinklens.errors import TaskError
 from sinklens.values.content import Value, plain
 
 
@@ -50,6 +51,7 @@ class Task(Value, ABC):
     """
 
     name: str
+    kind_error = TaskError
 
     @property
     def scoring(self) -> str:

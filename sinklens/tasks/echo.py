@@ -6,11 +6,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 
 from sinklens.tasks.base import Example, Score, Task
+from sinklens.values.exact import Range
+from sinklens.values.kinds import Count, Seed, Share
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -129,22 +131,17 @@ class Echo(Task):
         name: What results call it; says n, seed and gaps if empty.
 
     Raises:
-        ValueError: no example, an empty prompt or answer, or a share that is none.
+        TaskError: no example, an empty prompt or answer, or a share that is none.
     """
 
-    n: int = 200
-    seed: int = 0
-    prompt_tokens: int = field(default=16, kw_only=True)
-    answer_tokens: int = field(default=32, kw_only=True)
-    gaps: float = field(default=0.0, kw_only=True)
+    n: Count = 200
+    seed: Seed = 0
+    prompt_tokens: Annotated[int, Range(2)] = field(default=16, kw_only=True)
+    answer_tokens: Count = field(default=32, kw_only=True)
+    gaps: Share = field(default=0.0, kw_only=True)
     name: str = field(default="", kw_only=True)
 
     def __post_init__(self) -> None:
-        for name, least in (("n", 1), ("prompt_tokens", 2), ("answer_tokens", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
-        if not 0 <= self.gaps <= 1:
-            raise ValueError(f"gaps={self.gaps} must be in [0, 1]")
         said = f"echo(n={self.n}, seed={self.seed}" + (f", gaps={self.gaps:g})" if self.gaps else ")")
         object.__setattr__(self, "name", self.name or said)
 

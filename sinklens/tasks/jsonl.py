@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 
 from sinklens.errors import TaskError
 from sinklens.tasks.base import Example, Score, Task
+from sinklens.values.kinds import Count
 
 Match = Literal["last", "first", "full"]
 
@@ -43,14 +44,12 @@ class Jsonl(Task):
     path: str | Path
     extract: str | None = field(default=None, kw_only=True)
     match: Match = field(default="last", kw_only=True)
-    limit: int | None = field(default=None, kw_only=True)
+    limit: Count | None = field(default=None, kw_only=True)
     name: str = field(default="", kw_only=True)
     examples: tuple[Example, ...] = field(default=(), kw_only=True)
 
     def __post_init__(self) -> None:
         check_extract(self.extract, self.match)
-        if self.limit is not None and self.limit < 1:
-            raise TaskError(f"limit={self.limit} must be at least 1")
         examples = self.examples or _read(Path(self.path), self.name or Path(self.path).name)[: self.limit]
         object.__setattr__(self, "name", self.name or Path(self.path).name)
         object.__setattr__(self, "path", str(self.path))

@@ -50,7 +50,13 @@ def _function(member: Any) -> types.FunctionType | None:
     """The function behind a method, a property, a cached property or a cached function."""
     for name in ("__func__", "fget", "func", "__wrapped__"):
         member = member if isinstance(member, types.FunctionType) else getattr(member, name, member)
+    while isinstance(member, types.FunctionType) and hasattr(member, "__wrapped__") and _ours(member):
+        member = getattr(member, "__wrapped__")  # noqa: B009 - what sinklens puts around a method says nothing of the method
     return member if isinstance(member, types.FunctionType) else None
+
+
+def _ours(function: types.FunctionType) -> bool:
+    return str(function.__globals__.get("__name__")).split(".")[0] == "sinklens"
 
 
 def _written(cls: type, function: types.FunctionType | None) -> bool:

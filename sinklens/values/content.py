@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -19,8 +19,9 @@ import xarray as xr
 from torch import Tensor
 
 from sinklens.errors import ContentError
+from sinklens.values.arrays import array_content, record_digest
 from sinklens.values.code import code_digest
-from sinklens.values.kinds import check_kinds
+from sinklens.values.kinds import read_all, reading_first
 
 V = TypeVar("V", bound="Value")
 _CLASSES: dict[str, type] = {}
@@ -34,18 +35,27 @@ class Value:
     """Base of everything that is described by its fields: a frozen dataclass that holds no state.
 
     Two values with equal fields are the same thing, in every process and on every machine; `digest` tells values
-    apart. A class of your own is a frozen dataclass, too, or says in `identity` what it is.
+    apart. A class of your own is a frozen dataclass, too, or says in `identity` what it is. Fields hold what their
+    annotations say, in one form (`kinds.read`): numpy.int64(8) is 8, a list is a tuple, and True is no number.
 
     Attributes:
         identity: What this is, in words, for a class that is no dataclass or holds what has no content. Whoever sets
             it promises that two things with one identity do the same.
+        kind_error: What is raised for a field of the wrong kind.
     """
 
     identity: str | None = None
+    kind_error: ClassVar[type[Exception]] = ContentError
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         _CLASSES[_name(cls)] = cls
+        if "__post_init__" in vars(cls):
+            cls.__post_init__ = reading_first(vars(cls)["__post_init__"])
+
+    @reading_first
+    def __post_init__(self, *given: Any) -> None:
+        """Every class of values gets its fields as they say (`kinds.read`) before its own `__post_init__`."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON: the class under "type", and every field.
@@ -140,9 +150,9 @@ def plain(value: Any) -> Any:
                 raise ContentError(f"the key {wrong[0]!r} of a mapping is no text")
             return {key: plain(each) for key, each in value.items()}
         case Tensor():
-            return _array("tensor", value.detach().cpu().contiguous())
+            return array_content("tensor", value.detach().cpu().contiguous())
         case np.ndarray() if value.dtype.kind in "biufc":
-            return _array("array", torch.from_numpy(np.array(value, order="C")))
+            return array_content("array", torch.from_numpy(np.array(value, order="C")))
         case torch.dtype() | torch.device():
             return str(value)
     if callable(value):
@@ -202,23 +212,11 @@ def build(cls: type, arguments: Mapping[str, Any]) -> Any:
     missing = [each.name for each in known if each.name not in arguments and _needed(each)]
     if missing:
         raise ContentError(f"{cls.__name__} needs the field {missing[0]!r}")
-    check_kinds(cls, arguments, f"{cls.__name__}.")
-    return cls(**arguments)
+    return cls(**read_all(cls, arguments, f"{cls.__name__}."))
 
 
 def _needed(field: dataclasses.Field) -> bool:
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-
-
-def record_digest(record: xr.Dataset) -> str:
-    """Hash of what a record measured: names, dims, coordinates and numbers; not of where it was made."""
-    made = hashlib.sha256()
-    for name in sorted(map(str, record.variables)):
-        variable = record.variables[name]
-        made.update(f"{name}{variable.dims}{variable.shape}{variable.dtype.kind}".encode())
-        values = variable.to_numpy()
-        made.update("\0".join(map(str, values.ravel())).encode() if values.dtype.kind in "OUS" else values.tobytes())
-    return made.hexdigest()[:32]
 
 
 def _content(value: Value) -> dict[str, Any]:
@@ -270,10 +268,3 @@ def _differs(value: Any, field: dataclasses.Field) -> bool:
         return default is dataclasses.MISSING or bool(getattr(value, field.name) != default)
     except (TypeError, ValueError):  # arrays: shown, to be safe
         return True
-
-
-def _array(kind: str, tensor: Tensor) -> dict[str, Any]:
-    raw = tensor.reshape(-1).view(torch.uint8) if tensor.numel() else tensor.reshape(-1).to(torch.uint8)
-    shape = list(tensor.shape)
-    sha = hashlib.sha256(raw.numpy().tobytes()).hexdigest()[:32]
-    return {"type": kind, "shape": shape, "dtype": str(tensor.dtype), "sha256": sha}

@@ -242,10 +242,10 @@ def test_every_field_has_an_option() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"prompts": "3"}, "prompts='3' must be a whole number, without quotes"),
+        ({"prompts": "3"}, "prompts='3' must be a whole number of at least 1, without quotes"),
         ({"prompts": 3.5}, r"prompts=3\.5 must be a whole number"),
         ({"prompts": True}, "prompts=True must be a whole number"),
-        ({"gaps": "0.5"}, r"gaps='0\.5' must be a number, without quotes"),
+        ({"gaps": "0.5"}, r"gaps='0\.5' must be a number from 0 to 1, without quotes"),
         ({"model": 3}, "model=3 must be a text"),
         ({"task": ["echo"]}, r"task=.*'echo'.* must be a text"),
         ({"extract": 3}, "extract=3 must be a text or null"),
@@ -264,7 +264,10 @@ def test_every_field_has_an_option() -> None:
         ({"edits": ["mask:top1", "mask:top1"]}, "edits=.* names an edit twice"),
         ({"edits": {"a": {"type": "MaskSinks", "selektor": 1}}}, "MaskSinks has no field 'selektor'"),
         ({"edits": {"a": {"type": "MaskSinx"}}}, "type 'MaskSinx' is unknown"),
-        ({"edits": {"a": {"type": "ScaleSinks", "factor": "0.1"}}}, r"ScaleSinks.factor='0\.1' must be a number"),
+        (
+            {"edits": {"a": {"type": "ScaleSinks", "factor": "0.1"}}},
+            r"ScaleSinks.factor='0\.1' must be a finite number of at least 0, without quotes",
+        ),
         ({"edits": {"a": {"type": "ScaleSinks"}}}, "ScaleSinks needs the field 'factor'"),
         ({"plan": {"new_tokens": "8"}}, "Plan.new_tokens='8' must be a whole number, without quotes"),
         (
@@ -273,7 +276,7 @@ def test_every_field_has_an_option() -> None:
         ),
         ({"plan": {"chat": "yes"}}, "Plan.chat='yes' must be true or false, without quotes"),
         ({"plan": {"chat": 1}}, "Plan.chat=1 must be true or false"),
-        ({"plan": {"remasking": "guess"}}, "Plan.remasking='guess' must be 'low_confidence' or "),
+        ({"plan": {"remasking": "guess"}}, "Plan.remasking='guess' is unknown; choose from 'low_confidence', "),
         ({"plan": "steps: 4"}, "plan='steps: 4' must be a mapping from names"),
         ({"plan": [4]}, r"plan=\(4,\) must be a mapping from names"),
         ({"type": "Plan", "steps": 4}, "'Plan' is no Experiment"),

@@ -41,7 +41,9 @@ def test_kinds_of_positions(which: Any) -> None:
 @pytest.mark.parametrize("which", ["unmasked", "auto", "ALL", "", None, 0])
 def test_unknown_kinds_are_refused(which: Any) -> None:
     """A rule may say "auto"; no position is of that kind."""
-    with pytest.raises(ValueError, match=rf"{which!r} is unknown; the sets are all, masked, committed, prompt, "):
+    with pytest.raises(
+        ValueError, match=rf"positions={which!r} (is unknown; choose from|must be) 'all'.*'masked'.*'committed'"
+    ):
         CANVAS.positions(which)
 
 

@@ -82,7 +82,9 @@ def test_selections(field: str, selection: Any, expected: list[int]) -> None:
 @pytest.mark.parametrize("field", FIELDS)
 def test_what_is_no_selection_is_refused(field: str, selection: Any) -> None:
     """Above all truth values: a mask of layers is not a list of layers."""
-    with pytest.raises(ScopeError, match=rf"^{field}=.*give a whole number, a range, a slice or a list of whole"):
+    with pytest.raises(
+        ScopeError, match=rf"^{field}=.* must be a whole number, a slice, a list of whole numbers or null"
+    ):
         Scope(**{field: selection})
 
 

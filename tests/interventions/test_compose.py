@@ -248,7 +248,7 @@ def test_what_cannot_be_composed_is_refused(model: Model, no_forward: None) -> N
         run(dlm, [MaskSinks(SameStep(top_k=1)), ZeroSinks(SameStep(top_k=1))])
     with pytest.raises(ValueError, match="give one or more edits"):
         InOrder(SameStep(top_k=1))  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ValueError, match="give an edit, or None"):
+    with pytest.raises(ValueError, match="must be a list in which each is an Edit or null"):
         SideBySide([None, SameStep(top_k=1)], 1)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="rows_each=0"):
         SideBySide([None], 0)

@@ -677,7 +677,7 @@ def test_selectors_without_a_rule_keep_to_their_keys(model: Model, keys: Any) ->
     ("make", "match"),
     [
         (lambda: SameStep(SinkRule(), top_k=1), "give a rule or top_k, not both"),
-        (lambda: SameStep(top_k=0), "top_k=0 selects nothing"),
+        (lambda: SameStep(top_k=0), "top_k=0 must be a whole number of at least 1"),
         (lambda: SameStep(top_k=1, fewer="some"), "fewer='some'"),
         (lambda: SameStep(top_k=1, loop="ajar"), "loop='ajar'"),
         (lambda: PreviousStep(top_k=1, first="last"), "first='last'"),
@@ -686,7 +686,10 @@ def test_selectors_without_a_rule_keep_to_their_keys(model: Model, keys: Any) ->
         (lambda: SameStep(SinkRule(3.0, queries="last")), "can never fire"),
         (lambda: LastQuery(SinkRule(0.3, queries="masked")), "counts masked queries"),
         (lambda: Fixed([]), r"positions=\[\]"),
-        (lambda: Fixed(-1), r"positions=\[-1\]"),
+        (
+            lambda: Fixed(-1),
+            r"positions=-1 must be a whole number of at least 0 or a list of whole numbers of at least 0",
+        ),
         (lambda: Fixed([0, -2]), r"positions=\[0, -2\]"),
         (lambda: ByToken([]), r"ByToken\(\(\)\) names no token"),
         (lambda: ByToken([5], top_k=0), "top_k=0"),

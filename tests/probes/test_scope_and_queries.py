@@ -103,7 +103,7 @@ def test_whose_attention_counts_is_recorded(dlm: HookedDLM, kind: Any, queries: 
     record = sl.denoise(dlm, PROMPTS, PLAN, probes=[probe], progress=False).record[probe.name]
     assert record.attrs[field] == queries
     assert queries in record.attrs["definition"]
-    with pytest.raises(ValueError, match=rf"{field}='given' is unknown; the sets are all, masked"):
+    with pytest.raises(ValueError, match=rf"{field}='given' is unknown; choose from 'all', 'masked'"):
         made(kind, **{field: "given"})
 
 

@@ -224,11 +224,11 @@ def test_every_gap_task_has_a_gap(share: float) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"n": 0}, "n=0 must be at least 1"),
-        ({"prompt_tokens": 1}, "prompt_tokens=1 must be at least 2"),
-        ({"answer_tokens": 0}, "answer_tokens=0 must be at least 1"),
-        ({"gaps": 1.5}, r"gaps=1.5 must be in \[0, 1\]"),
-        ({"gaps": -0.1}, r"gaps=-0.1 must be in \[0, 1\]"),
+        ({"n": 0}, "n=0 must be a whole number of at least 1"),
+        ({"prompt_tokens": 1}, "prompt_tokens=1 must be a whole number of at least 2"),
+        ({"answer_tokens": 0}, "answer_tokens=0 must be a whole number of at least 1"),
+        ({"gaps": 1.5}, r"gaps=1.5 must be a number from 0 to 1"),
+        ({"gaps": -0.1}, r"gaps=-0.1 must be a number from 0 to 1"),
     ],
 )
 def test_tasks_that_cannot_be_are_refused(options: dict, message: str) -> None:
@@ -398,7 +398,7 @@ def test_written_texts_do_not_reach_the_task() -> None:
 @pytest.mark.parametrize("limit", [0, -1])
 def test_a_limit_that_leaves_nothing_is_refused(tmp_path: Path, limit: int) -> None:
     path = write(tmp_path / "a.jsonl", json.dumps({"prompt": "a", "answer": "b"}))
-    with pytest.raises(ValueError, match=f"limit={limit} must be at least 1"):
+    with pytest.raises(ValueError, match=f"limit={limit} must be a whole number of at least 1"):
         Jsonl(path, limit=limit)
 
 

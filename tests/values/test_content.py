@@ -92,8 +92,11 @@ def test_a_number_that_a_repr_would_round_is_kept(number: float) -> None:
 
 
 def test_not_a_number_is_content_too() -> None:
-    assert Inner(math.nan).digest == Inner(math.nan).digest != Inner(0.0).digest
-    assert math.isnan(Inner.from_dict(Inner(math.nan).to_dict()).number)
+    """Where anything may stand; a field that says that it holds a number holds none such."""
+    assert Outer((math.nan,)).digest == Outer((math.nan,)).digest != Outer((0.0,)).digest
+    assert math.isnan(Outer.from_dict(Outer((math.nan,)).to_dict()).several[0])
+    with pytest.raises(ContentError, match="number=nan must be a number"):
+        Inner(math.nan)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 from sinklens.errors import ContentError
 from sinklens.sinks import SinkRule
 from sinklens.values.content import Value, build, rebuilt
-from sinklens.values.kinds import check_kinds
+from sinklens.values.kinds import read_all
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ BAD = [
     ({"flag": "yes"}, "flag='yes' must be true or false, without quotes"),
     ({"flag": 1}, "flag=1 must be true or false"),
     ({"text": 3}, "text=3 must be a text"),
-    ({"choice": "c"}, "choice='c' must be 'a' or 'b'"),
+    ({"choice": "c"}, "choice='c' is unknown; choose from 'a', 'b'"),
     ({"perhaps": "four"}, "perhaps='four' must be a whole number or null$"),
     ({"several": 3}, "several=3 must be a list of whole numbers"),
     ({"several": "34"}, "several='34' must be a list of whole numbers"),
@@ -63,19 +63,19 @@ BAD = [
     ({"texts": "abc"}, "texts='abc' must be a list of texts"),
     ({"pair": (1, 2)}, r"pair=\(1, 2\) must be"),
     ({"table": {"a": "1"}}, "table={'a': '1'} must be a mapping"),
-    ({"rule": "rulli"}, "rule='rulli' must be SinkRule or null"),
+    ({"rule": "rulli"}, "rule='rulli' must be a SinkRule or null"),
 ]
 
 
 @pytest.mark.parametrize("values", GOOD)
 def test_what_fits(values: dict) -> None:
-    check_kinds(Everything, values)
+    read_all(Everything, values)
 
 
 @pytest.mark.parametrize(("values", "message"), BAD)
 def test_what_does_not_fit_is_quoted(values: dict, message: str) -> None:
     with pytest.raises(ContentError, match=message):
-        check_kinds(Everything, values)
+        read_all(Everything, values)
     with pytest.raises(ContentError, match=f"Everything.{message}"):
         build(Everything, values)
 

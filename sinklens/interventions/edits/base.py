@@ -15,9 +15,8 @@ from sinklens.hooks import Canvas, Edit, Hook, Memory, Scope, by_query, chosen
 from sinklens.interventions.brief import Brief
 from sinklens.interventions.edits.layer import Acting, At, Reading
 from sinklens.interventions.selectors.attention import PreviousStep
-from sinklens.interventions.selectors.base import Selector, set_field
+from sinklens.interventions.selectors.base import Selector
 from sinklens.sinks import Positions
-from sinklens.sinks.rule import known_positions
 
 PREVIOUS_TOP1 = PreviousStep(top_k=1)  # the protocol of arXiv 2510.15731, section 4.3
 EVERYWHERE = Scope()
@@ -35,19 +34,13 @@ class AttentionEdit(Brief, Edit):
         queries: Which queries are touched: "all", "masked", "committed", "prompt", "response" or "last".
 
     Raises:
-        ScopeError: a `where` that is no Scope.
-        ValueError: an unknown set of queries.
+        ContentError: a `where` that is no Scope, or an unknown set of queries.
     """
 
     _: KW_ONLY
     where: Scope = EVERYWHERE
     queries: Positions = "all"
     counted: ClassVar[tuple[str, ...]] = ()
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.where, Scope):
-            raise ScopeError(f"where={self.where!r} must be a Scope, for example where=Scope(layers=[0])")
-        known_positions("queries", self.queries)
 
     def memory(self, steps: int | None = None, start: Canvas | None = None) -> Memory:
         """A new memory, whose counts are 0 for what the class counts (`counted`)."""
@@ -113,8 +106,8 @@ class SinkEdit(AttentionEdit, ActsOnKeys):
         diagonal: Whether a key's own query is touched, too; False spares it.
 
     Raises:
-        ScopeError: as in AttentionEdit.
-        ValueError: as in AttentionEdit; a selector that is none.
+        ContentError: as in AttentionEdit.
+        ValueError: a selector that is none.
     """
 
     _: KW_ONLY
@@ -130,7 +123,6 @@ class SinkEdit(AttentionEdit, ActsOnKeys):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        set_field(self, "diagonal", bool(self.diagonal))
         selector = getattr(self, "selector", None)
         if not isinstance(selector, Selector):
             raise ValueError(

@@ -13,10 +13,10 @@ from sinklens.hooks import Canvas, Hook, Memory
 from sinklens.interventions.brief import brief
 from sinklens.interventions.edits.scores import Masking
 from sinklens.interventions.noise import noise
-from sinklens.interventions.selectors.base import Evidence, Selector, one_of, set_field, whole_number
+from sinklens.interventions.selectors.base import Evidence, Selector, set_field
 from sinklens.interventions.selectors.norms import key_norms, norm_hook
 from sinklens.sinks import Positions, largest
-from sinklens.sinks.rule import known_positions
+from sinklens.values.kinds import Seed
 
 By = Literal["received", "key_norm", "random", "recency"]
 Unit = Literal["auto", "share", "keys"]
@@ -26,9 +26,9 @@ Unit = Literal["auto", "share", "keys"]
 class AllBut(Selector):
     """Every key but the best `budget` of them; see KeepKeys."""
 
-    budget: float
+    budget: int | float
     by: By
-    seed: int
+    seed: Seed
     keys: Positions
 
     def candidates(self) -> Positions:
@@ -88,26 +88,21 @@ class KeepKeys(Masking):
         ValueError: a budget that keeps nothing, an unknown `by`, unit or set of keys.
     """
 
-    budget: float
+    budget: int | float
     by: By = "received"
     _: KW_ONLY
-    seed: int = 0
+    seed: Seed = 0
     keys: Positions = "all"
     unit: Unit = "auto"
     selector: Selector = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
-        one_of("by", self.by, By)
-        one_of("unit", self.unit, Unit)
-        known_positions("keys", self.keys)
-        budget: Any = self.budget
-        unit = ("keys" if hasattr(budget, "__index__") else "share") if self.unit == "auto" else self.unit
-        allowed = budget > 0 and (int(budget) == budget if unit == "keys" else budget <= 1)
-        if isinstance(budget, bool) or not allowed:
+        budget = self.budget
+        unit = ("keys" if isinstance(budget, int) else "share") if self.unit == "auto" else self.unit
+        if not (budget > 0 and (int(budget) == budget if unit == "keys" else budget <= 1)):
             raise ValueError(f"budget={budget} must be a share in (0, 1], or a whole number of keys (an int)")
         set_field(self, "unit", unit)
         set_field(self, "budget", int(budget) if unit == "keys" else float(budget))
-        set_field(self, "seed", whole_number("seed", self.seed))
         set_field(self, "selector", AllBut(self.budget, self.by, self.seed, self.keys))
         super().__post_init__()
 

@@ -19,7 +19,7 @@ from sinklens.interventions.edits.scores import in_scope
 from sinklens.interventions.selectors.base import set_field
 from sinklens.interventions.selectors.record import rows_in
 from sinklens.records import PromptIndex
-from sinklens.values.content import record_digest
+from sinklens.values.arrays import record_digest
 
 
 @dataclass(frozen=True, repr=False, eq=False)

@@ -13,7 +13,7 @@ from torch import Tensor
 from sinklens.hooks import Canvas, Hook, Memory, by_query
 from sinklens.interventions.edits.base import PREVIOUS_TOP1, AttentionEdit, SinkEdit
 from sinklens.interventions.edits.layer import At, Count, View, uncounted
-from sinklens.interventions.selectors.base import Selector, set_field
+from sinklens.interventions.selectors.base import Selector
 
 
 @dataclass(frozen=True, repr=False)
@@ -92,7 +92,6 @@ class BiasSinks(ScoreEdit):
         super().__post_init__()
         if not math.isfinite(self.bias):
             raise ValueError(f"bias={self.bias} must be finite; to remove sinks entirely use MaskSinks")
-        set_field(self, "bias", float(self.bias))
 
     def apply(self, tensor: Tensor, at: At) -> Tensor:
         """Scores with the bias at the touched entries."""
@@ -125,9 +124,8 @@ class NullKey(AttentionEdit):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if math.isnan(self.logit) or self.logit == math.inf:
+        if self.logit == math.inf:
             raise ValueError(f"logit={self.logit} must be finite or -inf; at +inf nothing would be left for real keys")
-        set_field(self, "logit", float(self.logit))
 
     def acting(self, model: Any, canvas: Canvas | None, memory: Memory) -> list[Hook]:
         """Hooks on scores (looking) and pattern (scaling)."""

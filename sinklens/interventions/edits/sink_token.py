@@ -15,7 +15,8 @@ from sinklens.hooks import Canvas, Hook, Memory, by_query, rotated
 from sinklens.interventions.edits.base import AttentionEdit
 from sinklens.interventions.edits.layer import Count, View
 from sinklens.interventions.edits.scores import in_scope
-from sinklens.interventions.selectors.base import set_field, whole_number
+from sinklens.sinks.tokens import in_vocabulary
+from sinklens.values.kinds import Index
 
 
 @dataclass(frozen=True, repr=False)
@@ -36,23 +37,16 @@ class SinkToken(AttentionEdit):
         queries: As in AttentionEdit.
 
     Raises:
-        ValueError: an id below 0.
+        ContentError: an id that is no whole number of at least 0.
     """
 
-    token: int | None = None
+    token: Index | None = None
     stage: ClassVar[int] = 1
     counted: ClassVar[tuple[str, ...]] = ("mass", "rows")
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.token is not None:
-            set_field(self, "token", whole_number("token", self.token, least=0))
-
     def check(self, model: Any, canvas: Canvas) -> None:
         """Raise for a model without BOS, or a token that is not in the vocabulary."""
-        token = self._id(model)
-        if not 0 <= token < int(model.cfg.d_vocab):
-            raise ScopeError(f"{self!r}: token {token} is outside the vocabulary of {model.cfg.d_vocab}")
+        in_vocabulary(model, [self._id(model)], self)
 
     def _id(self, model: Any) -> int:
         token = self.token if self.token is not None else getattr(getattr(model, "ids", None), "bos", None)

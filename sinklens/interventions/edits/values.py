@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar
@@ -14,7 +13,8 @@ from sinklens.hooks import Hook, by_query
 from sinklens.interventions.edits.base import PREVIOUS_TOP1, SinkEdit
 from sinklens.interventions.edits.layer import Acting, At
 from sinklens.interventions.noise import normal
-from sinklens.interventions.selectors.base import Selector, set_field, whole_number
+from sinklens.interventions.selectors.base import Selector
+from sinklens.values.kinds import AtLeastZero, Seed
 
 
 @dataclass(frozen=True, repr=False)
@@ -128,21 +128,13 @@ class NoiseValue(ValueEdit):
         diagonal: As in SinkEdit.
 
     Raises:
-        ValueError: a standard deviation below 0 or not finite.
+        ContentError: a standard deviation below 0 or not finite.
     """
 
-    std: float | None = None
+    std: AtLeastZero | None = None
     selector: Selector = PREVIOUS_TOP1
     _: KW_ONLY
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.std is not None:
-            if not 0 <= self.std < math.inf:
-                raise ValueError(f"std={self.std} must be a finite number of at least 0, or None for the values' own")
-            set_field(self, "std", float(self.std))
-        set_field(self, "seed", whole_number("seed", self.seed))
+    seed: Seed = 0
 
     def replacement(self, value: Tensor, at: At) -> Tensor:
         """Normal noise, the same however the batch is made up."""

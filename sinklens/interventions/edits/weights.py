@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -15,10 +14,10 @@ from sinklens.hooks import Canvas
 from sinklens.interventions.edits.base import PREVIOUS_TOP1, SinkEdit
 from sinklens.interventions.edits.layer import At
 from sinklens.interventions.noise import noise
-from sinklens.interventions.selectors.base import Selector, set_field, whole_number
+from sinklens.interventions.selectors.base import Selector
+from sinklens.values.kinds import AtLeastZero, Index, Seed, Share
 
-Share = Literal["proportional", "uniform", "self"]
-To = Share | int | Callable[[Tensor, At], Tensor]
+To = Literal["proportional", "uniform", "self"] | Index | Callable[[Tensor, At], Tensor]
 
 
 @dataclass(frozen=True, repr=False)
@@ -85,20 +84,13 @@ class ScaleSinks(SinkEdit):
         diagonal: As in SinkEdit.
 
     Raises:
-        ValueError: a factor below 0 or not finite.
+        ContentError: a factor below 0 or not finite.
     """
 
-    factor: float
+    factor: AtLeastZero
     selector: Selector = PREVIOUS_TOP1
     _: KW_ONLY
     renormalise: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not (math.isfinite(self.factor) and self.factor >= 0):
-            raise ValueError(f"factor={self.factor} must be a finite number of at least 0")
-        set_field(self, "factor", float(self.factor))
-        set_field(self, "renormalise", bool(self.renormalise))
 
     def apply(self, tensor: Tensor, at: At) -> Tensor:
         """The pattern with scaled sinks."""
@@ -135,23 +127,13 @@ class Redistribute(SinkEdit):
         diagonal: As in SinkEdit.
 
     Raises:
-        ValueError: an unknown target, or a share out of its range.
+        ContentError: an unknown target, or a share out of its range.
     """
 
     to: To = "proportional"
     selector: Selector = PREVIOUS_TOP1
     _: KW_ONLY
-    share: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if isinstance(self.to, str) and self.to not in get_args(Share):
-            raise ValueError(f"to={self.to!r} is unknown; choose proportional, uniform, self, a position or a function")
-        if not isinstance(self.to, str) and not callable(self.to):
-            set_field(self, "to", whole_number("to", self.to, least=0))
-        if not 0 <= self.share <= 1:
-            raise ValueError(f"share={self.share} must be in [0, 1]")
-        set_field(self, "share", float(self.share))
+    share: Share = 1.0
 
     def check(self, model: Any, canvas: Canvas) -> None:
         """Raise for a position that a row does not have."""
@@ -217,11 +199,7 @@ class Swap(SinkEdit):
 
     selector: Selector = PREVIOUS_TOP1
     _: KW_ONLY
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        set_field(self, "seed", whole_number("seed", self.seed))
+    seed: Seed = 0
 
     def apply(self, tensor: Tensor, at: At) -> Tensor:
         """The pattern with exchanged columns."""

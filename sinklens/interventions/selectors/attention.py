@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 from sinklens.errors import ScopeError
 from sinklens.hooks import Canvas, Hook, Memory, autoregressive
 from sinklens.interventions.brief import brief
-from sinklens.interventions.selectors.base import Evidence, Fewer, Loop, Selector, nowhere, one_of, set_field
+from sinklens.interventions.selectors.base import Evidence, Fewer, Loop, Selector, nowhere, set_field
 from sinklens.sinks import Positions, SinkRule
 
 NOT_SAID = SinkRule(queries="auto")
@@ -63,8 +63,6 @@ class ByRule(Selector):
 
     def __post_init__(self, top_k: int | None) -> None:
         set_field(self, "rule", one_rule(self.rule, top_k))
-        one_of("fewer", self.fewer, Fewer)
-        one_of("loop", self.loop, Loop)
         if self.rule.queries != "auto":
             self._must_fire(self.rule.queries)
 
@@ -144,10 +142,6 @@ class PreviousStep(ByRule):
 
     _: KW_ONLY
     first: Literal["none", "same"] = "none"
-
-    def __post_init__(self, top_k: int | None) -> None:
-        super().__post_init__(top_k)
-        one_of("first", self.first, Literal["none", "same"])
 
     @property
     def looks_back(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -137,29 +137,6 @@ class Selector(Brief, ABC):
     @abstractmethod
     def select(self, evidence: Evidence) -> Bool[Tensor, "batch head key"]:
         """The keys to act on, all of them eligible."""
-
-
-def one_of(name: str, value: object, kind: Any) -> None:
-    """Raise for a value that an option does not have.
-
-    Raises:
-        ValueError: quoting the value and listing those that there are.
-    """
-    known = get_args(kind)
-    if value not in known:
-        raise ValueError(f"{name}={value!r} is unknown; choose from {', '.join(map(repr, known))}")
-
-
-def whole_number(name: str, given: Any, least: int | None = None) -> int:
-    """A whole number as Python's own; numpy's are fine.
-
-    Raises:
-        ValueError: it is none, or below `least`.
-    """
-    if isinstance(given, bool) or not hasattr(given, "__index__") or (least is not None and int(given) < least):
-        kind = "a whole number" if least is None else f"a whole number of at least {least}"
-        raise ValueError(f"{name}={given!r} must be {kind}")
-    return int(given)
 
 
 def set_field(value: Any, name: str, content: Any) -> None:

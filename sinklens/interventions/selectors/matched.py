@@ -12,9 +12,10 @@ from torch import Tensor
 
 from sinklens.hooks import Canvas, Hook, Memory
 from sinklens.interventions.noise import noise
-from sinklens.interventions.selectors.base import Evidence, Loop, Selector, set_field, whole_number
+from sinklens.interventions.selectors.base import Evidence, Loop, Selector, set_field
 from sinklens.sinks import Positions, Sight, SinkRule, largest
 from sinklens.sinks.tokens import CLASSES, token_class
+from sinklens.values.kinds import Count, Seed
 
 
 @dataclass(frozen=True, repr=False)
@@ -30,12 +31,11 @@ class Matched(Selector):
     """
 
     of: Selector
-    seed: int = 0
+    seed: Seed = 0
     loop: Loop = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
         set_field(self, "loop", self.of.loop)
-        set_field(self, "seed", whole_number("seed", self.seed))
 
     @property
     def looks_back(self) -> bool:
@@ -170,14 +170,10 @@ class ShiftedKeys(Matched):
         by: How far.
 
     Raises:
-        ValueError: less than one position.
+        ContentError: less than one position.
     """
 
-    by: int = 1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        set_field(self, "by", whole_number("by", self.by, least=1))
+    by: Count = 1
 
     def choose(self, sinks: Tensor, free: Tensor, draw: Tensor, evidence: Evidence) -> Tensor:
         """The neighbours, if they are free."""

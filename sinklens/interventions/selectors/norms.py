@@ -9,10 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sinklens.hooks import Canvas, Hook, Memory, rotated
-from sinklens.interventions.selectors.base import Evidence, Selector, set_field, whole_number
+from sinklens.interventions.selectors.base import Evidence, Selector
 from sinklens.sinks import Positions
 from sinklens.sinks import largest as largest_keys
-from sinklens.sinks.rule import known_positions
+from sinklens.values.kinds import Count
 
 
 @dataclass(frozen=True, repr=False)
@@ -28,18 +28,13 @@ class ByKeyNorm(Selector):
         keys: Among which keys: "all", "masked", "committed", "prompt", "response" or "last".
 
     Raises:
-        ValueError: less than one key, or an unknown set of keys.
+        ContentError: less than one key, or an unknown set of keys.
     """
 
-    top_k: int = 1
+    top_k: Count = 1
     _: KW_ONLY
     largest: bool = False
     keys: Positions = "all"
-
-    def __post_init__(self) -> None:
-        set_field(self, "top_k", whole_number("top_k", self.top_k, least=1))
-        set_field(self, "largest", bool(self.largest))
-        known_positions("keys", self.keys)
 
     @property
     def wanted(self) -> int:

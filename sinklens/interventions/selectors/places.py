@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
@@ -12,10 +11,10 @@ from torch import Tensor
 
 from sinklens.errors import ScopeError
 from sinklens.hooks import Canvas, Hook, Memory
-from sinklens.interventions.selectors.base import Evidence, Fewer, Selector, as_heads, one_of, set_field, whole_number
+from sinklens.interventions.selectors.base import Evidence, Fewer, Selector, as_heads, set_field
 from sinklens.sinks import Positions, SinkRule
-from sinklens.sinks.rule import known_positions
-from sinklens.sinks.tokens import ids_of_class
+from sinklens.sinks.tokens import Class, ids_of_class, in_vocabulary
+from sinklens.values.kinds import Count, Index
 
 
 @dataclass(frozen=True, repr=False)
@@ -32,20 +31,19 @@ class Fixed(Selector):
         ValueError: no position, one below 0, or an unknown set of keys.
     """
 
-    positions: int | Sequence[int]
+    positions: Index | Sequence[Index]
     _: KW_ONLY
     keys: Positions = "all"
 
     def __post_init__(self) -> None:
-        set_field(self, "positions", numbers(self.positions))
-        if not self.places or min(self.places) < 0:
-            raise ValueError(f"positions={list(self.places)}: give at least one, counted from 0")
-        known_positions("keys", self.keys)
+        if not self.places:
+            raise ValueError("positions=[]: give at least one, counted from 0")
+        set_field(self, "positions", self.places)
 
     @property
     def places(self) -> tuple[int, ...]:
         """The positions, as a tuple."""
-        return numbers(self.positions)
+        return (self.positions,) if isinstance(self.positions, int) else tuple(self.positions)
 
     def candidates(self) -> Positions:
         """The `keys`."""
@@ -83,21 +81,17 @@ class ByToken(Selector):
         ValueError: no token, or an unknown option.
     """
 
-    what: str | int | Sequence[int]
+    what: Class | Index | Sequence[Index]
     _: KW_ONLY
-    top_k: int | None = None
+    top_k: Count | None = None
     fewer: Fewer = "take"
     keys: Positions = "all"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.what, str):
-            set_field(self, "what", numbers(self.what))
+        if isinstance(self.what, int):
+            set_field(self, "what", (self.what,))
         if not self.what:
             raise ValueError(f"ByToken({self.what!r}) names no token; give at least one id, or a class such as 'mask'")
-        one_of("fewer", self.fewer, Fewer)
-        known_positions("keys", self.keys)
-        if self.top_k is not None:
-            set_field(self, "top_k", whole_number("top_k", self.top_k, least=1))
 
     @property
     def wanted(self) -> int:
@@ -113,7 +107,7 @@ class ByToken(Selector):
         return self.top_k is None
 
     def check(self, model: Any, canvas: Canvas) -> None:
-        """As in Selector, and for a class that the vocabulary does not hold."""
+        """As in Selector, and for a class or an id that the vocabulary does not hold."""
         super().check(model, canvas)
         self._ids(model)
 
@@ -130,7 +124,11 @@ class ByToken(Selector):
         return []
 
     def _ids(self, model: Any) -> tuple[int, ...]:
-        return tuple(ids_of_class(model, self.what)) if isinstance(self.what, str) else numbers(self.what)
+        if isinstance(self.what, str):
+            return tuple(ids_of_class(model, self.what))
+        ids: Any = self.what
+        in_vocabulary(model, ids, self)
+        return ids
 
     def select(self, evidence: Evidence) -> Tensor:
         """Keys that hold such a token."""
@@ -140,8 +138,3 @@ class ByToken(Selector):
         if self.top_k is None:
             return there
         return SinkRule(epsilon=None, top_k=self.top_k)(evidence.received, there)
-
-
-def numbers(given: int | Iterable[int]) -> tuple[int, ...]:
-    """One or several whole numbers, as Python's own."""
-    return tuple(operator.index(each) for each in (given if isinstance(given, Iterable) else (given,)))

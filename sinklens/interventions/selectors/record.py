@@ -18,7 +18,7 @@ from sinklens.interventions.selectors.attention import NOT_SAID, one_rule, rule_
 from sinklens.interventions.selectors.base import Evidence, Selector, nowhere, set_field
 from sinklens.records import PromptIndex
 from sinklens.sinks import Positions, SinkRule
-from sinklens.values.content import record_digest
+from sinklens.values.arrays import record_digest
 
 
 @dataclass(frozen=True, repr=False, eq=False)
