@@ -9,6 +9,10 @@ class PlanError(SinklensError, ValueError):
     """A decoding plan that cannot be carried out."""
 
 
+class PromptError(SinklensError, ValueError):
+    """A prompt or an answer that cannot be read, or of which it cannot be told what of it is the prompt."""
+
+
 class CheckpointError(SinklensError, ValueError):
     """A checkpoint that cannot be loaded faithfully."""
 

@@ -11,16 +11,17 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sinklens.decoding.loop import check_edits, forward, watch
-from sinklens.decoding.prompts import Prompt, as_list, left_padded, seeds_for
+from sinklens.decoding.prompts import left_padded, seeds_for, token_rows
 from sinklens.errors import PlanError, ScopeError
 from sinklens.hooks import Canvas, Edit, Memory
 from sinklens.models.hooked_dlm import HookedDLM
+from sinklens.models.prompts import Given
 
 
 @torch.no_grad()
 def log_likelihood(
     dlm: HookedDLM,
-    prompts: Prompt | Sequence[Prompt],
+    prompts: Given,
     answers: Sequence[Sequence[int]],
     *,
     interventions: Sequence[Edit] = (),
@@ -77,7 +78,7 @@ def log_likelihood(
 
 def _whole_canvas(
     dlm: HookedDLM,
-    prompts: Prompt | Sequence[Prompt],
+    prompts: Given,
     answers: Sequence[Sequence[int]],
     samples: int,
     seed: int | Sequence[int],
@@ -87,11 +88,11 @@ def _whole_canvas(
     Raises:
         PlanError: what cannot be scored.
     """
-    rows = [dlm.encode(prompt) for prompt in as_list(prompts)]
+    rows = token_rows(dlm, prompts)
     if samples < 1:
         raise PlanError(f"samples={samples} must be at least 1")
-    if not all(rows):
-        raise PlanError(f"prompt {rows.index([])} is empty; give at least one token, for example the BOS token")
+    if dlm.is_causal and not all(rows):
+        raise PlanError(f"prompt {rows.index([])} is empty, and {dlm.name} has no BOS token to begin with")
     wrong = [token for answer in answers for token in answer if not 0 <= token < dlm.cfg.d_vocab]
     if wrong:
         raise PlanError(f"token id {wrong[0]} of an answer is outside the vocabulary of {dlm.cfg.d_vocab}")

@@ -12,17 +12,18 @@ from torch import Tensor
 
 from sinklens.decoding.fold import Trajectory
 from sinklens.decoding.plan import Plan
-from sinklens.decoding.prompts import Prompt, Start, forced_tokens, prepare
+from sinklens.decoding.prompts import Start, forced_tokens, prepare
 from sinklens.decoding.samplers import sampler_for
 from sinklens.decoding.step import Step
 from sinklens.errors import PlanError, ScopeError
 from sinklens.hooks import Canvas, Edit, Hook, Memory, Probe, attached
 from sinklens.models.hooked_dlm import HookedDLM
+from sinklens.models.prompts import Given
 
 
 def denoising_steps(
     dlm: HookedDLM,
-    prompts: Prompt | Sequence[Prompt],
+    prompts: Given,
     plan: Plan | None = None,
     *,
     seed: int | Sequence[int] = 0,
@@ -35,7 +36,9 @@ def denoising_steps(
 
     Args:
         dlm: A diffusion model, or an autoregressive baseline (one committed token per step).
-        prompts: One prompt or several, as text or token ids, of any lengths.
+        prompts: One prompt or several, of any lengths: texts, token ids (lists, tensors), encodings of a tokenizer
+            (their attention mask says what is padding), or lists of messages for the chat template; "" and [[]] are
+            the empty prompt, which is BOS, or nothing where the checkpoint has none (diffusion models only).
         plan: How to decode.
         seed: One seed, or one per prompt. A row's result does not depend on the batch that it is in.
         probes: Measurements, attached after the edits.
@@ -48,6 +51,7 @@ def denoising_steps(
 
     Raises:
         PlanError: before the first forward, for a plan that cannot be carried out.
+        PromptError: before the first forward, for a prompt that cannot be read, or in two ways.
         ScopeError: before the first forward, for a scope that selects nothing, or edits that overlap.
         HookNeverFired: at the first step at which an attached hook is not called.
     """

@@ -42,7 +42,8 @@ class Plan(Value):
             "both" does both.
         allow_mask: Let the model choose the mask token, as the official samplers do; the position then stays
             masked. By default it cannot be chosen.
-        chat: Put text prompts into the tokenizer's chat template.
+        chat: Put prompts that are texts into the tokenizer's chat template, as a user's turn. Messages are put there
+            in any case; token ids are refused.
     """
 
     new_tokens: int = 32

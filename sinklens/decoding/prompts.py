@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,8 +14,8 @@ from sinklens.decoding.plan import Plan
 from sinklens.errors import PlanError
 from sinklens.hooks import Canvas
 from sinklens.models.hooked_dlm import HookedDLM
-
-Prompt = str | Sequence[int] | Tensor
+from sinklens.models.padding import padded
+from sinklens.models.prompts import Given, read_prompts
 
 
 @dataclass(frozen=True)
@@ -46,24 +45,48 @@ class Start:
         return self.canvas.tokens.shape[1] - min(self.starts)
 
 
-def prepare(
-    dlm: HookedDLM, prompts: Prompt | Sequence[Prompt], plan: Plan | None, seed: int | Sequence[int] = 0
-) -> Start:
+def prepare(dlm: HookedDLM, prompts: Given, plan: Plan | None, seed: int | Sequence[int] = 0) -> Start:
     """Tokenise prompts, fill in the plan's defaults, and check both against each other and the model.
 
     Args:
         dlm: The model.
-        prompts: One prompt or several.
+        prompts: One prompt or several (`token_rows`).
         plan: How to decode; `Plan()` when None.
         seed: One seed, or one per prompt.
 
     Raises:
         PlanError: before any forward, for what cannot be carried out.
+        PromptError: likewise, for what cannot be read.
     """
-    listed = as_list(prompts)
-    resolved = (plan or Plan()).resolved(dlm)
-    canvas, starts = first_canvas(dlm, listed, resolved, seeds_for(seed, len(listed)))
+    plan = plan or Plan()
+    return prepare_rows(dlm, token_rows(dlm, prompts, chat=plan.chat), plan, seed)
+
+
+def prepare_rows(dlm: HookedDLM, rows: Sequence[Sequence[int]], plan: Plan, seed: int | Sequence[int] = 0) -> Start:
+    """`prepare` of prompts that are tokenised already."""
+    resolved = plan.resolved(dlm)
+    canvas, starts = first_canvas(dlm, rows, resolved, seeds_for(seed, len(rows)))
     return Start(resolved, canvas, starts, step_limits(dlm, resolved, canvas))
+
+
+def token_rows(dlm: HookedDLM, prompts: Given, *, chat: bool = False) -> list[list[int]]:
+    """One prompt or several, in any form (`models.prompts`), as rows of token ids without pads.
+
+    Args:
+        dlm: The model.
+        prompts: A text, token ids, an encoding, messages, or several of them, in any mixture.
+        chat: Put texts into the chat template.
+
+    Raises:
+        PlanError: no prompt at all.
+        PromptError: what cannot be read, or read in two ways.
+    """
+    read = read_prompts(prompts)
+    if not read:
+        raise PlanError("prompts is empty; give at least one (an empty prompt is '', or [[]])")
+    lengths = {len(each) for each in read if isinstance(each, tuple)}
+    batch = len(lengths) == 1 and all(isinstance(each, tuple) for each in read)
+    return [dlm.encode(each, chat=chat, beside=len(read) if batch else 1) for each in read]
 
 
 def seeds_for(seed: int | Sequence[int], rows: int) -> tuple[int, ...]:
@@ -76,22 +99,23 @@ def seeds_for(seed: int | Sequence[int], rows: int) -> tuple[int, ...]:
 
 
 def first_canvas(
-    dlm: HookedDLM, prompts: Sequence[Prompt], plan: Plan, seeds: Sequence[int]
+    dlm: HookedDLM, rows: Sequence[Sequence[int]], plan: Plan, seeds: Sequence[int]
 ) -> tuple[Canvas, list[int]]:
     """The canvas before the first step (prompts left-padded, masks to the right), and where each row starts.
 
     Raises:
-        PlanError: an empty prompt, one that does not fit the context, one without or with gaps when it should not.
+        PlanError: a prompt that does not fit the context, one without or with gaps when it should not, an empty one
+            for a baseline.
     """
-    rows = [dlm.encode(prompt, chat=plan.chat and isinstance(prompt, str)) for prompt in prompts]
-    if not rows:
-        raise PlanError("prompts is empty; give at least one")
     # A baseline has no mask token; what stands at a position that it has not generated is never seen.
     mask = dlm.ids.mask if dlm.ids.mask is not None else _padding(dlm)
     for index, row in enumerate(rows):
         gaps = sum(token == dlm.ids.mask for token in row) if dlm.ids.mask is not None else 0
-        if not row:
-            raise PlanError(f"prompt {index} is empty; give at least one token, for example the BOS token")
+        if not row and dlm.is_causal:
+            raise PlanError(
+                f"prompt {index} is empty, and {dlm.name} has no BOS token to begin with; an autoregressive model "
+                "needs one token at least"
+            )
         if len(row) + plan.new_tokens > dlm.n_ctx:
             raise PlanError(
                 f"prompt {index} has {len(row)} tokens; with new_tokens={plan.new_tokens} that exceeds the context of "
@@ -117,26 +141,13 @@ def left_padded(
     dlm: HookedDLM, rows: Sequence[Sequence[int]]
 ) -> tuple[Int[Tensor, "batch pos"], Bool[Tensor, "batch pos"], list[int]]:
     """Rows of token ids as one batch, padded on the left: tokens, which positions are real, and where rows start."""
-    width = max(map(len, rows))
-    starts = [width - len(row) for row in rows]
-    padded = [[_padding(dlm)] * start + list(row) for start, row in zip(starts, rows, strict=True)]
-    position = torch.arange(width, device=dlm.device)
-    valid = position >= torch.tensor(starts, device=dlm.device)[:, None]
-    return torch.tensor(padded, device=dlm.device), valid, starts
+    tokens, valid = padded(rows, _padding(dlm))
+    starts = [tokens.shape[1] - len(row) for row in rows]
+    return tokens.to(dlm.device), valid.to(dlm.device), starts
 
 
 def _padding(dlm: HookedDLM) -> int:
     return dlm.ids.pad if dlm.ids.pad is not None else 0
-
-
-def as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    """One prompt or several, as a list."""
-    if isinstance(prompts, str) or (isinstance(prompts, Tensor) and prompts.ndim == 1):
-        return [prompts]
-    if isinstance(prompts, Tensor):
-        return list(prompts)
-    listed: list[Any] = list(prompts)
-    return [listed] if listed and isinstance(listed[0], int | np.integer) else listed
 
 
 def step_limits(dlm: HookedDLM, plan: Plan, canvas: Canvas) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import xarray as xr
@@ -13,6 +14,7 @@ from sinklens.decoding.run import Run, denoise
 from sinklens.errors import RecordError
 from sinklens.hooks import Edit, Probe
 from sinklens.models.hooked_dlm import HookedDLM
+from sinklens.models.prompts import Unpadded
 from sinklens.values.content import digest
 
 
@@ -60,8 +62,8 @@ def replay(
         prompts = [row[mask == 1].tolist() for row, mask in zip(token, given, strict=True)]
     run = denoise(
         dlm,
-        prompts,
-        plan,
+        [Unpadded(tuple(prompt)) for prompt in prompts],  # what was given as text is tokens now, template and all
+        replace(plan, chat=False),
         probes=probes,
         interventions=interventions,
         seed=origin["seed"],

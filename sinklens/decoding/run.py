@@ -16,10 +16,11 @@ from tqdm import tqdm
 from sinklens.decoding.fold import Trajectory
 from sinklens.decoding.loop import steps_from
 from sinklens.decoding.plan import Plan
-from sinklens.decoding.prompts import Prompt, Start, prepare
+from sinklens.decoding.prompts import Start, prepare
 from sinklens.decoding.step import Step
 from sinklens.hooks import Edit, Memory, Probe
 from sinklens.models.hooked_dlm import HookedDLM
+from sinklens.models.prompts import Given
 from sinklens.records import DIMS, VARIABLES, Recorder, provenance, save
 
 SAVE_EVERY = 60.0  # seconds between two savings of a run that is under way
@@ -59,7 +60,7 @@ class Run(Trajectory):
 
 def denoise(
     dlm: HookedDLM,
-    prompts: Prompt | Sequence[Prompt],
+    prompts: Given,
     plan: Plan | None = None,
     *,
     probes: Sequence[Probe] = (),

@@ -12,7 +12,7 @@ from sinklens.decoding.fold import Trajectory
 from sinklens.decoding.likelihood import log_likelihood
 from sinklens.decoding.loop import check_parts, steps_from
 from sinklens.decoding.plan import Plan
-from sinklens.decoding.prompts import Start, forced_tokens, prepare
+from sinklens.decoding.prompts import Start, forced_tokens, prepare, prepare_rows
 from sinklens.decoding.run import completion
 from sinklens.decoding.step import Step
 from sinklens.errors import PlanError, ScopeError, SinklensError
@@ -24,6 +24,7 @@ from sinklens.experiments.outcomes import METRICS, Pass, Replayed, order
 from sinklens.experiments.words import refuse_unknown
 from sinklens.hooks import Edit, Memory
 from sinklens.models.hooked_dlm import HookedDLM
+from sinklens.models.prompts import Unpadded
 from sinklens.tasks import Task
 from sinklens.values.content import digest
 
@@ -178,7 +179,7 @@ class Runner:
 
     def _decode(self, batch: Batch, replayed: Replayed | None = None, **options: Any) -> Decoded:
         """What became of a batch, where edits met it, and what its edits remember."""
-        start = prepare(self.dlm, [self._prompts[index] for index in batch.rows], self.plan, batch.seeds)
+        start = prepare_rows(self.dlm, [self._prompts[index] for index in batch.rows], self.plan, batch.seeds)
         trajectory, exposure, memory = Trajectory.of(start.canvas), Exposure(start.canvas), None
         for step in steps_from(self.dlm, start, interventions=batch.interventions, **options):
             trajectory.add(step)
@@ -255,7 +256,7 @@ class Runner:
 
     def _likelihood(self, batch: Batch) -> tuple[Values, Memory | None]:
         answers = [self._answers[index] for index in batch.rows]
-        prompts = [self._prompts[index] for index in batch.rows]
+        prompts = [Unpadded(tuple(self._prompts[index])) for index in batch.rows]
         interventions = batch.interventions
         memories = [edit.memory() for edit in interventions]
         values = log_likelihood(

@@ -69,6 +69,7 @@ class HookedDLM(Text, Tools):
             self.tokenizer = checkpoint.tokenizer
             added = checkpoint.tokenizer("")["input_ids"]
             self.cfg.tokenizer_prepends_bos = added[:1] == [self.ids.bos]
+            self.cfg.default_prepend_bos = self.cfg.tokenizer_prepends_bos  # TransformerLens's own: always
             self.cfg.tokenizer_appends_eos = bool(added) and added[-1] in self.ids.eos
         # TransformerLens wires its own module hooks at the first forward; count them as nobody's.
         with torch.no_grad(), self.wiring.ready(everything=True):
@@ -220,6 +221,11 @@ class HookedDLM(Text, Tools):
             Unsupported: something that has no meaning for a diffusion model: next-token loss, a cache.
         """
         self.refuse(return_type, kwargs)
+        if isinstance(input, str | list):
+            wishes = {name: kwargs.pop(name, None) for name in ("prepend_bos", "padding_side")}
+            tokens, real = self.padded_texts(input, **wishes)
+            input = tokens.to(self.device)
+            attention_mask = real.to(self.device) if attention_mask is None else attention_mask
         plain = isinstance(input, Tensor) and input.ndim == 2 and not input.is_floating_point()
         valid = attention_mask.bool() if attention_mask is not None and attention_mask.ndim == 2 else None
         if valid is not None and bool(valid.all()):

@@ -2,42 +2,123 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
+from jaxtyping import Bool, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from sinklens.errors import PromptError
+from sinklens.models.loading import SpecialIds
+from sinklens.models.padding import Pads, padded
+from sinklens.models.prompts import Chat, Given, Unpadded, read_prompts
+
+T = TypeVar("T")
+
 
 class Text(TransformerBridge):
-    """Prompts to token ids, and back; part of HookedDLM."""
+    """Prompts to token ids, and back; part of HookedDLM.
+
+    One rule for special tokens, whoever asks: those that the checkpoint's own tokenizer puts in front of a text. A text
+    that begins with them (one out of a chat template) gets no second ones, and what a tokenizer puts behind a text (an
+    EOS) is left off, for a prompt goes on. An empty prompt is BOS, where there is one.
+    """
 
     name: str
+    ids: SpecialIds
 
-    def encode(self, prompt: str | Sequence[int] | Tensor, *, chat: bool = False) -> list[int]:
-        """Token ids of one prompt: text through the tokenizer, ids as they are.
+    def encode(self, prompt: Given, *, chat: bool = False, beside: int = 1) -> list[int]:
+        """Token ids of one prompt.
 
         Args:
-            prompt: Text, or token ids.
-            chat: Put the text into the tokenizer's chat template as one user turn.
+            prompt: Text; token ids, as they are; an encoding (`tokenizer(...)`, `tokenizer.apply_chat_template(...)`),
+                whose attention mask says which tokens are the prompt; or a list of messages, which go into the
+                tokenizer's chat template with the prompt for the model's turn behind them.
+            chat: Put a text into the chat template, too, as one user turn.
+            beside: How many rows of one length it is one of: such rows may have been padded (`Pads.removed`).
+
+        Raises:
+            PromptError: anything else; ids under `chat`; pads that cannot be told from the prompt; text or messages
+                that the tokenizer cannot read.
         """
-        if isinstance(prompt, Tensor):
-            prompt = prompt.tolist()
-        if not isinstance(prompt, str):
-            ids = [int(token) for token in prompt]
-            wrong = [token for token in ids if not 0 <= token < self.cfg.d_vocab]
-            if wrong:
-                raise ValueError(f"token id {wrong[0]} is outside the vocabulary of {self.cfg.d_vocab}")
-            return ids
-        if self.tokenizer is None:
-            raise ValueError(f"{self.name} has no tokenizer; give prompts as token ids, not as text {prompt[:40]!r}")
-        try:
-            if chat:
-                message = [{"role": "user", "content": prompt}]
-                text = self.tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
-                return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-            return list(self.tokenizer(prompt)["input_ids"])
-        except Exception as error:  # tokenizers raises bare Exceptions
-            raise ValueError(f"{self.name}'s tokenizer cannot read {prompt[:60]!r}: {error}") from error
+        read = read_prompts(prompt) or [()]
+        if len(read) > 1:
+            raise PromptError(f"{len(read)} prompts were given where one is expected")
+        match read[0]:
+            case Chat() as messages:
+                return self.encode_piece(self.templated(messages))
+            case str() as text:
+                return self.encode(Chat((("user", text),))) if chat else self._text(text)
+            case Unpadded(tokens):
+                ids = list(tokens)
+            case tokens:
+                ids = Pads.of(self).removed(tokens, beside)
+        if chat:
+            raise PromptError(
+                f"chat=True puts texts into the chat template, and {ids!s:.60} are token ids; give text or "
+                "messages, or leave chat out"
+            )
+        wrong = [token for token in ids if not 0 <= token < self.cfg.d_vocab]
+        if wrong:
+            raise PromptError(f"token id {wrong[0]} is outside the vocabulary of {self.cfg.d_vocab}")
+        return ids or self._empty()
+
+    def templated(self, chat: Chat) -> str:
+        """Messages in the tokenizer's chat template, up to where the model's turn begins."""
+        messages = [{"role": role, "content": content} for role, content in chat.turns]
+        return self._asked(
+            messages, lambda own: own.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        )
+
+    def encode_piece(self, text: str) -> list[int]:
+        """Token ids of a piece of text: nothing in front of it and nothing behind it."""
+        return self._asked(text, lambda own: list(own(text, add_special_tokens=False)["input_ids"]))
+
+    def to_tokens(  # pyright: ignore[reportIncompatibleMethodOverride] - None of truncate is new
+        self,
+        input: str | list[str],
+        prepend_bos: bool | None = None,
+        padding_side: str | None = None,
+        move_to_device: bool = True,
+        truncate: bool | None = None,
+    ) -> Int[Tensor, "batch pos"]:
+        """TransformerLens's `to_tokens`, by the same rule as `encode`: the same ids.
+
+        Args:
+            input: One text or several.
+            prepend_bos: Whether BOS stands in front; as `encode` does it when None.
+            padding_side: Where rows are padded; as the tokenizer does when None.
+            move_to_device: Put the tokens where the model is.
+            truncate: Cut what exceeds the context; an error when None.
+
+        Raises:
+            PromptError: what is no text, or longer than the context.
+        """
+        tokens, _ = self.padded_texts(input, prepend_bos, padding_side, truncate)
+        return tokens.to(self.cfg.device) if move_to_device else tokens
+
+    def padded_texts(
+        self,
+        texts: str | list[str],
+        prepend_bos: bool | None = None,
+        padding_side: str | None = None,
+        truncate: bool | None = None,
+    ) -> tuple[Int[Tensor, "batch pos"], Bool[Tensor, "batch pos"]]:
+        """Tokens of texts as one batch, and which of them are real."""
+        listed = [texts] if isinstance(texts, str) else list(texts)
+        wrong = [each for each in listed if not isinstance(each, str)]
+        if wrong or not listed:
+            raise PromptError(f"{wrong[0] if wrong else texts!r} is no text")
+        rows = [self._with_bos(text, prepend_bos) for text in listed]
+        longest = max(map(len, rows))
+        if longest > self.cfg.n_ctx and truncate is None:
+            raise PromptError(
+                f"a text of {longest} tokens exceeds the context of {self.cfg.n_ctx}; shorten it, or say truncate=True"
+            )
+        rows = [row[: self.cfg.n_ctx] for row in rows] if truncate else rows
+        side = padding_side or getattr(self.tokenizer, "padding_side", "right")
+        return padded(rows, self.ids.pad or 0, left=side == "left")
 
     def decode(self, ids: Sequence[int] | Tensor) -> str:
         """Text of token ids, special tokens left out."""
@@ -50,3 +131,46 @@ class Text(TransformerBridge):
         if self.tokenizer is None:
             return [str(token) for token in ids]
         return [self.tokenizer.decode([token]) for token in ids]
+
+    def _text(self, text: str) -> list[int]:
+        own = self._asked(text, lambda tokenizer: list(tokenizer(text)["input_ids"]))
+        bare = self.encode_piece(text)
+        if not bare:
+            return self._empty()
+        for start in range(len(own) - len(bare) + 1):
+            if own[start : start + len(bare)] == bare:
+                return bare if bare[:start] == own[:start] else own[:start] + bare
+        return own  # the tokenizer reads a text by itself and a text with special tokens differently
+
+    def _empty(self) -> list[int]:
+        """What stands before everything: what the tokenizer puts before a text, or else BOS if there is one."""
+        tokenizer: Any = self.tokenizer
+        if tokenizer is None:
+            return [] if self.ids.bos is None else [self.ids.bos]
+        own = list(tokenizer("")["input_ids"])
+        if own and own[-1] == tokenizer.eos_token_id != self.ids.bos:
+            own = own[:-1]
+        return own or ([] if self.ids.bos is None else [self.ids.bos])
+
+    def _with_bos(self, text: str, prepend: bool | None) -> list[int]:
+        if prepend is None:
+            return self._text(text)
+        bare = self.encode_piece(text)
+        if not prepend:
+            return bare
+        if self.ids.bos is None:
+            raise PromptError(f"prepend_bos=True, and {self.name} has no BOS token")
+        return bare if bare[:1] == [self.ids.bos] else [self.ids.bos, *bare]
+
+    def _asked(self, what: Any, question: Callable[[Any], T]) -> T:
+        """What the tokenizer answers.
+
+        Raises:
+            PromptError: there is none, or it cannot read what it is given.
+        """
+        if self.tokenizer is None:
+            raise PromptError(f"{self.name} has no tokenizer; give prompts as token ids, not as text {what!r:.40}")
+        try:
+            return question(self.tokenizer)
+        except Exception as error:  # tokenizers raises bare Exceptions, templates those of jinja
+            raise PromptError(f"{self.name}'s tokenizer cannot read {what!r:.60}: {error}") from error

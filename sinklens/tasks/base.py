@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sinklens.decoding.prompts import as_list
 from sinklens.errors import TaskError
+from sinklens.models.prompts import read_prompts
 from sinklens.values.content import Value, plain
 
 
@@ -17,7 +17,7 @@ class Example(Value):
     """One item of a task.
 
     Attributes:
-        prompt: Text or token ids.
+        prompt: Text, token ids, an encoding of one row, or messages.
         answer: What is held out behind it, or in its gaps.
         name: A stable name.
     """
@@ -96,7 +96,7 @@ class Prompts(Task):
     """Prompts without answers: what an edit changes can be measured, not whether the change is right.
 
     Attributes:
-        prompts: Texts, or lists of token ids; also a single one.
+        prompts: One or several, in any form that `denoise` takes.
         name: What results call it; says how many there are if empty.
 
     Raises:
@@ -107,7 +107,7 @@ class Prompts(Task):
     name: str = ""
 
     def __post_init__(self) -> None:
-        listed = [each if isinstance(each, str) else tuple(map(int, each)) for each in as_list(self.prompts)]
+        listed = read_prompts(self.prompts)
         if not listed:
             raise ValueError("there are no prompts; give at least one")
         object.__setattr__(self, "prompts", tuple(listed))

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from parts import Acts
+from parts_text import twin
 from torch import Tensor
 
 from sinklens import HookedDLM, MaskSinks, PreviousStep, SameStep, Scope, ZeroSinks
@@ -202,8 +203,9 @@ def test_a_baseline_is_exact(arm: HookedDLM) -> None:
 
 # longer batch, is read from padding): the likelihood is too high, and nothing says so.
 def test_a_baseline_needs_a_token_before_the_answer(arm: HookedDLM) -> None:
-    with pytest.raises(PlanError):
-        log_likelihood(arm, [[]], [ANSWER])
+    assert float(log_likelihood(arm, [[]], [ANSWER])) == float(log_likelihood(arm, [[arm.ids.bos]], [ANSWER]))
+    with pytest.raises(PlanError, match="prompt 0 is empty"):
+        log_likelihood(twin("tiny-arm", before=False, bos=False), [[]], [ANSWER])
 
 
 # Batches and padding.

@@ -149,8 +149,6 @@ def test_an_ablation_of_a_baseline_takes_the_plan_made_for_it(model: Any) -> Non
     ("prompts", "plan", "message"),
     [
         ([], Plan(new_tokens=8), "prompts is empty"),
-        ([[]], Plan(new_tokens=8), "prompt 0 is empty"),
-        ([PROMPT, []], Plan(new_tokens=8), "prompt 1 is empty"),
         ([5] * 57, Plan(new_tokens=8), "prompt 0 has 57 tokens; with new_tokens=8 that exceeds the context of 64"),
         ([PROMPT, [5] * 100], Plan(new_tokens=8), "prompt 1 has 100 tokens"),
         ([5, MASK, 6], Plan(new_tokens=8), "prompt 0 holds 1 mask tokens; to fill gaps say new_tokens=0"),

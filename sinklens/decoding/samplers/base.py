@@ -71,6 +71,7 @@ class Diffusion(Sampler):
         """As the official samplers: guide, forbid, choose tokens, choose positions."""
         if self.plan.cfg_scale:
             logits = self._guided(logits, canvas)
+        logits = evened(logits, canvas)
         logits = self._allowed(logits.float())
         eligible = canvas.masked & canvas.valid & active[:, None] & self.reach(canvas)
         return self.pick(logits, canvas, eligible, step)
@@ -131,3 +132,19 @@ def without_tokens(logits: Float[Tensor, "*batch vocab"], tokens: list[int]) -> 
     if not tokens:
         return logits
     return logits.index_fill(-1, torch.tensor(tokens, device=logits.device), float("-inf"))
+
+
+def evened(logits: Float[Tensor, "batch pos vocab"], canvas: Canvas) -> Float[Tensor, "batch pos vocab"]:
+    """Logits in which rounding does not tell positions apart that are alike.
+
+    A row of nothing but masks (an empty prompt without BOS) says the same everywhere, whatever the distances are: all
+    values are one. Which position is committed first would be decided by the last bits, and these by the batch.
+    """
+    blank = (canvas.masked | ~canvas.valid).all(-1)
+    if not bool(blank.any()):
+        return logits
+    first = canvas.valid.long().argmax(-1)
+    same = logits[torch.arange(len(logits), device=logits.device), first][:, None]
+    apart = (logits - same).abs().amax(-1).where(canvas.valid, 0).amax(-1)
+    alike = apart <= torch.finfo(logits.dtype).eps ** 0.5 * same.abs().amax((-1, -2))  # an edit may tell them apart
+    return torch.where((blank & alike)[:, None, None], same, logits)
