@@ -29,6 +29,7 @@ def ablate(
         typer.Option(help="echo: share of decided words to fill in; 0 continues texts.", show_default="0"),
     ] = None,
     extract: options.Extract = None,
+    match: options.Match = None,
     new_tokens: options.NewTokens = None,
     steps: options.Steps = None,
     block_length: options.BlockLength = None,
@@ -47,6 +48,11 @@ def ablate(
     ] = None,
     seeds: options.Seeds = None,
     batch_size: options.BatchSize = None,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    device_map: options.DeviceMap = None,
+    revision: options.Revision = None,
+    attention: options.Attention = None,
     grammar: Annotated[bool, typer.Option("--grammar", help="Print how edits are written, and stop.")] = False,
     out: Annotated[Path, typer.Option(help="Folder for result.json, summary.csv and report.html.")] = Path(
         "sinklens-ablation"
@@ -64,7 +70,13 @@ def ablate(
         typer.echo(GRAMMAR)
         return
     experiment = read(spec, options.fields_of(context.params, "spec", "grammar", "out"))
+    experiment = options.on_best_device(experiment)
+    options.folder(out)
     options.few_threads(experiment.model)
+    experiment.check()
+    job = experiment.make_task()
+    options.tell_model(experiment.model, experiment.placing)
+    typer.echo(f"{job.name}: {job.scoring}")
     result = experiment.run(save_to=out / "scores.jsonl", progress=f"{experiment.model}: ablating")
     if not result.scores:  # interrupted before the first batch was done
         raise KeyboardInterrupt

@@ -20,12 +20,23 @@ def models() -> None:
         )
 
 
-def hooks(model: options.Model = "tiny-dlm") -> None:
+def hooks(
+    context: typer.Context,
+    model: options.Model = "tiny-dlm",
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    device_map: options.DeviceMap = None,
+    revision: options.Revision = None,
+    attention: options.Attention = None,
+) -> None:
     """The hook points of a model: the shape of each for one prompt of 5 tokens, and what the main ones mean."""
     from sinklens.models.attention import MEANING
-    from sinklens.models.hooked_dlm import HookedDLM
+    from sinklens.models.outline import outline
 
-    dlm = HookedDLM.from_pretrained(model)
+    placing = options.placed(context.params)
+    outline(model, revision)
+    options.tell_model(model, placing)
+    dlm = placing.load(model)
     typer.echo(f"{dlm}; layer 0 stands for all {dlm.n_layers} layers")
     for name, shape in dlm.hook_table().items():
         if not name.startswith("blocks.") or name.startswith("blocks.0."):

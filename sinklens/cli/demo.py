@@ -25,6 +25,7 @@ def demo(
     from sinklens.cli.demo_job import main_job
     from sinklens.cli.demo_page import tell, write_report
 
+    options.folder(out)
     options.few_threads()
     findings = main_job(out, prompts=prompts, seed=seed)
     tell(findings)

@@ -2,19 +2,44 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from sinklens.experiments.config import Experiment
+    from sinklens.models.placing import Placing
 
 Model = Annotated[str, typer.Argument(help="tiny-dlm, tiny-arm, a folder, or a Hub id.")]
 Task = Annotated[
     str | None, typer.Option(help="echo, or a JSONL file of prompt and answer (GSM8K, say).", show_default="echo")
 ]
 Prompts = Annotated[int | None, typer.Option(min=1, help="How many examples.", show_default="64")]
-Extract = Annotated[str | None, typer.Option(help="JSONL: regular expression of what is compared.")]
+Extract = Annotated[
+    str | None,
+    typer.Option(help="JSONL: regular expression of what is compared; of several matches the last (see --match)."),
+]
+Match = Annotated[
+    str | None, typer.Option(help="JSONL: which match of --extract: last, first or full.", show_default="last")
+]
 Seeds = Annotated[list[int] | None, typer.Option("--seed", help="Repetitions, several times.", show_default="0")]
 BatchSize = Annotated[int | None, typer.Option(min=1, help="Rows per forward.", show_default="128")]
+
+Device = Annotated[
+    str | None, typer.Option(help="cpu, cuda, cuda:1, mps, ...", show_default="the best there is; it is printed")
+]
+Dtype = Annotated[
+    str | None, typer.Option(help="bfloat16, float16, float32 or float64.", show_default="the checkpoint's own")
+]
+DeviceMap = Annotated[str | None, typer.Option(help="Several devices, as in transformers: auto, balanced, ...")]
+Revision = Annotated[str | None, typer.Option(help="Hub branch, tag or commit; of a twin a step of its training.")]
+Attention = Annotated[
+    str | None, typer.Option(help="How hooked attention is computed: auto, pattern or blocks.", show_default="auto")
+]
+PLACING = ("device", "dtype", "device_map", "revision", "attention")
 
 NewTokens = Annotated[int | None, typer.Option(help="Positions to generate; 0 fills the mask tokens in the prompts.")]
 Steps = Annotated[int | None, typer.Option(help="Denoising steps; one token per step by default.")]
@@ -60,3 +85,45 @@ def few_threads(*models: str) -> None:
 def text_of(frame: Any) -> str:
     """A table as text."""
     return frame.to_string(index=False, float_format=lambda x: f"{x:.3f}", na_rep="")
+
+
+def placed(params: Mapping[str, Any]) -> Placing:
+    """How a command loads its model: as the options say, on the best device if they name none."""
+    from sinklens.models.placing import Placing, best_device
+
+    said = {name: params[name] for name in PLACING if _is_said(params.get(name))}
+    anywhere = {"device": best_device()} if not {"device", "device_map"} & set(said) else {}
+    return Placing(**anywhere, **said)
+
+
+def on_best_device(experiment: Experiment) -> Experiment:
+    """An experiment that names no device, on the best one."""
+    from dataclasses import replace
+
+    from sinklens.models.placing import best_device
+
+    free = experiment.device is None and experiment.device_map is None
+    return replace(experiment, device=best_device()) if free else experiment
+
+
+def tell_model(name: str, placing: Placing) -> None:
+    """Say which model is loaded, and where."""
+    where = placing.device or f"several devices ({placing.device_map})"
+    said = [placing.dtype, placing.revision, placing.attention and f"attention {placing.attention}"]
+    typer.echo(", ".join([f"{name} on {where}", *(each for each in said if each)]))
+
+
+def folder(path: Path) -> Path:
+    """A folder for results, checked before anything is computed; made when there is something to write.
+
+    Raises:
+        PlanError: it is no folder, or cannot be written to.
+    """
+    from sinklens.errors import PlanError
+
+    there = next(each for each in (path, *path.absolute().parents) if each.exists() or each.is_symlink())
+    if not there.is_dir():
+        raise PlanError(f"--out {str(path)!r}: {str(there)!r} is no folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PlanError(f"--out {str(path)!r}: {str(there)!r} cannot be written to")
+    return path

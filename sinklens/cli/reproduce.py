@@ -19,6 +19,7 @@ def reproduce(
     task: options.Task = None,
     prompts: options.Prompts = None,
     extract: options.Extract = None,
+    match: options.Match = None,
     new_tokens: options.NewTokens = None,
     block_length: options.BlockLength = None,
     steps: options.Steps = None,
@@ -26,6 +27,11 @@ def reproduce(
     chat: options.Chat = False,
     seeds: options.Seeds = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows per forward.")] = 448,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    device_map: options.DeviceMap = None,
+    revision: options.Revision = None,
+    attention: options.Attention = None,
     out: Annotated[Path, typer.Option(help="Folder for table1.csv, the results and report.html.")] = Path(
         "sinklens-table1"
     ),
@@ -44,11 +50,21 @@ def reproduce(
     if what != "table1":
         raise PlanError(f"{what!r} is unknown; there is table1")
     names = model or list(BUNDLED)
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise PlanError(f"--model {twice[0]} is given twice")
+    options.folder(out)
     options.few_threads(*names)
     fields = options.fields_of(context.params, "what", "model", "out")
-    results = [
-        published.table1(name, save_to=out / "scores.jsonl", progress=f"{name}: table 1", **fields) for name in names
-    ]
+    every = [options.on_best_device(published.experiment1(name, **fields)) for name in names]
+    for asked in every:  # all of them before the first: the last model's mistake is not found after hours
+        asked.check()
+    job = every[0].make_task()
+    typer.echo(f"{job.name}: {job.scoring}")
+    results = []
+    for asked in every:
+        options.tell_model(asked.model, asked.placing)
+        results.append(asked.run(save_to=out / "scores.jsonl", progress=f"{asked.model}: table 1"))
     page = write_table1(results, out)
     typer.echo(options.text_of(published.layout(results)))
     table = published.wide(published.published()).to_string(index=False)

@@ -20,6 +20,11 @@ def trace(
     rule: Annotated[str, typer.Option(help="Sink rule: rulli, gu, floating, sink_aware, act, streaming.")] = "rulli",
     chat: options.Chat = False,
     seed: Annotated[int, typer.Option(help="For sampling.")] = 0,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    device_map: options.DeviceMap = None,
+    revision: options.Revision = None,
+    attention: options.Attention = None,
     out: Annotated[Path, typer.Option(help="Folder for record.nc and report.html.")] = Path("sinklens-out"),
 ) -> None:
     """Denoise prompts, find the sinks of every layer and step, write record and report."""
@@ -27,14 +32,18 @@ def trace(
     from sinklens.analysis import rates as metrics
     from sinklens.decoding.plan import Plan
     from sinklens.decoding.run import denoise
-    from sinklens.models.hooked_dlm import HookedDLM
+    from sinklens.models.outline import outline
     from sinklens.probes import KeyNorm, ReceivedAttention
     from sinklens.sinks import named
 
     chosen = named.rule(rule)
     plan = Plan(**options.plan_of(context.params))
-    dlm = HookedDLM.from_pretrained(model)
-    path = out / "record.nc"
+    placing = options.placed(context.params)
+    plan.resolved(outline(model, revision))
+    path = options.folder(out) / "record.nc"
+    options.few_threads(model)
+    options.tell_model(model, placing)
+    dlm = placing.load(model)
     run = denoise(dlm, prompts, plan, probes=[ReceivedAttention(), KeyNorm()], seed=seed, save_to=path)
     for prompt, completion in zip(prompts, run.completions, strict=True):
         typer.echo(f"{prompt} -> {completion}")

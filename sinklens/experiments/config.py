@@ -11,11 +11,15 @@ from typing import Any, Self, cast
 from sinklens.decoding.plan import Plan
 from sinklens.errors import ContentError, PlanError
 from sinklens.experiments.ablation import ablate
+from sinklens.experiments.early import check_fields, check_model
 from sinklens.experiments.results import AblationResult
 from sinklens.hooks import Edit
 from sinklens.interventions import parse
 from sinklens.models.hooked_dlm import HookedDLM
+from sinklens.models.outline import outline
+from sinklens.models.placing import Placing
 from sinklens.tasks import Echo, Jsonl, Task
+from sinklens.tasks.jsonl import Match
 from sinklens.values import kinds
 from sinklens.values.content import Value, build, rebuilt
 from sinklens.values.kinds import Count, Seed, Share
@@ -33,12 +37,18 @@ class Experiment(Value):
         prompts: How many examples.
         gaps: For echo: the share of rule-decided words to fill in; 0 continues texts instead.
         extract: For a JSONL file: what to compare (`tasks.Jsonl`).
+        match: For a JSONL file: which match of `extract` to compare, "last", "first" or "full".
         plan: Fields of `Plan`, those that are said; or a whole `Plan`. For echo new_tokens is set, and temperature is 1
             when continuing (greedy decoding of a toy bigram language runs into loops).
         seeds: Repetitions.
         controls: Names of controls; none if empty.
         metrics: Names of `outcomes.METRICS`; accuracy (forced_accuracy when filling in) if empty.
         batch_size: Rows per forward.
+        device: Where the model goes, "cuda" say; as `HookedDLM.from_pretrained` has it when None.
+        dtype: "bfloat16", "float16", "float32" or "float64"; the checkpoint's own when None.
+        device_map: As in transformers ("auto"), instead of `device`.
+        revision: Hub branch, tag or commit.
+        attention: As `HookedDLM.attention`.
 
     Raises:
         ContentError: a field that there is not, or a value of the wrong kind, which is quoted.
@@ -52,11 +62,17 @@ class Experiment(Value):
     prompts: Count = 64
     gaps: Share = 0.0
     extract: str | None = None
+    match: Match = "last"
     plan: Mapping[str, Any] | Plan = field(default_factory=dict)
     seeds: tuple[Seed, ...] = (0,)
     controls: tuple[str, ...] = ("random",)
     metrics: tuple[str, ...] = ()
     batch_size: Count = 128
+    device: str | None = None
+    dtype: str | None = None
+    device_map: str | None = None
+    revision: str | None = None
+    attention: str | None = None
 
     def __post_init__(self) -> None:
         edits: Any = self.edits
@@ -70,7 +86,7 @@ class Experiment(Value):
             plan = {each.name: getattr(self.plan, each.name) for each in fields(self.plan)}
             object.__setattr__(self, "plan", plan)
         self.make_plan()
-        self.make_edits()
+        check_fields(self)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
@@ -90,7 +106,16 @@ class Experiment(Value):
             return Echo(self.prompts, seed=self.seeds[0], gaps=self.gaps)
         if not Path(self.task).is_file():
             raise PlanError(f"task {self.task!r} is neither 'echo' nor a JSONL file that exists")
-        return Jsonl(self.task, extract=self.extract, limit=self.prompts)
+        return Jsonl(self.task, extract=self.extract, match=self.match, limit=self.prompts)
+
+    @property
+    def placing(self) -> Placing:
+        """How the model is loaded.
+
+        Raises:
+            CheckpointError: what is unknown or not there.
+        """
+        return Placing(self.device, self.dtype, self.device_map, self.revision, self.attention)
 
     def make_plan(self) -> Plan:
         """The plan."""
@@ -104,28 +129,51 @@ class Experiment(Value):
         edits = cast(Mapping[str, str | Edit], self.edits)
         return {name: parse(edit) if isinstance(edit, str) else edit for name, edit in edits.items()}
 
-    def run(
-        self, dlm: HookedDLM | None = None, *, save_to: str | Path | None = None, progress: bool | str = True
-    ) -> AblationResult:
-        """Run it; the experiment goes into the result's provenance.
+    def check(self, dlm: HookedDLM | None = None) -> None:
+        """Raise for everything that can be refused before weights are read.
 
         Args:
-            dlm: The model, if it is loaded already.
-            save_to: As in `ablate`.
-            progress: As in `ablate`.
+            dlm: The model, if it is loaded already; else its outline is read.
+
+        Raises:
+            CheckpointError: a model, or a way to load it, that there is not.
+            PlanError: no edit, no seed, a plan that the model cannot carry out, no such task file.
+            ScopeError: layers or heads that the model does not have.
+            NeverExposed: an edit that no step can see at work.
+            TaskError: a task file that is none, or words that the tokenizer does not know.
         """
         if not self.edits or not self.seeds:
             what = "there are no edits; name at least one, for example mask:top1"
             raise PlanError(what if not self.edits else "seeds is empty; give at least one")
-        task, described = self.make_task(), self.to_dict()
+        if dlm is None:
+            _ = self.placing
+        check_model(dlm or outline(self.model, self.revision), self.make_task(), self)
+
+    @property
+    def asked_metrics(self) -> tuple[str, ...]:
+        """The metrics, with the default filled in."""
+        return self.metrics or (("forced_accuracy",) if self.gaps else ("accuracy",))
+
+    def run(
+        self, dlm: HookedDLM | None = None, *, save_to: str | Path | None = None, progress: bool | str = True
+    ) -> AblationResult:
+        """Run it; the experiment goes into the result's provenance. First of all it is checked.
+
+        Args:
+            dlm: The model, if it is loaded already; it is used as it is, wherever it is.
+            save_to: As in `ablate`.
+            progress: As in `ablate`.
+        """
+        self.check(dlm)
+        described = self.to_dict()
         result = ablate(
-            dlm or HookedDLM.from_pretrained(self.model),
-            task,
+            dlm or self.placing.load(self.model),
+            self.make_task(),
             self.make_edits(),
             self.make_plan(),
             seeds=self.seeds,
             controls=self.controls or None,
-            metrics=self.metrics or (("forced_accuracy",) if self.gaps else ("accuracy",)),
+            metrics=self.asked_metrics,
             batch_size=self.batch_size,
             save_to=save_to,
             progress=progress,

@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from sinklens.decoding.prompts import Start
 from sinklens.errors import NeverExposed, PartlyExposed
 from sinklens.hooks import Edit
 
@@ -19,21 +18,25 @@ TO_DO = (
 )
 
 
-def must_meet(arm: Arm, start: Start) -> None:
+def must_meet(arm: Arm, most: int, steps: int | None) -> None:
     """Raise, before the first forward, for an edit that no step of this run can see at work.
+
+    Args:
+        arm: The arm.
+        most: The most steps that a row can take.
+        steps: Steps of the run; None if the model decides.
 
     Raises:
         NeverExposed: quoting the edit, and saying what to do.
     """
     edits = [] if arm.edit is None else [leaf for leaf in arm.edit.leaves() if leaf.changes]
-    most = max(start.limits)
-    if not edits or any(_acts(edit, most, start.steps) for edit in edits):
+    if not edits or any(_acts(edit, most, steps) for edit in edits):
         return
     early = any(edit.earliest for edit in edits)
     why = "finds no key before step 1, for it reads the step before" if early else "is at work at none of them"
     raise NeverExposed(
-        f"{arm.edit!r} would never meet what is scored: the run takes {most} step{'s' * (most > 1)}, and it {why}; its "
-        f"numbers would be those of the unedited model. {TO_DO if early else 'Name other steps'}"
+        f"{arm}: {arm.edit!r} would never meet what is scored: the run takes {most} step{'s' * (most > 1)}, and it "
+        f"{why}; its numbers would be those of the unedited model. {TO_DO if early else 'Name other steps'}"
     )
 
 

@@ -30,6 +30,7 @@ def identity_of(dlm: HookedDLM, task: Task, plan: Plan) -> dict[str, Any]:
     return {
         "sinklens": __version__,
         "model": dlm.fingerprint(),
+        "device": dlm.device.type,  # which computes the same a little differently
         "tokenizer": _tokenizer(dlm),
         "plan": plan.to_dict(),
         "task": checker,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sinklens.experiments.config import Experiment
 from sinklens.experiments.results import UNMASKED, AblationResult
-from sinklens.models.hooked_dlm import HookedDLM
+from sinklens.models.outline import outline
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,15 +56,19 @@ def table1(
         ks: How many sinks.
         save_to: As in `ablate`; an interrupted table goes on where it was.
         progress: As in `ablate`.
-        **options: Further fields of `Experiment` (prompts, gaps, extract, plan, seeds, controls, batch_size). For an
+        **options: Further fields of `Experiment` (prompts, extract, plan, seeds, controls, device, ...). For an
             autoregressive model those of the plan that only diffusion models use are left out.
     """
+    return experiment1(model, task, ks=ks, **options).run(save_to=save_to, progress=progress)
+
+
+def experiment1(model: str, task: str = "echo", *, ks: Sequence[int] = KS, **options: Any) -> Experiment:
+    """The experiment of `table1`, with the same arguments."""
     edits = {f"top-{k}": f"mask:top{k}" for k in ks}
     asked = Experiment(model=model, task=task, edits=edits, **{"controls": ("random", "same_mass"), **options})
-    dlm = HookedDLM.from_pretrained(model)
-    if dlm.is_causal:
-        asked = replace(asked, plan=asked.make_plan().for_causal())
-    return asked.run(dlm, save_to=save_to, progress=progress)
+    if outline(model, asked.revision).is_causal:
+        return replace(asked, plan=asked.make_plan().for_causal())
+    return asked
 
 
 def layout(results: Sequence[AblationResult]) -> pd.DataFrame:

@@ -130,14 +130,14 @@ class Runner:
                 continue
             try:
                 check_parts(self.dlm, self.start, (), [arm.edit])
-                if set(self.passes) - {"likelihood"}:
-                    must_meet(arm, self.start)
                 early = [leaf for leaf in arm.edit.leaves() if leaf.where.steps is not None]
                 if early and "likelihood" in self.passes:
                     raise ScopeError(f"{early[0]!r} names steps, and metric 'log_likelihood' has none")
             except ValueError as error:
                 kind = type(error) if isinstance(error, SinklensError) else ValueError
                 raise kind(f"{arm}: {error}") from error
+            if set(self.passes) - {"likelihood"}:
+                must_meet(arm, max(self.start.limits), self.start.steps)
 
     def key(self, index: int, seed: int, arm: Arm, which: Pass) -> str:
         """Hash of everything that the scores of one pass depend on: those of anything else are never taken for them."""

@@ -6,6 +6,7 @@ No remote code, no pickle: config.json is read as JSON, weights as safetensors, 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ from sinklens.models.special_ids import SpecialIds, special_ids
 
 TWINS = Path(__file__).parents[1] / "twins"
 BUNDLED = ("tiny-dlm", "tiny-arm")
-FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja"]
+SMALL = ["*.json", "*.txt", "*.jinja"]
+FILES = ["*.safetensors", *SMALL]
 
 
 @dataclass(frozen=True)
@@ -39,16 +41,22 @@ class Checkpoint:
     revision: str | None
 
 
-def find(name: str, revision: str | None = None) -> Path:
-    """The folder of a bundled name, a local folder, or a Hub id (from the local cache when offline)."""
+def find(name: str, revision: str | None = None, files: Sequence[str] = FILES) -> Path:
+    """The folder of a bundled name, a local folder, or a Hub id (from the local cache when offline).
+
+    Raises:
+        CheckpointError: it is none of these, or a folder and a revision.
+    """
     if name in BUNDLED:
         return _bundled(name, revision)
     folder = Path(name).expanduser()
     if folder.is_dir():
+        if revision is not None:
+            raise CheckpointError(f"{name!r} is a folder here, which has no revision {revision!r}; leave it out")
         return folder
     hint = f"it is no folder here, none of the bundled names ({', '.join(BUNDLED)})"
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=FILES))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(files)))
     except HFValidationError as error:
         raise CheckpointError(f"{name!r} cannot be loaded: {hint}, and no Hub id (owner/name)") from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:

@@ -7,11 +7,27 @@ from pathlib import Path
 from typing import Any
 
 from sinklens import plots
+from sinklens.errors import ContentError
 from sinklens.experiments.published import layout, published, wide
 from sinklens.experiments.results import AblationResult
 from sinklens.report import page
 from sinklens.report.ablation import table_of
 from sinklens.report.page import Section
+
+
+def file_names(models: Sequence[str]) -> list[str]:
+    """A name for each model's files: its last part, or all of it where two end alike.
+
+    Raises:
+        ContentError: one model twice, whose second file would replace the first.
+    """
+    whole = ["--".join(part for part in Path(model).parts if part != "/") for model in models]
+    last = [Path(model).name for model in models]
+    names = [short if last.count(short) == 1 else long for short, long in zip(last, whole, strict=True)]
+    twice = [model for model, name in zip(models, names, strict=True) if names.count(name) > 1]
+    if twice:
+        raise ContentError(f"two results are of {twice[0]!r}; a table has a column for each model, so give each once")
+    return names
 
 
 def write_table1(results: Sequence[AblationResult], out: Path) -> Path:
@@ -21,11 +37,12 @@ def write_table1(results: Sequence[AblationResult], out: Path) -> Path:
         results: From `table1`, one per model.
         out: The folder.
     """
+    names = file_names([str(result.provenance["model"]) for result in results])
     out.mkdir(parents=True, exist_ok=True)
     table: Any = layout(results)
     table.to_csv(out / "table1.csv", index=False)
-    for result in results:
-        result.save(out / f"result-{Path(result.provenance['model']).name}.json")
+    for result, name in zip(results, names, strict=True):
+        result.save(out / f"result-{name}.json")
     beyond = [column for column in table.columns if column not in ("low", "high")]
     protocols = [(result.provenance["model"], table_of(result.provenance["experiment"])) for result in results]
     sections = [

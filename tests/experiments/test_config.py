@@ -20,6 +20,7 @@ from sinklens.experiments.config import Experiment, read
 from sinklens.experiments.results import AblationResult
 from sinklens.hooks import Scope
 from sinklens.interventions import SameStep, ScaleSinks, parse
+from sinklens.models.placing import best_device
 from sinklens.tasks import Echo, Jsonl
 
 FIELDS = {
@@ -29,11 +30,17 @@ FIELDS = {
     "prompts": 3,
     "gaps": 0.5,
     "extract": None,
+    "match": "last",
     "plan": {"new_tokens": 0},
     "seeds": [2, 3],
     "controls": ["random", "noop"],
     "metrics": ["forced_accuracy"],
     "batch_size": 64,
+    "device": "cpu",
+    "dtype": "float32",
+    "device_map": None,
+    "revision": "step-0",
+    "attention": "blocks",
 }
 YAML = """
 model: tiny-arm
@@ -49,6 +56,11 @@ seeds: [2, 3]
 controls: [random, noop]
 metrics: [forced_accuracy]
 batch_size: 64
+device: cpu
+dtype: float32
+device_map: null
+revision: step-0
+attention: blocks
 """
 
 
@@ -210,7 +222,8 @@ def test_options_on_the_command_line_win_over_the_file(tmp_path: Path) -> None:
     assert done.exit_code == 0
     kept = Experiment.from_dict(AblationResult.open(out / "result.json").provenance["experiment"])
     asked = {"model": "tiny-dlm", "prompts": 2, "seeds": (1,), "edits": ["zero:top2"], "controls": ()}
-    assert kept == Experiment(**asked, gaps=0.5, plan={"temperature": 0.5})  # the last two only the file says
+    # The last two only the file says; the device is the best there is.
+    assert kept == Experiment(**asked, gaps=0.5, plan={"temperature": 0.5}, device=best_device())
 
 
 def test_what_the_command_line_says_is_zero_is_said(tmp_path: Path) -> None:

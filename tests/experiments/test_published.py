@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from sinklens import HookedDLM, Plan, denoise
-from sinklens.errors import PlanError
+from sinklens.errors import ContentError, PlanError
 from sinklens.experiments import published as reproduce
 from sinklens.experiments.config import Experiment
 from sinklens.experiments.results import AblationResult
@@ -197,3 +198,27 @@ def test_a_baseline_runs_beside_a_diffusion_model_by_its_own_part_of_the_plan() 
     assert plans[1] == Plan(new_tokens=4, temperature=1.0)
     with pytest.raises(PlanError, match="has no meaning for the autoregressive tiny-arm"):
         Experiment(model="tiny-arm", edits=["mask:top1"], plan=plans[0]).run(progress=False)
+
+
+def test_two_models_with_one_last_name_do_not_share_a_file(results: list[AblationResult], tmp_path: Path) -> None:
+    """A result of one would replace that of the other."""
+    models = ["/a/model", "/b/model", "nobody/other"]
+    several = [
+        replace(results[0], provenance={**results[0].provenance, "model": model}, scores=_of(results[0], model))
+        for model in models
+    ]
+    write_table1(several, tmp_path)
+    files = {path.name: AblationResult.open(path) for path in tmp_path.glob("result-*.json")}
+    assert set(files) == {"result-a--model.json", "result-b--model.json", "result-other.json"}
+    assert {name: found.provenance["model"] for name, found in files.items()} == {
+        "result-a--model.json": "/a/model",
+        "result-b--model.json": "/b/model",
+        "result-other.json": "nobody/other",
+    }
+    with pytest.raises(ContentError, match="two results are of '/a/model'"):
+        write_table1([several[0], several[0]], tmp_path / "twice")
+    assert not (tmp_path / "twice").exists()
+
+
+def _of(result: AblationResult, model: str) -> list[dict[str, Any]]:
+    return [{**row, "model": model} for row in result.scores]

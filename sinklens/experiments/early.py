@@ -1,0 +1,64 @@
+"""What of an experiment is refused before any weight is read: from its fields, its files, and the model's outline."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from sinklens.errors import PlanError, ScopeError
+from sinklens.experiments.arms import arms_of
+from sinklens.experiments.exposure import must_meet
+from sinklens.experiments.outcomes import METRICS, known
+from sinklens.experiments.words import refuse_unknown
+from sinklens.models.outline import Described
+from sinklens.tasks import Task
+from sinklens.tasks.jsonl import check_extract
+
+if TYPE_CHECKING:
+    from sinklens.experiments.config import Experiment
+
+
+def check_fields(asked: Experiment) -> None:
+    """Raise for fields that do not go together, whatever the model.
+
+    Raises:
+        PlanError: a field that the task has no use for, a seed or a metric that is named twice.
+        TaskError: an `extract` that cannot be read.
+        ValueError: an unknown metric or control, two conditions that are one edit.
+    """
+    check_extract(asked.extract, asked.match)
+    if asked.task == "echo" and asked.extract:
+        raise PlanError(f"extract={asked.extract!r} is for tasks from a file; 'echo' checks words by its rule")
+    if asked.task != "echo" and asked.gaps:
+        raise PlanError(f"gaps={asked.gaps:g} is for the task 'echo'; of {asked.task!r} new_tokens=0 fills the gaps")
+    twice = [seed for seed in asked.seeds if asked.seeds.count(seed) > 1]
+    if twice:
+        raise PlanError(f"seed {twice[0]} is named twice in seeds={list(asked.seeds)}")
+    if asked.metrics:
+        known(list(asked.metrics))
+    arms_of(asked.make_edits(), asked.controls or None)
+
+
+def check_model(model: Described, task: Task, asked: Experiment) -> None:
+    """Raise for what cannot be done with a model of this outline.
+
+    Raises:
+        PlanError: a plan that it cannot carry out.
+        ScopeError: layers or heads that it does not have.
+        NeverExposed: an edit that no step can see at work.
+        TaskError: words that its tokenizer does not know.
+    """
+    resolved = asked.make_plan().resolved(model)
+    needs = {METRICS[name].needs for name in asked.asked_metrics}
+    steps = resolved.steps if resolved.new_tokens and resolved.threshold is None else None
+    for arm in arms_of(asked.make_edits(), asked.controls or None):
+        for leaf in arm.edit.leaves() if arm.edit is not None else ():
+            where = leaf.where if steps is not None else replace(leaf.where, steps=None)  # known with the prompts
+            try:
+                where.validate(model.n_layers, model.n_heads, steps)
+            except ScopeError as error:
+                raise ScopeError(f"{arm}: {error}") from error
+        if steps is not None and needs - {"likelihood"}:
+            must_meet(arm, steps, steps)
+    examples = [task[index] for index in range(len(task))]
+    refuse_unknown(model.tokenizer, examples, answers=bool(needs & {"forced", "likelihood"}))

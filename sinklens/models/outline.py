@@ -1,0 +1,60 @@
+"""The outline of a checkpoint: what config.json and the tokenizer's files say of it, before any weight is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from sinklens.errors import CheckpointError
+from sinklens.models import loading
+from sinklens.models.families import Family
+from sinklens.models.hooked_dlm import HookedDLM
+from sinklens.models.special_ids import SpecialIds, special_ids
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A checkpoint without its weights: enough to refuse what cannot be done with it.
+
+    Attributes:
+        name: What it would be loaded as.
+        family: What kind of checkpoint it is.
+        ids: Special-token ids.
+        tokenizer: Its tokenizer; None if it ships none.
+        n_layers: Number of layers.
+        n_heads: Number of query heads.
+    """
+
+    name: str
+    family: Family
+    ids: SpecialIds
+    tokenizer: Any
+    n_layers: int
+    n_heads: int
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether it is an autoregressive baseline."""
+        return self.family.causal
+
+
+Described = Outline | HookedDLM  # what says of itself what it is, with weights and without
+
+
+def outline(name: str, revision: str | None = None) -> Outline:
+    """Read config.json and the tokenizer of a bundled twin, a folder, or a Hub id.
+
+    Raises:
+        CheckpointError: as `HookedDLM.from_pretrained`, for everything that is not about weights.
+    """
+    folder = loading.find(name, revision, loading.SMALL)
+    config = loading.read_json(folder / "config.json")
+    if not config:
+        raise CheckpointError(f"{name!r} has no config.json; give the checkpoint's own folder or Hub id")
+    family = loading.family_of(config)
+    arguments = family.translate(config)
+    tokenizer = loading.read_tokenizer(folder, family)
+    configs = (config, loading.read_json(folder / "generation_config.json"))
+    ids = special_ids(configs, tokenizer, family, name, vocabulary=arguments["vocab_size"])
+    layers, heads = (int(arguments[field]) for field in ("num_hidden_layers", "num_attention_heads"))
+    return Outline(name, family, ids, tokenizer, layers, heads)

@@ -1,0 +1,202 @@
+"""What follows from arguments, files and config.json is refused before a weight is read, everywhere."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fuzzing import command
+
+from sinklens import HookedDLM, Plan, denoise
+from sinklens.errors import CheckpointError, NeverExposed, PlanError, ScopeError, SinklensError, TaskError
+from sinklens.experiments.config import Experiment
+from sinklens.experiments.published import table1
+from sinklens.models import loading
+from sinklens.models.outline import outline
+from sinklens.models.placing import Placing
+
+
+@pytest.fixture
+def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading weights fails the test."""
+
+    def read(*args: object, **kwargs: object) -> None:
+        raise AssertionError("weights were read")
+
+    monkeypatch.setattr(loading, "_weights", read)
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> str:
+    """A task file."""
+    path = tmp_path / "task.jsonl"
+    path.write_text(json.dumps({"prompt": "dolko gake", "answer": "dolko"}))
+    return str(path)
+
+
+EDITS = ["mask:same/top1"]
+FIELDS: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"model": "tiny-arm", "plan": {"steps": 8}}, PlanError, "steps=8 has no meaning for the autoregressive tiny-arm"),
+    ({"plan": {"new_tokens": 30, "block_length": 7}}, PlanError, "new_tokens=30 is not a multiple of block_length=7"),
+    ({"edits": ["mask:same/top1@layers=7"]}, ScopeError, "condition 'mask:same/top1@layers=7': layer 7 does not exist"),
+    ({"edits": ["mask:same/top1@heads=9"]}, ScopeError, "head 9 does not exist"),
+    ({"edits": ["mask:same/top1@steps=40"]}, ScopeError, "steps=40"),
+    ({"edits": ["mask:top1"], "plan": {"steps": 1, "block_length": 32}}, NeverExposed, "same/top1"),
+    ({"model": "tiny-arm", "edits": ["mask:top1"], "plan": {"new_tokens": 1}}, NeverExposed, "same/top1"),
+    ({"metrics": ["luck"]}, ValueError, "metric 'luck' is unknown"),
+    ({"metrics": ["kl", "kl"]}, ValueError, "metric 'kl' is named twice"),
+    ({"controls": ["luck"]}, ValueError, "control 'luck' is unknown"),
+    ({"controls": ["random", "random"]}, ValueError, "control 'random' is named twice"),
+    ({"edits": ["null_key=0"]}, ValueError, "no control can match it"),
+    ({"seeds": [1, 1]}, PlanError, "seed 1 is named twice"),
+    ({"task": "none.jsonl"}, PlanError, "'none.jsonl' is neither"),
+    ({"extract": "x"}, PlanError, "extract='x' is for tasks from a file"),
+    ({"match": "first"}, TaskError, "there is no extract"),
+    ({"device": "quantum"}, CheckpointError, "device='quantum' cannot be used"),
+    ({"device": "cuda:99"}, CheckpointError, "device='cuda:99' cannot be used"),
+    ({"device": "meta"}, CheckpointError, "device='meta' cannot be used"),
+    ({"dtype": "float8"}, CheckpointError, "dtype='float8' is unknown"),
+    ({"attention": "flash"}, CheckpointError, "attention='flash' is unknown"),
+    ({"device_map": "everywhere"}, CheckpointError, "device_map='everywhere' is unknown"),
+    ({"device": "cpu", "device_map": "auto"}, CheckpointError, "give one"),
+    ({"revision": "step-7"}, CheckpointError, "no revision 'step-7'"),
+    ({"model": "nobody/nothing"}, CheckpointError, "'nobody/nothing' cannot be loaded"),
+]
+
+
+def options(fields: dict[str, Any]) -> list[str]:
+    """The same as a command line."""
+    words = {"edits": "edit", "metrics": "metric", "controls": "control", "seeds": "seed"}
+    given: list[str] = []
+    for name, value in fields.items():
+        for each_name, each in value.items() if name == "plan" else [(name, value)]:
+            for one in each if isinstance(each, list) else [each]:
+                given += [f"--{words.get(each_name, each_name).replace('_', '-')}", str(one)]
+    model = given.index("--model") if "--model" in given else None
+    return [given[model + 1], *given[:model], *given[model + 2 :]] if model is not None else ["tiny-dlm", *given]
+
+
+@pytest.mark.usefixtures("no_weights", "offline")
+@pytest.mark.parametrize(("fields", "kind", "says"), FIELDS, ids=[str(fields) for fields, *_ in FIELDS])
+def test_a_field_that_cannot_be_is_refused_before_weights(
+    fields: dict[str, Any], kind: type[Exception], says: str, tmp_path: Path
+) -> None:
+    whole = {"edits": EDITS, **fields}
+    with pytest.raises(kind, match=says) as error:
+        Experiment(**whole).run(progress=False)
+    assert isinstance(error.value, SinklensError | ValueError)
+    code, _, err = command("ablate", *options(whole), "--out", str(tmp_path / "out"))
+    assert code == 2
+    assert err.startswith("error: ")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No Hub."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_what_the_task_file_holds_is_refused_before_weights(task: str, tmp_path: Path) -> None:
+    for fields, says in (
+        ({"gaps": 0.5}, "gaps=0.5 is for the task 'echo'"),
+        ({"extract": "("}, "is no regular expression"),
+        ({"extract": "x", "match": "second"}, "match='second'"),
+    ):
+        with pytest.raises(ValueError, match=says.replace("(", r"\(")):
+            Experiment(task=task, edits=EDITS, **fields).run(progress=False)
+        assert command("ablate", *options({"edits": EDITS, "task": task, **fields}))[0] == 2
+    for line, says in (('{"prompt": "zebra", "answer": "a"}', "zebra"), ('{"prompt": "a", "answer": null}', "null")):
+        Path(task).write_text(line)
+        with pytest.raises(TaskError, match=says):
+            Experiment(task=task, edits=EDITS).run(progress=False)
+        assert says in command("ablate", *options({"edits": EDITS, "task": task}))[2]
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_published_tables_and_traces_too(tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match="seed 3 is named twice"):
+        table1("tiny-arm", seeds=(3, 3))
+    with pytest.raises(NeverExposed, match="same/top1"):
+        table1("tiny-arm", plan={"new_tokens": 1})
+    out = ["--out", str(tmp_path / "out")]
+    for given, says in (
+        (["reproduce", "table1", "--model", "tiny-dlm", "--model", "tiny-dlm"], "--model tiny-dlm is given twice"),
+        (["reproduce", "table1", "--seed", "3", "--seed", "3"], "seed 3 is named twice"),
+        (["reproduce", "table1", "--extract", "x"], "extract='x' is for tasks from a file"),
+        (["reproduce", "table1", "--new-tokens", "1"], "same/top1"),
+        (["trace", "tiny-arm", "dolko", "--steps", "8"], "steps=8 has no meaning"),
+        (["trace", "tiny-dlm", "dolko", "--device", "quantum"], "device='quantum'"),
+        (["trace", "tiny-dlm", "dolko", "--rule", "luck"], "luck"),
+    ):
+        code, _, err = command(*given, *out)
+        assert (code, says in err) == (2, True), err
+    assert "dtype='float8'" in command("hooks", "tiny-dlm", "--dtype", "float8")[2]
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_a_folder_that_cannot_be_written_to_is_refused_before_weights(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        for given in (
+            ["trace", "tiny-dlm", "dolko"],
+            ["ablate", "tiny-dlm", "--edit", "mask:same/top1"],
+            ["reproduce", "table1"],
+            ["demo"],
+        ):
+            code, _, err = command(*given, "--out", str(out))
+            assert code == 2
+            assert "is no folder" in err
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["tiny-dlm", "tiny-arm"])
+def test_an_outline_says_what_the_model_says(name: str) -> None:
+    drawn, dlm = outline(name), HookedDLM.from_pretrained(name)
+    for field in ("name", "family", "ids", "n_layers", "n_heads", "is_causal"):
+        assert getattr(drawn, field) == getattr(dlm, field), field
+    assert drawn.tokenizer.get_vocab() == dlm.tokenizer.get_vocab()
+    assert Plan().resolved(drawn) == Plan().resolved(dlm)
+
+
+@pytest.mark.usefixtures("no_weights")
+@pytest.mark.parametrize("folder", ["llada", "dream", "mmada", "a2d_qwen3"])
+def test_an_outline_needs_no_weights(fidelity: Path, tmp_path: Path, folder: str) -> None:
+    copy = tmp_path / folder
+    shutil.copytree(fidelity / folder / "checkpoint", copy, ignore=shutil.ignore_patterns("*.safetensors"))
+    drawn = outline(str(copy))
+    assert not drawn.is_causal
+    assert drawn.n_layers > 0
+    assert drawn.n_heads > 0
+    with pytest.raises(CheckpointError, match="is a folder here, which has no revision 'main'"):
+        outline(str(copy), "main")
+
+
+def test_a_model_is_placed_as_said() -> None:
+    dlm = Placing("cpu", "float64", None, "step-0", "blocks").load("tiny-dlm")
+    assert (str(dlm.dtype), dlm.device.type, dlm.revision, dlm.attention) == (
+        "torch.float64",
+        "cpu",
+        "step-0",
+        "blocks",
+    )
+    run = denoise(dlm, "dolko gake", Plan(new_tokens=2), progress=False)
+    assert run.finished
+    _, out, _ = command("hooks", "tiny-dlm", "--device", "cpu", "--dtype", "bfloat16", "--revision", "step-50")
+    assert out.splitlines()[0] == "tiny-dlm on cpu, bfloat16, step-50"
+
+
+def test_dtype_attention_and_revision_are_a_part_of_every_score(tmp_path: Path) -> None:
+    """Nothing that was computed in another way is served from the file."""
+    store = tmp_path / "scores"
+    counts = []
+    for fields in ({}, {"dtype": "bfloat16"}, {"attention": "blocks"}, {"revision": "step-2000"}, {}):
+        asked = Experiment(edits=EDITS, prompts=1, plan={"new_tokens": 4}, controls=(), **fields)
+        asked.run(save_to=store, progress=False)
+        counts.append(len(store.read_text().splitlines()) - 1)
+    assert counts == [1, 2, 3, 4, 4]
