@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, Self, cast
 
 from sinklens.decoding.plan import Plan
 from sinklens.errors import ContentError, PlanError
+from sinklens.experiments import specs
 from sinklens.experiments.ablation import ablate
 from sinklens.experiments.early import check_fields, check_model
 from sinklens.experiments.results import AblationResult
@@ -193,25 +193,9 @@ def read(path: str | Path | None = None, given: Mapping[str, Any] | None = None)
         PlanError: a file that cannot be read, or that holds no fields.
         ContentError: as for `Experiment`.
     """
-    said = {} if path is None else _fields_of(Path(path))
+    said = {} if path is None else specs.load(path, [each.name for each in fields(Experiment)])
     both = {**said, **(given or {})}
-    if isinstance(said.get("plan"), Mapping):
-        both["plan"] = {**said["plan"], **((given or {}).get("plan") or {})}
+    if said.get("plan") is not None:
+        of_file = kinds.read("plan", said["plan"], Mapping[str, Any])
+        both["plan"] = {**of_file, **((given or {}).get("plan") or {})}
     return Experiment.from_dict(both)
-
-
-def _fields_of(path: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        text = path.read_text(encoding="utf-8")
-        said = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise PlanError(f"{str(path)!r} cannot be read as YAML or JSON: {error}") from error
-    if not isinstance(said, dict) or not said:
-        what = "nothing" if not said else type(said).__name__
-        raise PlanError(
-            f"{str(path)!r} holds {what} instead of fields such as model: and edits:; the fields are "
-            f"{', '.join(each.name for each in fields(Experiment))}"
-        )
-    return said

@@ -11,6 +11,8 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
+from difflib import get_close_matches
+from inspect import isabstract
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -21,7 +23,7 @@ from torch import Tensor
 from sinklens.errors import ContentError
 from sinklens.values.arrays import array_content, record_digest
 from sinklens.values.code import code_digest
-from sinklens.values.kinds import read_all, reading_first
+from sinklens.values.kinds import read, read_all, reading_first, shown
 
 V = TypeVar("V", bound="Value")
 _CLASSES: dict[str, type] = {}
@@ -185,16 +187,23 @@ def rebuilt(data: Any) -> Any:
     kind = data.get("type")
     if kind is None:
         return {key: rebuilt(each) for key, each in data.items()}
-    if kind == "float":
-        return float(data["value"])
-    if kind == "slice":
-        return slice(*data["parts"])
+    kind = read("type", kind, str)
+    if kind in ("float", "slice"):
+        return _parts(kind, data)
     if kind in ("record", "tensor", "array", "Named"):
-        what = f"the function named {data['name']!r}" if kind == "Named" else f"a {kind}"
+        what = f"the function named {data.get('name')!r}" if kind == "Named" else f"a {kind}"
         raise ContentError(f"{what} cannot be made from its description; build this value in Python")
     if kind not in _CLASSES:
         raise ContentError(f"type {kind!r} is unknown; the types are {', '.join(sorted(_CLASSES))}")
     return build(_CLASSES[kind], {key: rebuilt(each) for key, each in data.items() if key not in ("type", "code")})
+
+
+def _parts(kind: str, data: Mapping[str, Any]) -> float | slice:
+    """What JSON has no word for, from its parts."""
+    try:
+        return float(data["value"]) if kind == "float" else slice(*data["parts"])
+    except (KeyError, TypeError, ValueError):
+        raise ContentError(f"{shown(dict(data))} describes no {kind}") from None
 
 
 def build(cls: type, arguments: Mapping[str, Any]) -> Any:
@@ -204,11 +213,15 @@ def build(cls: type, arguments: Mapping[str, Any]) -> Any:
         ContentError: a field that the class does not have; the message lists those that it has. One that is missing,
             or holds another kind of thing than it says.
     """
-    known = [each for each in fields(cls) if each.init] if is_dataclass(cls) else []
+    if isabstract(cls) or not is_dataclass(cls):
+        raise ContentError(f"{cls.__name__} cannot be made from a description; name one of its kinds")
+    known = [each for each in fields(cls) if each.init]
     names = [each.name for each in known]
     wrong = [name for name in arguments if name not in names]
     if wrong:
-        raise ContentError(f"{cls.__name__} has no field {wrong[0]!r}; its fields are {', '.join(names)}")
+        near = get_close_matches(str(wrong[0]), names, 1)
+        advice = f"; do you mean {near[0]!r}?" if near else ""
+        raise ContentError(f"{cls.__name__} has no field {wrong[0]!r}; its fields are {', '.join(names)}{advice}")
     missing = [each.name for each in known if each.name not in arguments and _needed(each)]
     if missing:
         raise ContentError(f"{cls.__name__} needs the field {missing[0]!r}")

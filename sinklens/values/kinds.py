@@ -205,5 +205,5 @@ def _advice(value: Any) -> str:
     try:
         float(value)
     except ValueError:
-        return ", without quotes" if value.lower() in ("true", "false", "yes", "no", "on", "off", "null") else ""
-    return ", without quotes (YAML reads 1e-3 as a text; write 0.001)"
+        return ", without quotes" if value.lower() in ("true", "false", "null") else ""
+    return ", without quotes"

@@ -368,11 +368,11 @@ def test_mass_without_queries_is_not_a_number(models: Any) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"what": "verbs"}, "all, masked, committed, prompt, response, last, bos, eos, mask, white space"),
+        ({"what": "verbs"}, r"what='verbs' is unknown; choose from 'all', 'masked', .*'last', 'bos', .*'white space'"),
         ({}, "either a set of keys"),
         ({"what": "all", "tokens": [1]}, "not both"),
         ({"what": []}, "at least one"),
-        ({"what": [-1]}, r"\[-1\].*counted from 0"),
+        ({"what": [-1]}, r"what=\[-1\] must be .* a list of whole numbers of at least 0"),
         ({"tokens": []}, r"tokens=\[\]"),
     ],
 )
@@ -490,9 +490,9 @@ def test_the_lens_holds_one_chunk_and_fires_no_hook(models: Any, positions: Any)
 
 
 def test_unknown_scores() -> None:
-    with pytest.raises(ValueError, match="token, probability, entropy"):
+    with pytest.raises(ValueError, match="what='margin' is unknown; choose from 'token', 'probability', 'entropy'"):
         LogitLens("margin")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="probability, entropy"):
+    with pytest.raises(ValueError, match="what='token' is unknown; choose from 'probability', 'entropy'"):
         Confidence("token")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="chunk=0"):
         LogitLens(chunk=0)
