@@ -30,7 +30,10 @@ clean:
 
 # torch by itself first: a plain pip install of this very version may come as a CPU build from a local wheel folder.
 $(STAMP): pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt torch==2.13.0
-	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e ".[dev]"
-	touch $(STAMP)
+	@echo "set-up 1 of 3: a virtual environment in .venv ($$($(PYTHON) --version), about 20 MB)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "set-up 2 of 3: torch (750 MB on disk without CUDA, several GB with it)"
+	@$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt torch==2.13.0
+	@echo "set-up 3 of 3: sinklens, and what it needs: transformers, transformer-lens, plotly, pytest, ... (1.2 GB on disk)"
+	@$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e ".[dev]"
+	@touch $(STAMP)

@@ -30,6 +30,7 @@ def trace(
     """Denoise prompts, find the sinks of every layer and step, write record and report."""
     from sinklens import report
     from sinklens.analysis import rates as metrics
+    from sinklens.analysis.headline import headline
     from sinklens.decoding.plan import Plan
     from sinklens.decoding.run import denoise
     from sinklens.models.outline import outline
@@ -45,6 +46,7 @@ def trace(
     options.tell_model(model, placing)
     dlm = placing.load(model)
     run = denoise(dlm, prompts, plan, probes=[ReceivedAttention(), KeyNorm()], seed=seed, save_to=path)
+    typer.echo(f"{headline(run.record, chosen)}\n")
     for prompt, completion in zip(prompts, run.completions, strict=True):
         typer.echo(f"{prompt} -> {completion}")
     typer.echo(f"\n{chosen.explain(run.record.sizes['key'])}\n")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typer.testing import CliRunner
 
 import sinklens as sl
+from sinklens.analysis.headline import headline
 from sinklens.cli.app import app
 
 
@@ -26,6 +27,10 @@ def test_trace_writes_record_and_report_and_explains_its_rule(tmp_path: Path) ->
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     assert "units='share'" in result.output
+    said, _, rest = result.output.partition("zuko xi zuko -> ")  # first where it runs, then what is remarkable
+    assert said.startswith("tiny-dlm on ")
+    assert headline(sl.open(tmp_path / "record.nc"), sl.rule("gu")) in said
+    assert " layer  sinks" in rest
     assert "zuko xi zuko -> " in result.output
     assert sl.open(tmp_path / "record.nc").sizes["prompt"] == 2
     assert "tiny-dlm" in (tmp_path / "report.html").read_text(encoding="utf-8")
