@@ -47,3 +47,33 @@ def twin(
         own.bos_token = None
     ids = replace(checkpoint.ids, pad=own.pad_token_id, bos=checkpoint.ids.bos if bos else None)
     return HookedDLM(replace(checkpoint, ids=ids), check=False)
+
+
+SPACED = [f"w{number}" for number in range(20)]
+OTHERS = ["\n", " ", "<user>", "A:", " A:", "ab", "abc", "w1w2"]
+VOCABULARY = ["<bos>", "<eos>", *SPACED, *(f" {word}" for word in SPACED), *OTHERS]
+CHAT = "{% for m in messages %}<user>{{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}A:{% endif %}"
+
+
+def spaced_tokenizer(*, before: bool = False) -> Any:
+    """Words with a space in front are other tokens than those without, as in the models that people use."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    ids = {token: number for number, token in enumerate(VOCABULARY)} | {"<mask>": 62}
+    backend = Tokenizer(models.WordLevel(ids))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r" ?[^\s]+|\s"), "isolated")
+    backend.decoder = decoders.Fuse()
+    if before:
+        backend.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 0)])
+    marks = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<eos>", "mask_token": "<mask>"}
+    own = PreTrainedTokenizerFast(
+        tokenizer_object=backend, padding_side="left", additional_special_tokens=["<user>"], **marks
+    )
+    own.chat_template = CHAT
+    return own
+
+
+def ids_of(*tokens: str) -> list[int]:
+    """Ids of tokens of the spaced vocabulary."""
+    return [VOCABULARY.index(token) for token in tokens]

@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from sinklens.decoding.answers import Answered, answered_rows
 from sinklens.decoding.loop import check_edits, forward, watch
-from sinklens.decoding.prompts import left_padded, seeds_for, token_rows
+from sinklens.decoding.prompts import left_padded, seeds_for
 from sinklens.errors import PlanError, ScopeError
 from sinklens.hooks import Canvas, Edit, Memory
 from sinklens.models.hooked_dlm import HookedDLM
@@ -22,8 +23,10 @@ from sinklens.models.prompts import Given
 def log_likelihood(
     dlm: HookedDLM,
     prompts: Given,
-    answers: Sequence[Sequence[int]],
+    answers: Given,
     *,
+    separator: str | None = " ",
+    chat: bool = False,
     interventions: Sequence[Edit] = (),
     memories: Sequence[Memory] | None = None,
     samples: int = 16,
@@ -42,18 +45,23 @@ def log_likelihood(
 
     Args:
         dlm: The model.
-        prompts: One prompt or several.
-        answers: Token ids of each answer, at least one.
+        prompts: One prompt or several, in any form that `denoise` takes.
+        answers: As many, as texts or token ids. A text is encoded together with its prompt (`answers.answered_rows`).
+        separator: What stands between a prompt and an answer that are texts, where the prompt ends in no white space;
+            None puts them together as they are written.
+        chat: Put prompts that are texts into the chat template, as `Plan(chat=True)` does.
         interventions: Edits; their scope may name no steps, for a canvas that does not change has none.
         memories: One for each edit (`edit.memory()`), to which is added what it counts over all draws.
         samples: Monte-Carlo draws per prompt; the same masks under every edit.
         seed: One seed, or one per prompt.
 
     Raises:
-        PlanError: an empty answer, or a number of answers other than that of prompts.
+        PlanError: what exceeds the context, or begins with nothing; another number of answers than of prompts.
+        PromptError: a prompt or an answer that cannot be read; an empty answer.
         ScopeError: an edit that names steps, or edits that overlap.
     """
-    whole, answered = _whole_canvas(dlm, prompts, answers, samples, seed)
+    rows = answered_rows(dlm, prompts, answers, separator=separator, chat=chat)
+    whole, answered = _whole_canvas(dlm, rows, samples, seed)
     for leaf in (leaf for edit in interventions for leaf in edit.leaves()):
         if leaf.where.steps is not None:
             raise ScopeError(f"{leaf!r} names steps, and a likelihood has none; use a metric of the denoising run")
@@ -77,35 +85,24 @@ def log_likelihood(
 
 
 def _whole_canvas(
-    dlm: HookedDLM,
-    prompts: Given,
-    answers: Sequence[Sequence[int]],
-    samples: int,
-    seed: int | Sequence[int],
+    dlm: HookedDLM, rows: Sequence[Answered], samples: int, seed: int | Sequence[int]
 ) -> tuple[Canvas, Bool[Tensor, "prompt pos"]]:
     """Prompts with their answers, and where the answers are.
 
     Raises:
         PlanError: what cannot be scored.
     """
-    rows = token_rows(dlm, prompts)
     if samples < 1:
         raise PlanError(f"samples={samples} must be at least 1")
-    if dlm.is_causal and not all(rows):
-        raise PlanError(f"prompt {rows.index([])} is empty, and {dlm.name} has no BOS token to begin with")
-    wrong = [token for answer in answers for token in answer if not 0 <= token < dlm.cfg.d_vocab]
-    if wrong:
-        raise PlanError(f"token id {wrong[0]} of an answer is outside the vocabulary of {dlm.cfg.d_vocab}")
-    if len(rows) != len(answers) or not all(len(answer) for answer in answers):
-        raise PlanError(
-            f"{len(rows)} prompts need as many answers, of at least one token each; there are {len(answers)}"
-        )
-    full = [[*row, *answer] for row, answer in zip(rows, answers, strict=True)]
+    empty = [index for index, row in enumerate(rows) if not row.prompt]
+    if dlm.is_causal and empty:
+        raise PlanError(f"prompt {empty[0]} is empty, and {dlm.name} has no BOS token to begin with")
+    full = [[*row.prompt, *row.answer] for row in rows]
     width = max(map(len, full))
     if width > dlm.n_ctx:
         raise PlanError(f"the longest prompt and answer have {width} tokens, more than the context of {dlm.n_ctx}")
     tokens, valid, _ = left_padded(dlm, full)
-    begin = torch.tensor([width - len(answer) for answer in answers], device=tokens.device)
+    begin = torch.tensor([width - len(row.answer) for row in rows], device=tokens.device)
     answered = torch.arange(width, device=tokens.device) >= begin[:, None]
     none = torch.zeros_like(valid)
     return Canvas(tokens, valid, none, valid & ~answered, seeds=seeds_for(seed, len(rows))), answered

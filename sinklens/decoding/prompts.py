@@ -15,7 +15,7 @@ from sinklens.errors import PlanError
 from sinklens.hooks import Canvas
 from sinklens.models.hooked_dlm import HookedDLM
 from sinklens.models.padding import padded
-from sinklens.models.prompts import Given, read_prompts
+from sinklens.models.prompts import Given, read_prompts, rows_beside
 
 
 @dataclass(frozen=True)
@@ -84,9 +84,7 @@ def token_rows(dlm: HookedDLM, prompts: Given, *, chat: bool = False) -> list[li
     read = read_prompts(prompts)
     if not read:
         raise PlanError("prompts is empty; give at least one (an empty prompt is '', or [[]])")
-    lengths = {len(each) for each in read if isinstance(each, tuple)}
-    batch = len(lengths) == 1 and all(isinstance(each, tuple) for each in read)
-    return [dlm.encode(each, chat=chat, beside=len(read) if batch else 1) for each in read]
+    return [dlm.encode(each, chat=chat, beside=rows_beside(read)) for each in read]
 
 
 def seeds_for(seed: int | Sequence[int], rows: int) -> tuple[int, ...]:

@@ -15,7 +15,8 @@ from sinklens.decoding.plan import Plan
 from sinklens.decoding.prompts import Start, forced_tokens, prepare, prepare_rows
 from sinklens.decoding.run import completion
 from sinklens.decoding.step import Step
-from sinklens.errors import PlanError, ScopeError, SinklensError
+from sinklens.errors import ScopeError, SinklensError
+from sinklens.experiments.answers import read_answers
 from sinklens.experiments.arms import Arm
 from sinklens.experiments.batch import FORM, Batch, Exposure, Measured, Values, edited_rows
 from sinklens.experiments.exposure import must_meet
@@ -67,47 +68,18 @@ class Runner:
         self.passes: list[Pass] = list(dict.fromkeys(METRICS[name].needs for name in metrics))
         self.examples = [task[index] for index in range(len(task))]
         refuse_unknown(dlm.tokenizer, self.examples, answers=bool({"forced", "likelihood"} & set(self.passes)))
-        self._answers = self._read_answers()
+        self._answered = read_answers(dlm, task, self.examples, plan, metrics)
         self.start = prepare(dlm, [example.prompt for example in self.examples], plan)
         self._prompts = _tokens(self.start)
-        self._check_answers()
+        self._starts = [self.start]
+        if "forced" in self.passes:
+            self._starts.append(prepare_rows(dlm, [row.prompt for row in self._answered], plan))
+            forced_tokens(self._starts[1].canvas, [row.answer for row in self._answered])
         self.order = sorted(range(len(self.examples)), key=self.start.limits.__getitem__)
         self.identity = identity_of(dlm, task, self.start.plan)
         self.identity |= {"likelihood_samples": LIKELIHOOD_SAMPLES, "form": FORM}
         self._identity = digest(self.identity)
         self._contents = [digest(self._content(index)) for index in range(len(self.examples))]
-
-    def _read_answers(self) -> list[list[int]]:
-        dlm, plan = self.dlm, self.plan
-        asking = [name for name in self.metrics if METRICS[name].answers]
-        unanswered = [example.name for example in self.examples if not example.answer] if asking else []
-        if unanswered:
-            raise ValueError(f"metric {asking[0]!r} needs true answers, and {unanswered[0]} has none; give a task")
-        if "likelihood" in self.passes and plan.new_tokens == 0:
-            raise ValueError("metric 'log_likelihood' scores an answer behind a prompt; filling gaps has none")
-        if not {"forced", "likelihood"} & set(self.passes):
-            return []
-        if dlm.tokenizer is None:
-            raise ValueError(f"{dlm.name} has no tokenizer; metric {asking[0]!r} needs one to read the answers")
-        answers = [list(dlm.tokenizer(each.answer, add_special_tokens=False)["input_ids"]) for each in self.examples]
-        for example, answer in zip(self.examples, answers, strict=True):
-            if "forced" in self.passes and plan.new_tokens and len(answer) != plan.new_tokens:
-                raise ValueError(
-                    f"metric 'forced_accuracy' needs answers of new_tokens={plan.new_tokens} tokens; that of "
-                    f"{example.name} has {len(answer)}"
-                )
-        return answers
-
-    def _check_answers(self) -> None:
-        if "forced" in self.passes:
-            forced_tokens(self.start.canvas, self._answers)
-        if "likelihood" in self.passes:
-            for example, prompt, answer in zip(self.examples, self._prompts, self._answers, strict=True):
-                if not answer or len(prompt) + len(answer) > self.dlm.n_ctx:
-                    raise PlanError(
-                        f"{example.name} has a prompt of {len(prompt)} tokens and an answer of {len(answer)}; metric "
-                        f"'log_likelihood' needs one at least, and both within the context of {self.dlm.n_ctx}"
-                    )
 
     def _content(self, index: int) -> dict[str, Any]:
         """What a prompt is, for the hash."""
@@ -129,7 +101,8 @@ class Runner:
             if arm.edit is None:
                 continue
             try:
-                check_parts(self.dlm, self.start, (), [arm.edit])
+                for start in self._starts:
+                    check_parts(self.dlm, start, (), [arm.edit])
                 early = [leaf for leaf in arm.edit.leaves() if leaf.where.steps is not None]
                 if early and "likelihood" in self.passes:
                     raise ScopeError(f"{early[0]!r} names steps, and metric 'log_likelihood' has none")
@@ -143,7 +116,7 @@ class Runner:
         """Hash of everything that the scores of one pass depend on: those of anything else are never taken for them."""
         metrics = sorted(name for name in self.metrics if METRICS[name].needs == which)
         parts = {"identity": self._identity, "edit": arm.content, "prompt": self._contents[index], "seed": seed}
-        forced = self._answers[index] if which in ("forced", "likelihood") else None
+        forced = self._answered[index] if which in ("forced", "likelihood") else None
         return digest({**parts, "answer": forced, "pass": which, "metrics": metrics})
 
     def run(
@@ -179,7 +152,9 @@ class Runner:
 
     def _decode(self, batch: Batch, replayed: Replayed | None = None, **options: Any) -> Decoded:
         """What became of a batch, where edits met it, and what its edits remember."""
-        start = prepare_rows(self.dlm, [self._prompts[index] for index in batch.rows], self.plan, batch.seeds)
+        forced = options.get("force") is not None
+        prompts = [self._answered[index].prompt if forced else self._prompts[index] for index in batch.rows]
+        start = prepare_rows(self.dlm, prompts, self.plan, batch.seeds)
         trajectory, exposure, memory = Trajectory.of(start.canvas), Exposure(start.canvas), None
         for step in steps_from(self.dlm, start, interventions=batch.interventions, **options):
             trajectory.add(step)
@@ -233,10 +208,10 @@ class Runner:
         return scored
 
     def _forced(self, batch: Batch) -> tuple[Values, Memory | None]:
-        run, exposure, memory = self._decode(batch, force=[self._answers[index] for index in batch.rows])
+        run, exposure, memory = self._decode(batch, force=[self._answered[index].answer for index in batch.rows])
         values = []
         for row, index in enumerate(batch.rows):
-            answer, said = self._answers[index], run.predicted[row, run.committed[row]].tolist()
+            answer, said = self._answered[index].answer, run.predicted[row, run.committed[row]].tolist()
             met = exposure.places[row, run.committed[row]].tolist()
             counting = self.task.checkable(self.examples[index], answer)
             right = [a == b for a, b, counts in zip(said, answer, counting, strict=True) if counts]
@@ -255,8 +230,8 @@ class Runner:
         return {name: [Measured(*row) for row in values[name]] for name in names}, memory
 
     def _likelihood(self, batch: Batch) -> tuple[Values, Memory | None]:
-        answers = [self._answers[index] for index in batch.rows]
-        prompts = [Unpadded(tuple(self._prompts[index])) for index in batch.rows]
+        rows = [self._answered[index] for index in batch.rows]
+        prompts, answers = ([Unpadded(tuple(part)) for part in parts] for parts in zip(*rows, strict=True))
         interventions = batch.interventions
         memories = [edit.memory() for edit in interventions]
         values = log_likelihood(
@@ -270,8 +245,8 @@ class Runner:
         )
         draws = 1 if self.dlm.is_causal else LIKELIHOOD_SAMPLES
         met = [memory.forwards for memory in memories if memory.forwards is not None]
-        exposed = (met[0] / draws).tolist() if met else [0.0] * len(answers)
-        measured = zip(values.tolist(), map(len, answers), exposed, strict=True)
+        exposed = (met[0] / draws).tolist() if met else [0.0] * len(rows)
+        measured = zip(values.tolist(), [len(row.answer) for row in rows], exposed, strict=True)
         return {"log_likelihood": [Measured(*row) for row in measured]}, next(iter(memories), None)
 
 

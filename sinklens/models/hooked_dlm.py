@@ -67,10 +67,6 @@ class HookedDLM(Text, Tools):
         model.set_attn_implementation(attention.NAME)
         if checkpoint.tokenizer is not None:
             self.tokenizer = checkpoint.tokenizer
-            added = checkpoint.tokenizer("")["input_ids"]
-            self.cfg.tokenizer_prepends_bos = added[:1] == [self.ids.bos]
-            self.cfg.default_prepend_bos = self.cfg.tokenizer_prepends_bos  # TransformerLens's own: always
-            self.cfg.tokenizer_appends_eos = bool(added) and added[-1] in self.ids.eos
         # TransformerLens wires its own module hooks at the first forward; count them as nobody's.
         with torch.no_grad(), self.wiring.ready(everything=True):
             super().forward(torch.zeros((1, 1), dtype=torch.long, device=self.device), use_cache=False)

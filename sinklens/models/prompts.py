@@ -66,6 +66,12 @@ def read_prompts(given: Given) -> list[Prompt]:
     return [_single(each, index) for index, each in enumerate(listed)]
 
 
+def rows_beside(read: Sequence[Prompt]) -> int:
+    """How many rows of ids of one length prompts are; such rows may have been padded. 1 if each is by itself."""
+    lengths = {len(each) if isinstance(each, tuple) else None for each in read}
+    return len(read) if len(lengths) == 1 and None not in lengths else 1
+
+
 def _single(given: Any, index: int) -> Prompt:
     if _is_id(given) or isinstance(given, bool | float):
         raise PromptError(f"prompt {index} is {shown(given)}; token ids are whole numbers in a list, and {_FORMS}")

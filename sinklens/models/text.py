@@ -28,6 +28,20 @@ class Text(TransformerBridge):
     name: str
     ids: SpecialIds
 
+    @property
+    def tokenizer(self) -> Any:
+        """The checkpoint's tokenizer, a transformers one; None without."""
+        return self.__dict__.get("_tokenizer")
+
+    @tokenizer.setter
+    def tokenizer(self, value: Any) -> None:
+        # As it is: TransformerLens would load it once more, with BOS in front of every text.
+        self.__dict__["_tokenizer"] = value
+        if value is not None:
+            added = value("")["input_ids"]
+            self.cfg.tokenizer_prepends_bos = self.cfg.default_prepend_bos = added[:1] == [self.ids.bos]
+            self.cfg.tokenizer_appends_eos = bool(added) and added[-1] in self.ids.eos
+
     def encode(self, prompt: Given, *, chat: bool = False, beside: int = 1) -> list[int]:
         """Token ids of one prompt.
 
@@ -74,6 +88,15 @@ class Text(TransformerBridge):
     def encode_piece(self, text: str) -> list[int]:
         """Token ids of a piece of text: nothing in front of it and nothing behind it."""
         return self._asked(text, lambda own: list(own(text, add_special_tokens=False)["input_ids"]))
+
+    def whole_text(self, ids: Sequence[int]) -> str:
+        """Text of token ids, special tokens and white space as they stand there."""
+        wishes = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
+        return self._asked(list(ids), lambda own: own.decode(list(ids), **wishes))
+
+    def is_special(self, token: int) -> bool:
+        """Whether a token is one of the tokenizer's special ones."""
+        return self.tokenizer is not None and token in self.tokenizer.all_special_ids
 
     def to_tokens(  # pyright: ignore[reportIncompatibleMethodOverride] - None of truncate is new
         self,
@@ -144,7 +167,7 @@ class Text(TransformerBridge):
 
     def _empty(self) -> list[int]:
         """What stands before everything: what the tokenizer puts before a text, or else BOS if there is one."""
-        tokenizer: Any = self.tokenizer
+        tokenizer = self.tokenizer
         if tokenizer is None:
             return [] if self.ids.bos is None else [self.ids.bos]
         own = list(tokenizer("")["input_ids"])
@@ -169,7 +192,7 @@ class Text(TransformerBridge):
             PromptError: there is none, or it cannot read what it is given.
         """
         if self.tokenizer is None:
-            raise PromptError(f"{self.name} has no tokenizer; give prompts as token ids, not as text {what!r:.40}")
+            raise PromptError(f"{self.name} has no tokenizer; give token ids, not {what!r:.40}")
         try:
             return question(self.tokenizer)
         except Exception as error:  # tokenizers raises bare Exceptions, templates those of jinja

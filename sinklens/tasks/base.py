@@ -48,9 +48,12 @@ class Task(Value, ABC):
 
     Attributes:
         name: What results and figures call it.
+        separator: White space between a prompt and its answer where the prompt ends in none; None takes both as they
+            are written (`decoding.answers`).
     """
 
     name: str
+    separator: str | None = " "
     kind_error = TaskError
 
     @property

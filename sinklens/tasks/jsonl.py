@@ -33,6 +33,10 @@ class Jsonl(Task):
             group that took no part) is wrong.
         match: Which match of `extract` is compared: the "last", the "first", or "full": the one of the whole
             completion, white space around it aside.
+        separator: White space between a prompt and its answer where the prompt ends in none, for metrics in which the
+            model reads the answer: "Paris" and " Paris" are one answer. "" for languages without spaces. None takes
+            prompt and answer as they are written (code, whose first indentation counts); then white space in front of a
+            completion counts, too. White space behind answers and completions never does.
         limit: Read only so many examples.
         name: What results call it; the file's name if empty.
         examples: What the file holds; read from it if empty.
@@ -44,12 +48,15 @@ class Jsonl(Task):
     path: str | Path
     extract: str | None = field(default=None, kw_only=True)
     match: Match = field(default="last", kw_only=True)
+    separator: str | None = field(default=" ", kw_only=True)
     limit: Count | None = field(default=None, kw_only=True)
     name: str = field(default="", kw_only=True)
     examples: tuple[Example, ...] = field(default=(), kw_only=True)
 
     def __post_init__(self) -> None:
         check_extract(self.extract, self.match)
+        if self.separator is not None and self.separator.strip():
+            raise TaskError(f"separator={self.separator!r} must be white space, empty, or None")
         examples = self.examples or _read(Path(self.path), self.name or Path(self.path).name)[: self.limit]
         object.__setattr__(self, "name", self.name or Path(self.path).name)
         object.__setattr__(self, "path", str(self.path))
@@ -73,7 +80,9 @@ class Jsonl(Task):
     def score(self, example: Example, completion: str) -> Score:
         """1 of 1 if completion and answer are the same text."""
         if not self.extract:
-            return Score(int(completion.strip() == example.answer.strip()), 1)
+            both = completion, example.answer
+            said, true = (text.strip() if self.separator is not None else text.rstrip() for text in both)
+            return Score(int(said == true), 1)
         said, true = self._found(completion), self._found(example.answer)
         return Score(int(said is not None and said == (_plain(example.answer) if true is None else true)), 1)
 
@@ -94,7 +103,7 @@ class Jsonl(Task):
 
     def checker(self) -> Any:
         """What is compared."""
-        return {"type": "Jsonl", "extract": self.extract or None, "match": self.match}
+        return {"type": "Jsonl", "extract": self.extract or None, "match": self.match, "separator": self.separator}
 
 
 def check_extract(extract: str | None, match: str) -> None:

@@ -79,3 +79,19 @@ def test_no_text_is_cut_in_silence() -> None:
     for wrong in ([], [3], ["mora", None]):
         with pytest.raises(PromptError, match="is no text"):
             dlm.to_tokens(wrong)
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_another_tokenizer_is_taken_as_it_is(before: bool) -> None:
+    """TransformerLens's setter loads it once more, from wherever it came, with BOS in front of every text."""
+    dlm: Any = twin(before=not before)
+    old, vocabulary = dlm.tokenizer, dlm.cfg.d_vocab
+    own = twin(before=before).tokenizer
+    try:
+        dlm.tokenizer = own
+        assert dlm.tokenizer is own
+        plain = words(TEXTS[0])
+        assert dlm.encode(TEXTS[0]) == dlm.to_tokens(TEXTS[0])[0].tolist() == ([BOS, *plain] if before else plain)
+        assert dlm.cfg.d_vocab == vocabulary
+    finally:
+        dlm.tokenizer = old
