@@ -52,7 +52,7 @@ def _where(record: xr.Dataset, rule: SinkRule | None) -> str:
 
 
 def _moves(record: xr.Dataset, rule: SinkRule | None) -> str:
-    overlap = float(movement(record, rule)["jaccard"].mean())
+    overlap = float(np.nanmean(each)) if len(each := movement(record, rule)["jaccard"].dropna().to_numpy()) else np.nan
     if np.isnan(overlap):
         return "there are no two steps with sinks to compare"
     what = "they stay where they are" if overlap >= KEEPS else "they move" if overlap < MOVES else "some of them move"
