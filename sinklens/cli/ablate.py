@@ -76,7 +76,7 @@ def ablate(
     experiment.check()
     job = experiment.make_task()
     options.tell_model(experiment.model, experiment.placing)
-    typer.echo(f"{job.name}: {job.scoring}")
+    typer.echo(f"{job.name}, {len(job)} examples: {job.scoring}")
     result = experiment.run(save_to=out / "scores.jsonl", progress=f"{experiment.model}: ablating")
     if not result.scores:  # interrupted before the first batch was done
         raise KeyboardInterrupt

@@ -60,7 +60,7 @@ def reproduce(
     for asked in every:  # all of them before the first: the last model's mistake is not found after hours
         asked.check()
     job = every[0].make_task()
-    typer.echo(f"{job.name}: {job.scoring}")
+    typer.echo(f"{job.name}, {len(job)} examples: {job.scoring}")
     results = []
     for asked in every:
         options.tell_model(asked.model, asked.placing)

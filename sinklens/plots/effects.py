@@ -49,8 +49,8 @@ def _said_of(shares: Sequence[float]) -> list[str]:
         return []
     few, most = (f"{each:.2f}" for each in (min(shares), max(shares)))
     return [
-        f"Only {few if few == most else f'{few} to {most}'} of the scored places were exposed to an edit: the rest "
-        "was decided by forwards that edited no key."
+        f"Of some conditions only {few if few == most else f'{few} to {most}'} of the scored places were exposed to "
+        "the edit: the rest was decided by forwards that edited no key."
     ]
 
 

@@ -135,7 +135,7 @@ def test_exposure_below_one_is_said_in_every_figure() -> None:
     partly = made("m", ("k=1", "k=2"), 5, exposed=0.75)
     figures = plots.conditions(partly), plots.effects(partly), plots.dose_response(partly, "k")
     for figure in figures:
-        assert "Only 0.75 of the scored places were exposed" in figure.layout.title.text
+        assert "Of some conditions only 0.75 of the scored places were exposed" in figure.layout.title.text
     assert list(figures[0].layout.xaxis.ticktext) == ["k=1<br>0.75 exposed", "k=2<br>0.75 exposed"]
     assert all("(0.75 exposed)" in label for label in figures[1].layout.yaxis.ticktext)
     for figure in (plots.conditions(DOSES), plots.effects(DOSES), plots.dose_response(DOSES, "k")):
