@@ -13,6 +13,7 @@ from sinklens.experiments import specs
 from sinklens.experiments.ablation import ablate
 from sinklens.experiments.early import check_fields, check_model
 from sinklens.experiments.results import AblationResult
+from sinklens.experiments.scores import ScoreStore
 from sinklens.hooks import Edit
 from sinklens.interventions import parse
 from sinklens.models.hooked_dlm import HookedDLM
@@ -165,6 +166,7 @@ class Experiment(Value):
             progress: As in `ablate`.
         """
         self.check(dlm)
+        ScoreStore(save_to)  # a file of others is refused before weights are read, too
         described = self.to_dict()
         result = ablate(
             dlm or self.placing.load(self.model),

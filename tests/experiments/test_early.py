@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,16 @@ import pytest
 from fuzzing import command
 
 from sinklens import HookedDLM, Plan, denoise
-from sinklens.errors import CheckpointError, NeverExposed, PlanError, ScopeError, SinklensError, TaskError
+from sinklens.errors import (
+    CheckpointError,
+    NeverExposed,
+    PartlyExposed,
+    PlanError,
+    RecordError,
+    ScopeError,
+    SinklensError,
+    TaskError,
+)
 from sinklens.experiments.config import Experiment
 from sinklens.experiments.published import table1
 from sinklens.models import loading
@@ -153,6 +163,30 @@ def test_a_folder_that_cannot_be_written_to_is_refused_before_weights(tmp_path: 
             assert code == 2
             assert "is no folder" in err
     assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_a_file_of_others_is_refused_before_weights(task: str) -> None:
+    with pytest.raises(RecordError, match="holds no scores that sinklens wrote"):
+        Experiment(edits=EDITS).run(save_to=task, progress=False)
+    assert json.loads(Path(task).read_text())["answer"] == "dolko"
+
+
+def test_what_is_only_partly_exposed_is_a_note_and_what_never_is_an_error(tmp_path: Path) -> None:
+    """From the shell: one line, without the line of code that it comes from; and nothing that was run is lost."""
+    small = ["tiny-arm", "--prompts", "2", "--new-tokens", "4", "--out", str(tmp_path)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", PartlyExposed)
+        code, out, err = command("ablate", *small, "--edit", "mask:top1", "--metric", "agreement")
+    assert code == 0
+    assert "exposed" in out
+    assert err.count("note: some scored places") == 1
+    assert ".py" not in err
+    never = ["--edit", "mask:same/top1@queries=masked", "--metric", "agreement"]  # a baseline has no masked query
+    code, _, err = command("ablate", *small, *never)
+    assert code == 2
+    assert "never met what is scored" in err
+    assert len((tmp_path / "scores.jsonl").read_text().splitlines()) == 3
 
 
 @pytest.mark.parametrize("name", ["tiny-dlm", "tiny-arm"])
