@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from sinklens.errors import PlanError
-from sinklens.models.outline import Described
+from sinklens.models.outline import Sketched
 from sinklens.values.content import Value
 
 Remasking = Literal["low_confidence", "random", "margin", "entropy", "maskgit_plus", "origin"]
@@ -80,7 +80,7 @@ class Plan(Value):
             if not holds:
                 raise PlanError(f"{name}={getattr(self, name)!r} {rule}")
 
-    def resolved(self, dlm: Described) -> Plan:
+    def resolved(self, dlm: Sketched) -> Plan:
         """The plan with the family's defaults filled in and checked against itself and the model, or its outline.
 
         Resolving it once more changes nothing.
@@ -148,7 +148,7 @@ class Plan(Value):
             )
         return self
 
-    def _resolved_causal(self, dlm: Described) -> Plan:
+    def _resolved_causal(self, dlm: Sketched) -> Plan:
         plain = self.for_causal()
         if self.steps == self.new_tokens:  # what it does anyway
             plain = replace(plain, steps=self.steps)

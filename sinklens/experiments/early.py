@@ -10,7 +10,7 @@ from sinklens.experiments.arms import arms_of
 from sinklens.experiments.exposure import must_meet
 from sinklens.experiments.outcomes import METRICS, known
 from sinklens.experiments.words import refuse_unknown
-from sinklens.models.outline import Described
+from sinklens.models.outline import Sketched
 from sinklens.tasks import Task
 from sinklens.tasks.jsonl import check_extract
 
@@ -39,7 +39,7 @@ def check_fields(asked: Experiment) -> None:
     arms_of(asked.make_edits(), asked.controls or None)
 
 
-def check_model(model: Described, task: Task, asked: Experiment) -> None:
+def check_model(model: Sketched, task: Task, asked: Experiment) -> None:
     """Raise for what cannot be done with a model of this outline.
 
     Raises:

@@ -98,6 +98,43 @@ def family_of(config: dict[str, Any]) -> Family:
     raise CheckpointError(f"model_type {kind!r} in config.json is not supported; supported are {known}")
 
 
+@dataclass(frozen=True)
+class Described:
+    """What the files of a checkpoint say, all but its weights.
+
+    Attributes:
+        folder: Where they are.
+        family: Whose checkpoint it is.
+        arguments: For the stock transformers config.
+        tokenizer: None if it ships none.
+        ids: Special-token ids.
+    """
+
+    folder: Path
+    family: Family
+    arguments: dict[str, Any]
+    tokenizer: PreTrainedTokenizerBase | None
+    ids: SpecialIds
+
+
+def describe(name: str, revision: str | None, files: Sequence[str] = FILES) -> Described:
+    """Read everything of a checkpoint but its weights.
+
+    Raises:
+        CheckpointError: what cannot be loaded faithfully.
+    """
+    folder = find(name, revision, files)
+    config = read_json(folder / "config.json")
+    if not config:
+        raise CheckpointError(f"{name!r} has no config.json; give the checkpoint's own folder or Hub id")
+    family = family_of(config)
+    arguments = family.translate(config)
+    tokenizer = read_tokenizer(folder, family)
+    configs = (config, read_json(folder / "generation_config.json"))
+    ids = special_ids(configs, tokenizer, family, name, vocabulary=arguments["vocab_size"])
+    return Described(folder, family, arguments, tokenizer, ids)
+
+
 def load(
     name: str,
     *,
@@ -107,27 +144,20 @@ def load(
     revision: str | None,
 ) -> Checkpoint:
     """Load a checkpoint as the stock transformers model of its family."""
-    folder = find(name, revision)
-    config = read_json(folder / "config.json")
-    if not config:
-        raise CheckpointError(f"{name!r} has no config.json; give the checkpoint's own folder or Hub id")
-    family = family_of(config)
+    said = describe(name, revision)
+    folder, family = said.folder, said.family
     if not (folder / "model.safetensors").is_file() and not (folder / "model.safetensors.index.json").is_file():
         pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
         why = "only pickle files, which sinklens never opens" if pickled else "no safetensors weights"
         raise CheckpointError(f"{name!r} has {why}; convert the checkpoint to safetensors")
-    arguments = family.translate(config)
     config_class = getattr(transformers, f"{family.decoder}Config")
     model_class = getattr(transformers, f"{family.decoder}ForCausalLM")
-    tokenizer = read_tokenizer(folder, family)
-    configs = (config, read_json(folder / "generation_config.json"))
-    ids = special_ids(configs, tokenizer, family, name, vocabulary=arguments["vocab_size"])
-    hf_config = config_class(**arguments, **ids.stock(), is_causal=family.causal)
+    hf_config = config_class(**said.arguments, **said.ids.stock(), is_causal=family.causal)
     model = _weights(model_class, folder, hf_config, family, dtype=dtype, device_map=device_map, name=name)
     if device is not None and device_map is None:
         model = model.to(device)  # pyright: ignore[reportArgumentType]
     set_direction(model, causal=family.causal)
-    return Checkpoint(model.eval(), tokenizer, family, ids, name, _commit(folder) or revision)
+    return Checkpoint(model.eval(), said.tokenizer, family, said.ids, name, _commit(folder) or revision)
 
 
 def in_memory(

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sinklens.errors import CheckpointError
 from sinklens.models import loading
 from sinklens.models.families import Family
 from sinklens.models.hooked_dlm import HookedDLM
-from sinklens.models.special_ids import SpecialIds, special_ids
+from sinklens.models.special_ids import SpecialIds
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class Outline:
         return self.family.causal
 
 
-Described = Outline | HookedDLM  # what says of itself what it is, with weights and without
+Sketched = Outline | HookedDLM  # what says of itself what it is, with weights and without
 
 
 def outline(name: str, revision: str | None = None) -> Outline:
@@ -47,14 +46,6 @@ def outline(name: str, revision: str | None = None) -> Outline:
     Raises:
         CheckpointError: as `HookedDLM.from_pretrained`, for everything that is not about weights.
     """
-    folder = loading.find(name, revision, loading.SMALL)
-    config = loading.read_json(folder / "config.json")
-    if not config:
-        raise CheckpointError(f"{name!r} has no config.json; give the checkpoint's own folder or Hub id")
-    family = loading.family_of(config)
-    arguments = family.translate(config)
-    tokenizer = loading.read_tokenizer(folder, family)
-    configs = (config, loading.read_json(folder / "generation_config.json"))
-    ids = special_ids(configs, tokenizer, family, name, vocabulary=arguments["vocab_size"])
-    layers, heads = (int(arguments[field]) for field in ("num_hidden_layers", "num_attention_heads"))
-    return Outline(name, family, ids, tokenizer, layers, heads)
+    said = loading.describe(name, revision, loading.SMALL)
+    layers, heads = (int(said.arguments[field]) for field in ("num_hidden_layers", "num_attention_heads"))
+    return Outline(name, said.family, said.ids, said.tokenizer, layers, heads)

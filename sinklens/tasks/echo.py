@@ -12,7 +12,7 @@ import numpy as np
 
 from sinklens.tasks.base import Example, Score, Task
 from sinklens.values.exact import Range
-from sinklens.values.kinds import Count, Seed, Share
+from sinklens.values.kinds import Seed, Share
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -122,7 +122,7 @@ class Echo(Task):
     rule decides it, so a free continuation can be checked without a reference.
 
     Attributes:
-        n: Number of examples.
+        n: Number of examples, at most 100000: they are drawn at once.
         seed: Which examples; never the training texts.
         prompt_tokens: Length of the prompt, with BOS.
         answer_tokens: Length of the continuation.
@@ -134,10 +134,10 @@ class Echo(Task):
         TaskError: no example, an empty prompt or answer, or a share that is none.
     """
 
-    n: Count = 200
+    n: Annotated[int, Range(1, 100_000)] = 200
     seed: Seed = 0
-    prompt_tokens: Annotated[int, Range(2)] = field(default=16, kw_only=True)
-    answer_tokens: Count = field(default=32, kw_only=True)
+    prompt_tokens: Annotated[int, Range(2, 10_000)] = field(default=16, kw_only=True)
+    answer_tokens: Annotated[int, Range(1, 10_000)] = field(default=32, kw_only=True)
     gaps: Share = field(default=0.0, kw_only=True)
     name: str = field(default="", kw_only=True)
 

@@ -21,7 +21,9 @@ SPEC = FOLDER / "spec.yaml"
 SPEC.write_text("edits: [mask:same/top1]\nprompts: 2\n")
 OUT = FOLDER / "out"
 
-NUMBERS = st.sampled_from(["0", "1", "2", "3", "-1", "1e9", "nan", "x", "", "1.5", "99999999999999999999"])
+NUMBERS = st.sampled_from(
+    ["0", "1", "2", "3", "-1", "1e9", "1000000000", "nan", "x", "", "1.5", "99999999999999999999"]
+)
 WORDS = st.text("abc:=/@-,.0 \u2028\u4f60'\"", max_size=8).filter(lambda text: not text.startswith("-"))
 OPTIONS: dict[str, st.SearchStrategy[str]] = {
     "--task": st.sampled_from(["echo", str(TASK), str(FOLDER), "none.jsonl", "/dev/null"]) | WORDS,

@@ -224,9 +224,10 @@ def test_every_gap_task_has_a_gap(share: float) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"n": 0}, "n=0 must be a whole number of at least 1"),
-        ({"prompt_tokens": 1}, "prompt_tokens=1 must be a whole number of at least 2"),
-        ({"answer_tokens": 0}, "answer_tokens=0 must be a whole number of at least 1"),
+        ({"n": 0}, "n=0 must be a whole number from 1 to 100000"),
+        ({"n": 10**20}, "n=100000000000000000000 must be a whole number from 1 to 100000"),
+        ({"prompt_tokens": 1}, "prompt_tokens=1 must be a whole number from 2 to 10000"),
+        ({"answer_tokens": 0}, "answer_tokens=0 must be a whole number from 1 to 10000"),
         ({"gaps": 1.5}, r"gaps=1.5 must be a number from 0 to 1"),
         ({"gaps": -0.1}, r"gaps=-0.1 must be a number from 0 to 1"),
     ],
