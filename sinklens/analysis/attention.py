@@ -16,7 +16,7 @@ from torch import Tensor
 from sinklens.errors import RecordError
 from sinklens.sinks import Positions, Sight, SinkRule
 from sinklens.sinks.rule import Queries
-from sinklens.values.kinds import read
+from sinklens.values.kinds import reads
 
 CELL = ("prompt", "step", "layer", "head")
 _PLACE = ("prompt", "step", "key")
@@ -39,6 +39,7 @@ def counting(record: xr.Dataset, queries: Queries) -> Positions:
     return SinkRule(queries=queries).counting(autoregressive=queries == "auto" and is_autoregressive(record))
 
 
+@reads()
 def received(record: xr.Dataset, queries: Queries = "all") -> xr.DataArray:
     """Received attention by some queries, as it was measured.
 
@@ -84,6 +85,7 @@ def existing(record: xr.Dataset) -> xr.DataArray:
     return positions(record, "all") & there.any([dim for dim in there.dims if dim not in ("prompt", "step")])
 
 
+@reads()
 def positions(record: xr.Dataset, which: Positions) -> xr.DataArray:
     """Which positions are of one kind at each step, bool [prompt, step, key]; as `Canvas.positions`, from a record.
 
@@ -91,7 +93,6 @@ def positions(record: xr.Dataset, which: Positions) -> xr.DataArray:
         RecordError: the record lacks what tells the kinds apart.
         ValueError: an unknown kind.
     """
-    which = read("positions", which, Positions)
     record = _layout(record)
     layout = record["masked"].transpose(*_PLACE)
     masked, given = layout.to_numpy(), record["given"].transpose("prompt", "key").to_numpy()[:, None] == 1
@@ -149,6 +150,7 @@ def measured(values: xr.DataArray) -> xr.DataArray:
     return values.isel({dim: index for dim, index in kept.items() if len(index) < values.sizes[dim]})
 
 
+@reads()
 def null(record: xr.Dataset, queries: Queries = "all") -> xr.Dataset:
     """The same record if its queries had spread their attention evenly over the keys that they may see.
 

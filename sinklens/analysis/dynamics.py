@@ -19,6 +19,7 @@ from sinklens.analysis.attention import evidence, measured, received
 from sinklens.analysis.rates import flagged, happened
 from sinklens.sinks import SinkRule
 from sinklens.sinks.rule import Queries
+from sinklens.values.kinds import Finite, Share, reads
 
 
 def described(array: xr.DataArray, name: str, units: str, definition: str) -> xr.DataArray:
@@ -28,6 +29,7 @@ def described(array: xr.DataArray, name: str, units: str, definition: str) -> xr
     return array
 
 
+@reads()
 def sink_rate(record: xr.Dataset, rule: SinkRule | None = None) -> xr.DataArray:
     """How often a head has a sink at all, per layer.
 
@@ -40,7 +42,8 @@ def sink_rate(record: xr.Dataset, rule: SinkRule | None = None) -> xr.DataArray:
     return described(rate, "sink_rate", "share", "share of (prompt, step, head) with at least one sink")
 
 
-def filtered_share(record: xr.Dataset, epsilons: Sequence[float], rule: SinkRule | None = None) -> xr.DataArray:
+@reads()
+def filtered_share(record: xr.Dataset, epsilons: Sequence[Finite], rule: SinkRule | None = None) -> xr.DataArray:
     """How many keys are NOT sinks, as a curve over epsilon.
 
     Unit: share of all measured keys, in [0, 1], never falling with epsilon. 1: epsilon filters out every key; 0: every
@@ -57,6 +60,7 @@ def filtered_share(record: xr.Dataset, epsilons: Sequence[float], rule: SinkRule
     return described(curve, "filtered_share", "share", "share of keys that are no sinks at this epsilon")
 
 
+@reads()
 def concentration(record: xr.Dataset, queries: Queries = "all") -> xr.DataArray:
     """Share of all received attention that the top key gets, per layer; no rule needed.
 
@@ -70,6 +74,7 @@ def concentration(record: xr.Dataset, queries: Queries = "all") -> xr.DataArray:
     return described(share, "concentration", "share", "share of received attention that the top key gets")
 
 
+@reads()
 def main_sink(record: xr.Dataset, rule: SinkRule | None = None) -> xr.DataArray:
     """Position of the sink that receives most, per prompt, step, layer and head.
 
@@ -84,6 +89,7 @@ def main_sink(record: xr.Dataset, rule: SinkRule | None = None) -> xr.DataArray:
     )
 
 
+@reads()
 def onset(record: xr.Dataset, rule: SinkRule | None = None) -> xr.DataArray:
     """First step at which a key is a sink, per prompt, layer, head and key.
 
@@ -97,6 +103,7 @@ def onset(record: xr.Dataset, rule: SinkRule | None = None) -> xr.DataArray:
     return described(values.isel(step=0, drop=True).copy(data=steps), "onset", "step", "first step as a sink")
 
 
+@reads()
 def dwell(record: xr.Dataset, rule: SinkRule | None = None) -> pd.DataFrame:
     """Uninterrupted sink episodes.
 
@@ -114,6 +121,7 @@ def dwell(record: xr.Dataset, rule: SinkRule | None = None) -> pd.DataFrame:
     return pd.DataFrame({**table, "start": values["step"].to_numpy()[starts[-1]], "length": ends[-1] - starts[-1]})
 
 
+@reads()
 def births_deaths(record: xr.Dataset, rule: SinkRule | None = None) -> xr.Dataset:
     """How many keys become and cease to be sinks, per step and layer.
 
@@ -132,6 +140,7 @@ def births_deaths(record: xr.Dataset, rule: SinkRule | None = None) -> xr.Datase
     )
 
 
+@reads()
 def jumps(record: xr.Dataset, rule: SinkRule | None = None) -> pd.DataFrame:
     """How far the main sink jumps when it changes.
 
@@ -151,6 +160,7 @@ def jumps(record: xr.Dataset, rule: SinkRule | None = None) -> pd.DataFrame:
     )
 
 
+@reads()
 def drift(record: xr.Dataset, rule: SinkRule | None = None) -> xr.DataArray:
     """Least-squares slope of the main sink's position over steps, per prompt, layer and head.
 
@@ -167,6 +177,7 @@ def drift(record: xr.Dataset, rule: SinkRule | None = None) -> xr.DataArray:
     return described(slope, "drift", "positions per step", "slope of the main sink's position over steps")
 
 
+@reads()
 def centroid_variance(record: xr.Dataset, rule: SinkRule | None = None) -> xr.Dataset:
     """How much the centre of the sinks moves, and how far they lie apart.
 
@@ -195,7 +206,8 @@ def centroid_variance(record: xr.Dataset, rule: SinkRule | None = None) -> xr.Da
     )
 
 
-def classify(record: xr.Dataset, rule: SinkRule | None = None, *, share: float = 0.9) -> pd.DataFrame:
+@reads()
+def classify(record: xr.Dataset, rule: SinkRule | None = None, *, share: Share = 0.9) -> pd.DataFrame:
     """Which sink keys are static and which move.
 
     The rule: a key is "static" iff it is a sink in at least `share` of the steps in which it exists from its onset

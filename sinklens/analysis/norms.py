@@ -15,6 +15,7 @@ from sinklens.errors import RecordError
 from sinklens.sinks import SinkRule
 from sinklens.sinks.rule import Queries
 from sinklens.sinks.tokens import token_class
+from sinklens.values.kinds import AtLeastZero, reads
 
 KEY_TYPES = ("prompt", "committed", "mask", "eos")
 _PROBES = {"key_norm": "KeyNorm", "value_norm": "ValueNorm"}
@@ -34,6 +35,7 @@ def key_types(record: xr.Dataset) -> xr.DataArray:
     return xr.where(kinds["masked"], 2, types).transpose("prompt", "step", "key")
 
 
+@reads()
 def key_norm_correlation(
     record: xr.Dataset, by: Literal["key_type"] | None = None, queries: Queries = "all"
 ) -> xr.DataArray:
@@ -74,12 +76,13 @@ def key_norm_correlation(
     return table.rename("key_norm_correlation")
 
 
+@reads()
 def kind(
     record: xr.Dataset,
     rule: SinkRule | None = None,
     *,
-    low: float = 0.75,
-    high: float = 1.25,
+    low: AtLeastZero = 0.75,
+    high: AtLeastZero = 1.25,
 ) -> pd.DataFrame:
     """Are sinks resting places or do they carry information? By value norm, counted per layer.
 
@@ -104,6 +107,7 @@ def kind(
     return pd.DataFrame({"layer": values["layer"].to_numpy(), **counts})
 
 
+@reads()
 def qk_at_sinks(record: xr.Dataset, rule: SinkRule | None = None) -> pd.DataFrame:
     """Is it the angle or the length? Factors of `q.k = ||q|| ||k|| cos` at sinks and at other keys, per layer.
 

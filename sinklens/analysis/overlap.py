@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -19,6 +19,7 @@ from sinklens.analysis.dynamics import described
 from sinklens.analysis.rates import flagged, happened
 from sinklens.errors import RecordError
 from sinklens.sinks import SinkRule
+from sinklens.values.kinds import reads
 
 Between = Literal["layer", "head", "queries"]
 
@@ -35,6 +36,7 @@ def _jaccard(sets: xr.DataArray, dim: str) -> xr.DataArray:
     )
 
 
+@reads()
 def jaccard(record: xr.Dataset, rule: SinkRule | None = None) -> xr.DataArray:
     """Overlap of a head's sink sets at each pair of steps, per layer [layer, step, other_step].
 
@@ -50,6 +52,7 @@ def jaccard(record: xr.Dataset, rule: SinkRule | None = None) -> xr.DataArray:
     return described(matrix, "jaccard", "Jaccard", "overlap of sink sets between steps")
 
 
+@reads()
 def overlap(record: xr.Dataset, between: Between, rule: SinkRule | None = None) -> xr.DataArray:
     """Do layers, heads or queries of several kinds use the same sinks?
 
@@ -62,10 +65,8 @@ def overlap(record: xr.Dataset, between: Between, rule: SinkRule | None = None) 
 
     Raises:
         RecordError: between="queries", and the record has received attention by one set of queries only.
-        ValueError: an unknown `between`.
+        ContentError: an unknown `between`.
     """
-    if between not in get_args(Between):
-        raise ValueError(f"between={between!r} is unknown; choose {', '.join(get_args(Between))}")
     if between == "queries":
         sinks = _by_queries(record, rule or SinkRule())
         matrix = _jaccard(sinks, between).mean(["prompt", "step", "head"])
@@ -89,6 +90,7 @@ def _by_queries(record: xr.Dataset, rule: SinkRule) -> xr.DataArray:
     return xr.concat(sets, pd.Index(names, name="queries"), join="inner")
 
 
+@reads()
 def agreement(record: xr.Dataset, rules: Mapping[str, SinkRule]) -> pd.DataFrame:
     """Do several rules call the same keys sinks? A symmetric matrix, rule by rule.
 

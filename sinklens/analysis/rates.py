@@ -14,8 +14,10 @@ import xarray as xr
 from sinklens.analysis.attention import CELL, existing, flags, measured, null, positions, received
 from sinklens.sinks import SinkRule
 from sinklens.sinks.tokens import CLASSES, token_class
+from sinklens.values.kinds import Count, reads
 
 
+@reads()
 def sinks(record: xr.Dataset, rule: SinkRule | None = None) -> xr.DataArray:
     """Which keys are sinks, per prompt, step, layer, head and key (bool; False where there is no key).
 
@@ -33,6 +35,7 @@ def sinks(record: xr.Dataset, rule: SinkRule | None = None) -> xr.DataArray:
     return flags(part, record, rule).astype(float).reindex_like(values) == 1
 
 
+@reads()
 def flagged(record: xr.Dataset, rule: SinkRule | None = None) -> tuple[xr.DataArray, xr.DataArray]:
     """Received attention of what was measured [prompt, step, layer, head, key], and which keys are sinks."""
     rule = rule or SinkRule()
@@ -45,6 +48,7 @@ def happened(values: xr.DataArray) -> xr.DataArray:
     return values.notnull().any("key")
 
 
+@reads()
 def per_layer(record: xr.Dataset, rule: SinkRule | None = None) -> pd.DataFrame:
     """Sinks per layer, with the uniform null beside them.
 
@@ -65,6 +69,7 @@ def per_layer(record: xr.Dataset, rule: SinkRule | None = None) -> pd.DataFrame:
     return table
 
 
+@reads()
 def classes(record: xr.Dataset) -> xr.DataArray:
     """Class of the token that stands at each key at each step, as an index into CLASSES; -1 where there is none."""
     final = record["text"].to_numpy()
@@ -74,6 +79,7 @@ def classes(record: xr.Dataset) -> xr.DataArray:
     return exists.copy(data=np.where(exists, at_step, -1))
 
 
+@reads()
 def token_classes(record: xr.Dataset, rule: SinkRule | None = None) -> pd.DataFrame:
     """On which token classes sinks fall, beside how common the classes are.
 
@@ -91,7 +97,8 @@ def token_classes(record: xr.Dataset, rule: SinkRule | None = None) -> pd.DataFr
     return pd.DataFrame(rows, columns=["token_class", "share_of_sinks", "share_of_keys"])
 
 
-def sink_tokens(record: xr.Dataset, rule: SinkRule | None = None, top: int | None = 5) -> pd.DataFrame:
+@reads()
+def sink_tokens(record: xr.Dataset, rule: SinkRule | None = None, top: Count | None = 5) -> pd.DataFrame:
     """Which tokens are sinks: the relative frequency of each token among the sinks (arXiv 2510.15731, table 2).
 
     A position counts as the mask token until it is committed. Columns: token (text); share_of_sinks, in [0, 1], 1 over
@@ -122,6 +129,7 @@ def sink_tokens(record: xr.Dataset, rule: SinkRule | None = None, top: int | Non
     return shares.head(top if top is not None else len(shares)).reset_index(drop=True)
 
 
+@reads()
 def movement(record: xr.Dataset, rule: SinkRule | None = None) -> pd.DataFrame:
     """How the set of sink keys changes from step to step, per layer.
 

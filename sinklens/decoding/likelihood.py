@@ -17,6 +17,7 @@ from sinklens.errors import PlanError, ScopeError
 from sinklens.hooks import Canvas, Edit, Memory
 from sinklens.models.hooked_dlm import HookedDLM
 from sinklens.models.prompts import Given
+from sinklens.values.kinds import read, whole_number
 
 
 @torch.no_grad()
@@ -60,8 +61,10 @@ def log_likelihood(
         PromptError: a prompt or an answer that cannot be read; an empty answer.
         ScopeError: an edit that names steps, or edits that overlap.
     """
+    samples = whole_number("samples", samples, 1, error=PlanError)
+    interventions = read("interventions", interventions, Sequence[Edit])
     rows = answered_rows(dlm, prompts, answers, separator=separator, chat=chat)
-    whole, answered = _whole_canvas(dlm, rows, samples, seed)
+    whole, answered = _whole_canvas(dlm, rows, seed)
     for leaf in (leaf for edit in interventions for leaf in edit.leaves()):
         if leaf.where.steps is not None:
             raise ScopeError(f"{leaf!r} names steps, and a likelihood has none; use a metric of the denoising run")
@@ -85,15 +88,13 @@ def log_likelihood(
 
 
 def _whole_canvas(
-    dlm: HookedDLM, rows: Sequence[Answered], samples: int, seed: int | Sequence[int]
+    dlm: HookedDLM, rows: Sequence[Answered], seed: int | Sequence[int]
 ) -> tuple[Canvas, Bool[Tensor, "prompt pos"]]:
     """Prompts with their answers, and where the answers are.
 
     Raises:
         PlanError: what cannot be scored.
     """
-    if samples < 1:
-        raise PlanError(f"samples={samples} must be at least 1")
     empty = [index for index, row in enumerate(rows) if not row.prompt]
     if dlm.is_causal and empty:
         raise PlanError(f"prompt {empty[0]} is empty, and {dlm.name} has no BOS token to begin with")

@@ -19,14 +19,16 @@ from sinklens.errors import PlanError, ScopeError
 from sinklens.hooks import Canvas, Edit, Hook, Memory, Probe, attached
 from sinklens.models.hooked_dlm import HookedDLM
 from sinklens.models.prompts import Given
+from sinklens.values.kinds import Seed, reads
 
 
+@reads("prompts", "force")
 def denoising_steps(
     dlm: HookedDLM,
     prompts: Given,
     plan: Plan | None = None,
     *,
-    seed: int | Sequence[int] = 0,
+    seed: Seed | Sequence[Seed] = 0,
     probes: Sequence[Probe] = (),
     interventions: Sequence[Edit] = (),
     force: Sequence[Sequence[int]] | None = None,
@@ -76,7 +78,7 @@ def steps_from(
         device = start.canvas.tokens.device
         forced, when = follow.tokens.to(device), follow.commit_step.to(device)
     if force is not None:
-        forced = forced_tokens(start.canvas, force)
+        forced = forced_tokens(dlm, start.canvas, force)
     yield from _loop(dlm, start, probes, interventions, forced, when)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
@@ -16,6 +15,8 @@ from sinklens.hooks import Canvas
 from sinklens.models.hooked_dlm import HookedDLM
 from sinklens.models.padding import padded
 from sinklens.models.prompts import Given, read_prompts, rows_beside
+from sinklens.sinks.tokens import in_vocabulary
+from sinklens.values.kinds import Seed, read
 
 
 @dataclass(frozen=True)
@@ -88,12 +89,18 @@ def token_rows(dlm: HookedDLM, prompts: Given, *, chat: bool = False) -> list[li
 
 
 def seeds_for(seed: int | Sequence[int], rows: int) -> tuple[int, ...]:
-    """One seed per row: the same for all, so that a row's result does not depend on its batch."""
-    if isinstance(seed, int | np.integer):
-        return (int(seed),) * rows
+    """One seed per row: the same for all, so that a row's result does not depend on its batch.
+
+    Raises:
+        ContentError: a seed that is no whole number of at least 0.
+        ValueError: not as many as rows.
+    """
+    seed = read("seed", seed, Seed | Sequence[Seed])
+    if isinstance(seed, int):
+        return (seed,) * rows
     if len(seed) != rows:
         raise ValueError(f"seed has {len(seed)} entries for {rows} prompts; give one integer, or one per prompt")
-    return tuple(int(value) for value in seed)
+    return tuple(seed)
 
 
 def first_canvas(
@@ -154,8 +161,13 @@ def step_limits(dlm: HookedDLM, plan: Plan, canvas: Canvas) -> list[int]:
     return masks if dlm.is_causal or plan.steps is None or plan.threshold is not None else [plan.steps] * len(masks)
 
 
-def forced_tokens(canvas: Canvas, force: Sequence[Sequence[int]]) -> Tensor:
-    """The canvas with every gap filled by the tokens to be forced."""
+def forced_tokens(dlm: HookedDLM, canvas: Canvas, force: Sequence[Sequence[int]]) -> Tensor:
+    """The canvas with every gap filled by the tokens to be forced.
+
+    Raises:
+        PlanError: not as many as there are gaps, or a token that the model does not have.
+    """
+    force = read("force", force, Sequence[Sequence[int]], PlanError)
     if len(force) != len(canvas.tokens):
         raise PlanError(f"force has {len(force)} entries for {len(canvas.tokens)} prompts")
     out = canvas.tokens.clone()
@@ -163,5 +175,6 @@ def forced_tokens(canvas: Canvas, force: Sequence[Sequence[int]]) -> Tensor:
         places = canvas.masked[row]
         if len(tokens) != int(places.sum()):
             raise PlanError(f"force[{row}] has {len(tokens)} tokens for {int(places.sum())} positions to fill")
-        out[row, places] = torch.tensor(list(tokens), device=out.device)
+        in_vocabulary(dlm, tokens, f"force[{row}]", PlanError)
+        out[row, places] = torch.tensor(tokens, dtype=torch.long, device=out.device)
     return out

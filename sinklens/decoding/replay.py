@@ -16,8 +16,10 @@ from sinklens.hooks import Edit, Probe
 from sinklens.models.hooked_dlm import HookedDLM
 from sinklens.models.prompts import Unpadded
 from sinklens.values.content import digest
+from sinklens.values.kinds import reads
 
 
+@reads()
 def replay(
     record: xr.Dataset,
     dlm: HookedDLM | None = None,

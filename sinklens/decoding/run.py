@@ -9,7 +9,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import xarray as xr
 from tqdm import tqdm
 
@@ -22,6 +21,7 @@ from sinklens.hooks import Edit, Memory, Probe
 from sinklens.models.hooked_dlm import HookedDLM
 from sinklens.models.prompts import Given
 from sinklens.records import DIMS, VARIABLES, Recorder, provenance, save
+from sinklens.values.kinds import Seed, reads
 
 SAVE_EVERY = 60.0  # seconds between two savings of a run that is under way
 
@@ -58,6 +58,7 @@ class Run(Trajectory):
         return f"Run({len(self.completions)} prompts, {self.record.sizes.get('step', 0)} steps{state})"
 
 
+@reads("prompts", "force")
 def denoise(
     dlm: HookedDLM,
     prompts: Given,
@@ -65,7 +66,7 @@ def denoise(
     *,
     probes: Sequence[Probe] = (),
     interventions: Sequence[Edit] = (),
-    seed: int | Sequence[int] = 0,
+    seed: Seed | Sequence[Seed] = 0,
     force: Sequence[Sequence[int]] | None = None,
     follow: Trajectory | None = None,
     save_to: str | Path | None = None,
@@ -152,7 +153,7 @@ def _origin(
         raise ValueError(f"every record has {', '.join(sorted(taken))} already; give the probe another name")
     return {
         "plan": start.plan.to_dict(),
-        "seed": int(seed) if isinstance(seed, int | np.integer) else [int(row) for row in seed],
+        "seed": seed if isinstance(seed, int) else list(seed),
         "probes": [probe.to_dict() for probe in probes],
         "interventions": [edit.to_dict() for edit in interventions],
         "read_as": {

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from sinklens.decoding.plan import Plan
 from sinklens.experiments.arms import Arm, Controls, arms_of
-from sinklens.experiments.batch import Measured
+from sinklens.experiments.batch import Measured, Repetition
 from sinklens.experiments.exposure import judge
 from sinklens.experiments.outcomes import Pass, known
 from sinklens.experiments.results import AblationResult
@@ -21,18 +21,20 @@ from sinklens.models.hooked_dlm import HookedDLM
 from sinklens.records import provenance
 from sinklens.tasks import Prompts, Task
 from sinklens.values.content import plain
+from sinklens.values.kinds import Count, reads
 
 
+@reads("task", "conditions")
 def ablate(
     dlm: HookedDLM,
     task: Task | Sequence[Any],
     conditions: Mapping[str, Edit],
     plan: Plan | None = None,
     *,
-    seeds: Sequence[int] = (0,),
+    seeds: Sequence[Repetition] = (0,),
     controls: Controls = "random",
     metrics: Sequence[str] | None = None,
-    batch_size: int = 128,
+    batch_size: Count = 128,
     save_to: str | Path | None = None,
     progress: bool | str = True,
 ) -> AblationResult:
@@ -70,11 +72,8 @@ def ablate(
             key; before the first forward where that can be known, else with the finished `result` on the error.
         PartlyExposed: a warning: some were decided by forwards that edited nothing (`exposed` of the scores).
     """
-    seeds = [int(seed) for seed in seeds]
-    if batch_size < 1 or not seeds or len(set(seeds)) < len(seeds):
-        raise ValueError(
-            f"batch_size={batch_size} must be at least 1 and seeds={seeds} must not be empty or name one twice"
-        )
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds={list(seeds)} must not be empty or name one twice")
     job = _task(task)
     if metrics is None:
         metrics = ("agreement", "order", "kl") if isinstance(job, Prompts) else ("forced_accuracy", "accuracy")
@@ -106,7 +105,7 @@ def ablate(
         plan=runner.identity["plan"],
         task=job.name,
         prompts=len(job),
-        seeds=seeds,
+        seeds=list(seeds),
         conditions={f"{arm.condition} ({arm.kind})": plain(arm.edit) for arm in arms},
         read_as={f"{arm.condition} ({arm.kind})": repr(arm.edit) for arm in arms},
         metrics=list(metrics),
@@ -118,6 +117,7 @@ def ablate(
     return result
 
 
+@reads()
 def doses(name: str, values: Sequence[Any], make: Callable[[Any], Edit]) -> dict[str, Edit]:
     """Conditions for a dose-response curve: one per value, named "name=value".
 

@@ -11,6 +11,7 @@ from sinklens.experiments.results import UNMASKED
 from sinklens.hooks import Edit
 from sinklens.interventions import control
 from sinklens.values.content import digest
+from sinklens.values.kinds import read
 
 Controls = str | None | Sequence[str] | Mapping[str, Callable[[Any], Edit]]
 
@@ -43,6 +44,7 @@ def arms_of(conditions: Mapping[str, Edit], controls: Controls) -> list[Arm]:
             that no control can match.
         ContentError: an edit whose content cannot be told, with the name of its condition.
     """
+    conditions = read("conditions", conditions, Mapping[str, Any])
     if UNMASKED in conditions:
         raise ValueError(f"the condition name {UNMASKED!r} is taken by the unedited run")
     arms, names = [Arm()], dict[str, str]()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from jaxtyping import Bool
@@ -13,8 +13,10 @@ from torch import Tensor
 from sinklens.decoding.step import Step
 from sinklens.hooks import Canvas, Edit, Memory
 from sinklens.interventions import SideBySide
+from sinklens.values.exact import Range
 
 SEEDS = 1_000_003  # a prompt's own seed is the repetition's times this, plus the prompt's index
+Repetition = Annotated[int, Range(0, 2**43 - 1)]  # so that a prompt's own seed is one
 
 FORM = 2  # of a stored score; those of another form are not read as if they were of this one
 

@@ -11,6 +11,7 @@ from sinklens.decoding.plan import Plan
 from sinklens.errors import ContentError, PlanError
 from sinklens.experiments import specs
 from sinklens.experiments.ablation import ablate
+from sinklens.experiments.batch import Repetition
 from sinklens.experiments.early import check_fields, check_model
 from sinklens.experiments.results import AblationResult
 from sinklens.experiments.scores import ScoreStore
@@ -23,7 +24,7 @@ from sinklens.tasks import Echo, Jsonl, Task
 from sinklens.tasks.jsonl import Match
 from sinklens.values import kinds
 from sinklens.values.content import Value, build, rebuilt
-from sinklens.values.kinds import Count, Seed, Share
+from sinklens.values.kinds import Count, Share
 
 
 @dataclass(frozen=True, repr=False)
@@ -65,7 +66,7 @@ class Experiment(Value):
     extract: str | None = None
     match: Match = "last"
     plan: Mapping[str, Any] | Plan = field(default_factory=dict)
-    seeds: tuple[Seed, ...] = (0,)
+    seeds: tuple[Repetition, ...] = (0,)
     controls: tuple[str, ...] = ("random",)
     metrics: tuple[str, ...] = ()
     batch_size: Count = 128

@@ -71,7 +71,7 @@ def judge(result: Any, arms: Sequence[Arm]) -> None:
         warnings.warn(
             f"some scored places were decided by forwards that edited nothing; the share that was exposed: {said}",
             PartlyExposed,
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sinklens.experiments.config import Experiment
 from sinklens.experiments.results import UNMASKED, AblationResult
 from sinklens.models.outline import outline
+from sinklens.values.kinds import Count, reads
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,11 +35,12 @@ PUBLISHED: dict[str, dict[str, tuple[float, ...]]] = {
 }
 
 
+@reads()
 def table1(
     model: str,
     task: str = "echo",
     *,
-    ks: Sequence[int] = KS,
+    ks: Sequence[Count] = KS,
     save_to: str | Path | None = None,
     progress: bool | str = True,
     **options: Any,
@@ -62,7 +64,8 @@ def table1(
     return experiment1(model, task, ks=ks, **options).run(save_to=save_to, progress=progress)
 
 
-def experiment1(model: str, task: str = "echo", *, ks: Sequence[int] = KS, **options: Any) -> Experiment:
+@reads()
+def experiment1(model: str, task: str = "echo", *, ks: Sequence[Count] = KS, **options: Any) -> Experiment:
     """The experiment of `table1`, with the same arguments."""
     edits = {f"top-{k}": f"mask:top{k}" for k in ks}
     asked = Experiment(model=model, task=task, edits=edits, **{"controls": ("random", "same_mass"), **options})

@@ -18,6 +18,7 @@ from sinklens.experiments.exposure import exposed
 from sinklens.experiments.outcomes import METRICS
 from sinklens.experiments.statistics import equivalent, holm, mean_and_interval, permutation_p, rate_and_interval
 from sinklens.files import write_text
+from sinklens.values.kinds import reads
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -109,6 +110,7 @@ class AblationResult:
         ]
         return torch.tensor(means, dtype=torch.float64).reshape(len(sides), len(prompts))
 
+    @reads()
     def effect(
         self, condition: str, metric: str | None = None, *, control: str | None = None, margin: float | None = None
     ) -> Effect:
@@ -157,6 +159,7 @@ class AblationResult:
             **more,
         )
 
+    @reads()
     def effects(self, metric: str | None = None, *, margin: float | None = None) -> pd.DataFrame:
         """Every condition against unmasked and against each of its controls, as a table.
 

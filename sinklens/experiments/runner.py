@@ -74,7 +74,7 @@ class Runner:
         self._starts = [self.start]
         if "forced" in self.passes:
             self._starts.append(prepare_rows(dlm, [row.prompt for row in self._answered], plan))
-            forced_tokens(self._starts[1].canvas, [row.answer for row in self._answered])
+            forced_tokens(self.dlm, self._starts[1].canvas, [row.answer for row in self._answered])
         self.order = sorted(range(len(self.examples)), key=self.start.limits.__getitem__)
         self.identity = identity_of(dlm, task, self.start.plan)
         self.identity |= {"likelihood_samples": LIKELIHOOD_SAMPLES, "form": FORM}

@@ -23,6 +23,7 @@ from sinklens.interventions.selectors.matched import (
     ShiftedKeys,
 )
 from sinklens.interventions.selectors.record import FromRecord
+from sinklens.values.kinds import Seed, reads
 
 CONTROLS: dict[str, type[Matched]] = {
     "random": RandomKeys,
@@ -33,7 +34,8 @@ CONTROLS: dict[str, type[Matched]] = {
 }
 
 
-def control(edit: Edit, name: str = "random", seed: int = 0) -> SinkEdit:
+@reads()
+def control(edit: Edit, name: str = "random", seed: Seed = 0) -> SinkEdit:
     """The same edit in the same scope, done to other keys: "random", "same_mass", "bottom", "same_class", "shifted".
 
     "noop" finds the sinks and does nothing. KeepKeys has the control "random": as many keys, kept at random.
@@ -64,6 +66,7 @@ def with_selector(edit: SinkEdit, selector: Selector) -> SinkEdit:
     return replace(edit, **changed)
 
 
+@reads()
 def other_prompt(record: xr.Dataset, shift: int = 1) -> Callable[[SinkEdit], SinkEdit]:
     """Make a control out of a record: the sinks of another prompt, for `controls={"other prompt": ...}` of `ablate`.
 

@@ -15,6 +15,7 @@ from sinklens.analysis.attention import flags, null
 from sinklens.plots.record_view import check_prompt, need, null_words, place, rule_of
 from sinklens.plots.theme import COLORS, describe, themed, titled, visible
 from sinklens.sinks import SinkRule
+from sinklens.values.kinds import Count, reads
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -28,12 +29,13 @@ _LOOKS = {
 }
 
 
+@reads()
 def key_norms(
     record: xr.Dataset,
     layer: int | None = None,
     rule: SinkRule | None = None,
     *,
-    points: int = POINTS,
+    points: Count = POINTS,
     title: str | None = None,
 ) -> Figure:
     """Scatter of key norm (x) against received attention (y), one panel per layer; do small keys attract attention?
@@ -138,6 +140,7 @@ def _null_band(figure: Figure, low: float, high: float, where: dict[str, Any]) -
         figure.add_hline(y=level, line={"color": "black", "width": 1.5, "dash": "4px,3px"}, **where)
 
 
+@reads()
 def circuitsvis(
     attention: Any,
     tokens: Sequence[str] | None = None,

@@ -20,11 +20,13 @@ from sinklens.plots.record_view import (
 )
 from sinklens.plots.theme import COLORS, SCALE, SYMBOLS, describe, themed, titled
 from sinklens.sinks import SinkRule
+from sinklens.values.kinds import reads
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 
+@reads()
 def timeline(record: xr.Dataset, *, prompt: int = 0, rule: SinkRule | None = None, title: str | None = None) -> Figure:
     """Heat map of the received attention of every position (x) at every step (y, step 0 on top).
 
@@ -87,6 +89,7 @@ def timeline(record: xr.Dataset, *, prompt: int = 0, rule: SinkRule | None = Non
     return titled(figure, title or f"Who is attended to, step by step (prompt {prompt})", *lines)
 
 
+@reads()
 def sink_positions(
     record: xr.Dataset, *, prompt: int = 0, rule: SinkRule | None = None, title: str | None = None
 ) -> Figure:

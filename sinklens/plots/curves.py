@@ -13,6 +13,7 @@ from sinklens.analysis.attention import is_autoregressive, null
 from sinklens.plots.record_view import attention_of, null_words, place, rule_of
 from sinklens.plots.theme import COLORS, SYMBOLS, describe, filled, safe, themed, titled
 from sinklens.sinks import SinkRule
+from sinklens.values.kinds import Count, Finite, reads
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -21,12 +22,13 @@ NULL = {"color": "black", "width": 1.8, "dash": "4px,3px"}
 ASKED = 0.96  # of all keys are no sinks at epsilon = 3, for all three models (arXiv 2510.15731, section 4.1)
 
 
+@reads()
 def histogram(
     record: xr.Dataset,
     rule: SinkRule | None = None,
     layer: int | None = None,
     *,
-    bins: int = 60,
+    bins: Count = 60,
     title: str | None = None,
 ) -> Figure:
     """Histogram of the received attention of every measured key, with the rule's cut.
@@ -161,9 +163,10 @@ def _draw_cut(figure: Figure, low: float, high: float, top: float, name: str) ->
     )  # fmt: skip
 
 
+@reads()
 def filtered_curve(
     records: xr.Dataset | Mapping[str, xr.Dataset],
-    epsilons: Sequence[float] | None = None,
+    epsilons: Sequence[Finite] | None = None,
     rule: SinkRule | None = None,
     *,
     title: str | None = None,

@@ -10,6 +10,7 @@ import numpy as np
 from sinklens.experiments.outcomes import METRICS
 from sinklens.experiments.results import UNMASKED, AblationResult
 from sinklens.plots.theme import COLORS, safe, themed, titled
+from sinklens.values.kinds import reads
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -54,6 +55,7 @@ def _said_of(shares: Sequence[float]) -> list[str]:
     ]
 
 
+@reads()
 def conditions(
     results: AblationResult | Sequence[AblationResult], metric: str | None = None, *, title: str | None = None
 ) -> Figure:
@@ -132,6 +134,7 @@ def conditions(
     )
 
 
+@reads()
 def effects(
     result: AblationResult, metric: str | None = None, *, margin: float | None = None, title: str | None = None
 ) -> Figure:
@@ -195,6 +198,7 @@ def effects(
     return titled(figure, title or f"Effects on {safe(result.scores[0]['model'])}", *said)
 
 
+@reads()
 def dose_response(
     results: AblationResult | Sequence[AblationResult],
     name: str,

@@ -13,11 +13,13 @@ from sinklens.analysis.attention import measured, null, received
 from sinklens.plots.record_view import on_canvas, place, rule_of, view_of
 from sinklens.plots.theme import COLORS, describe, themed, titled
 from sinklens.sinks import SinkRule
+from sinklens.values.kinds import reads
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 
+@reads()
 def sink_lives(
     record: xr.Dataset,
     rule: SinkRule | None = None,

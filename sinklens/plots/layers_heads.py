@@ -24,6 +24,7 @@ from sinklens.plots.record_view import (
 )
 from sinklens.plots.theme import SCALE, describe, themed, titled
 from sinklens.sinks import SinkRule
+from sinklens.values.kinds import reads
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 PANELS = 64  # of `heads`; more of them are too small to read
 
 
+@reads()
 def layer_steps(record: xr.Dataset, rule: SinkRule | None = None, *, title: str | None = None) -> Figure:
     """Heat map of how many sinks a head has, by layer (y, layer 0 on top) and denoising step (x).
 
@@ -75,6 +77,7 @@ def layer_steps(record: xr.Dataset, rule: SinkRule | None = None, *, title: str 
     )
 
 
+@reads()
 def heads(
     record: xr.Dataset,
     prompt: int = 0,

@@ -10,6 +10,7 @@ import xarray as xr
 
 from sinklens.plots.layers_heads import layer_steps
 from sinklens.plots.theme import safe, themed, titled
+from sinklens.values.kinds import reads
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 HALF = 32  # token texts that fit on the axis of a panel of half the width
 
 
+@reads()
 def side_by_side(
     left: xr.Dataset,
     right: xr.Dataset,

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from sinklens.plots.theme import COLORS, filled, safe, themed, titled
+from sinklens.values.kinds import reads
 
 if TYPE_CHECKING:
     import pandas as pd
     from plotly.graph_objects import Figure
 
 
+@reads()
 def layer_counts(frame: pd.DataFrame, *, unit: str = "sinks per step and head (mean)") -> Figure:
     """Bars of the number of sinks per layer, one colour per model, with the count under uniform attention.
 
@@ -57,6 +59,7 @@ def layer_counts(frame: pd.DataFrame, *, unit: str = "sinks per step and head (m
     )
 
 
+@reads()
 def token_classes(frame: pd.DataFrame) -> Figure:
     """Grouped bars: which share of the sinks each token class holds, beside its share of all keys.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sinklens.plots.theme import COLORS, SYMBOLS, themed, titled
+from sinklens.values.kinds import reads
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -17,6 +18,7 @@ Line = tuple[str, list[float], dict[str, Any]]  # name, values, look
 _DOTTED = {"color": "black", "width": 2, "dash": "4px,3px"}
 
 
+@reads()
 def emergence(log: str | Path | Sequence[dict[str, Any]], *, title: str | None = None) -> Figure:
     """How sinks emerge in training: BOS, number of sinks, and accuracy over updates (x, log scale; 0 at its left end).
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from sinklens.decoding.plan import Plan
 from sinklens.hooks import Probe, chosen
+from sinklens.values.kinds import Count, Index, reads
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ def readable(size: int) -> str:
     return f"{value:.0f} B" if units[0] == "B" else f"{value:.1f} {units[0]}"
 
 
-def estimate(dlm: Any, plan: Plan, probes: Sequence[Probe], prompts: int = 1, prompt_tokens: int = 32) -> Estimate:
+@reads()
+def estimate(dlm: Any, plan: Plan, probes: Sequence[Probe], prompts: Count = 1, prompt_tokens: Index = 32) -> Estimate:
     """How many bytes the probes' measurements of a run take, as float32 and uncompressed.
 
     Counts the layers, heads and steps in each probe's scope. The record in memory also fills the steps outside a scope,

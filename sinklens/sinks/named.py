@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sinklens.sinks import SinkRule
+from sinklens.values.kinds import reads
 
 
 @dataclass(frozen=True, repr=False)
@@ -72,6 +73,7 @@ RULES: dict[str, SinkRule] = {
 }
 
 
+@reads()
 def rule(name: str) -> SinkRule:
     """A named rule.
 

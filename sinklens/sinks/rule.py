@@ -174,7 +174,7 @@ class SinkRule(Value):
         )
         lines.append(f"  mean over queries     C_j / S > {cut / keys:.4f}   (uniform: {1 / keys:.4f})")
         lines.append(f"  percent of attention  > {100 * cut / keys:.2f} %   (uniform: {100 / keys:.2f} %)")
-        lines.append(f"  at most {math.ceil(keys / cut) - 1 if cut > 0 else keys} of {keys} keys can be sinks at once")
+        lines.append(f"  at most {math.ceil(keys / cut) - 1 if cut >= 1 else keys} of {keys} keys can be sinks at once")
         if cut >= keys:
             lines.append(f"  can never fire: a column sum is at most {keys}")
         return "\n".join(lines)

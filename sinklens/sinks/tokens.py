@@ -52,21 +52,22 @@ def ids_of_class(model: Any, name: str) -> list[int]:
     return list(ids)
 
 
-def in_vocabulary(model: Any, ids: Sequence[int], whose: object) -> None:
+def in_vocabulary(model: Any, ids: Sequence[int], whose: object, error: type[Exception] = ScopeError) -> None:
     """Raise for token ids that a model does not have.
 
     Args:
         model: The model.
         ids: The ids.
         whose: What names them, for the error.
+        error: What to raise.
 
     Raises:
-        ScopeError: quoting the first such id and the size of the vocabulary.
+        ScopeError: or another `error`; quoting the first such id and the size of the vocabulary.
     """
     size = int(model.cfg.d_vocab)
     wrong = [token for token in ids if not 0 <= token < size]
     if wrong:
-        raise ScopeError(f"{whose!r}: token id {wrong[0]} is outside the vocabulary of {size}")
+        raise error(f"{whose}: token id {wrong[0]} is outside the vocabulary of {size}")
 
 
 _KNOWN: WeakKeyDictionary[Any, tuple[int, Mapping[str, list[int]]]] = WeakKeyDictionary()

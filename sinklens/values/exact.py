@@ -100,9 +100,7 @@ def _number(value: Any) -> float:
         number = float(value)
     except OverflowError:
         raise Unfit from None
-    if isinstance(value, Integral):
-        return number if number == value else int(value)
-    _fit(number == value)  # nan is no number, and 1/3 no float
+    _fit(number == value)  # nan is no number; 1/3 and 2**53 + 1 are no floats
     return number
 
 

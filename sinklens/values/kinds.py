@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import InitVar, fields
 from functools import lru_cache, wraps
+from numbers import Integral
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from sinklens.errors import ContentError
@@ -53,7 +56,7 @@ def read(name: str, value: Any, hint: Any, error: type[Exception] = ContentError
     if isinstance(value, str) and choices:
         others = [_words(each) for each in _members(hint) if get_origin(each) is not Literal and each is not type(None)]
         raise error(f"{said} is unknown; choose from {', '.join([*map(repr, choices), *others])}")
-    raise error(f"{said} must be {_words(hint)}{_advice(value)}")
+    raise error(f"{said} must be {_words(hint)}{_advice(value, hint)}")
 
 
 def whole_number(
@@ -155,15 +158,15 @@ def shown(value: Any) -> str:
 
 @lru_cache(maxsize=512)
 def _hints(thing: Any) -> dict[str, Any]:
-    """Annotations of a class or a function; names that only a type checker imports stand for anything."""
-    unknown: dict[str, Any] = {}
-    while True:
-        try:
-            return get_type_hints(thing, localns=unknown or None, include_extras=True)
-        except NameError as error:
-            unknown[str(error.name)] = Any
-        except TypeError:  # such a name with brackets behind it
-            return {}
+    """Annotations of a class or a function; those with names that only a type checker imports are left out."""
+    found: dict[str, Any] = {}
+    for owner in reversed(getattr(thing, "__mro__", [thing])):
+        names = getattr(owner, "__globals__", None) or getattr(sys.modules.get(owner.__module__), "__dict__", {})
+        for name, said in inspect.get_annotations(owner).items():
+            with suppress(NameError, AttributeError, TypeError):
+                one = types.SimpleNamespace(__annotations__={name: said})
+                found |= get_type_hints(one, names, include_extras=True)
+    return found
 
 
 def _members(hint: Any) -> Sequence[Any]:
@@ -198,8 +201,10 @@ def _words(hint: Any) -> str:
     return _WORDS.get(hint, f"{'an' if name[:1] in 'AEIOU' else 'a'} {name}")
 
 
-def _advice(value: Any) -> str:
-    """What a user who wrote a number or a truth value as a text should know."""
+def _advice(value: Any, hint: Any) -> str:
+    """What a user who wrote a number or a truth value as a text, or too large a number, should know."""
+    if isinstance(value, Integral) and abs(int(value)) > 2**53:
+        return ", one that a float holds exactly" if _words(hint).startswith(("a number", "a finite number")) else ""
     if not isinstance(value, str):
         return ""
     try:

@@ -179,7 +179,7 @@ def test_what_the_record_does_not_say_is_an_error(measured: Any) -> None:
             rates.sinks(record.drop_vars(name), SinkRule(keys="prompt"))
     with pytest.raises(RecordError, match=r"no dim 'prompt'; choose a prompt with isel\(prompt=\[0\]\)"):
         rates.sinks(record.isel(prompt=0))
-    with pytest.raises(ValueError, match="positions='given' is unknown"):
+    with pytest.raises(ValueError, match="which='given' is unknown"):
         attention.positions(record, "given")  # type: ignore[arg-type]
 
 

@@ -405,5 +405,5 @@ def test_what_is_missing_is_named() -> None:
         sharing.overlap(record, "queries")
     with pytest.raises(RecordError, match="only from all, masked, committed"):
         dynamics.drift(planted("split").record, by("prompt"))
-    with pytest.raises(ValueError, match="choose layer, head, queries"):
+    with pytest.raises(ValueError, match="is unknown; choose from 'layer', 'head', 'queries'"):
         sharing.overlap(record, "prompt")  # pyright: ignore[reportArgumentType]

@@ -646,7 +646,7 @@ def test_doses_that_are_written_alike_are_refused() -> None:
         ({"conditions": {"unmasked": MaskSinks()}}, "'unmasked' is taken by the unedited run"),
         ({"metrics": ("accuracy", "guessed")}, f"'guessed' is unknown; the metrics are {', '.join(METRICS)}"),
         ({"metrics": ()}, f"metrics is empty; the metrics are {', '.join(METRICS)}"),
-        ({"batch_size": 0}, "batch_size=0 must be at least 1"),
+        ({"batch_size": 0}, "batch_size=0 must be a whole number of at least 1"),
         ({"seeds": []}, r"seeds=\[\] must not be empty"),
         ({"plan": Plan(new_tokens=9, block_length=9)}, r"answers of new_tokens=9 tokens.* has .?8"),
         ({"controls": "guess"}, "control 'guess' is unknown; the controls are random,"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import math
 import warnings
@@ -280,10 +279,9 @@ def test_a_row_of_which_no_query_sees_the_key_is_not_edited(tiny_model: Callable
 
 
 def test_some_of_it_is_one_warning_that_names_the_conditions(arm: HookedDLM) -> None:
-    plain = inspect.unwrap(ablate)  # without the check of shapes, which stands between the caller and the warning
     conditions = {"back": BACK, "same": MaskSinks(SameStep(top_k=1))}
     with pytest.warns(PartlyExposed) as caught:
-        plain(arm, PROMPTS, conditions, Plan(new_tokens=4), metrics=["agreement", "kl"], progress=False)
+        ablate(arm, PROMPTS, conditions, Plan(new_tokens=4), metrics=["agreement", "kl"], progress=False)
     (warning,) = caught
     assert warning.filename == __file__
     text = str(warning.message)

@@ -282,6 +282,11 @@ def test_rules_that_cannot_work_are_refused(arguments: dict, message: str) -> No
         SinkRule(**arguments)
 
 
+@pytest.mark.parametrize(("epsilon", "most"), [(3.0, 16), (0.0, 63), (-0.5, 64), (-1.0, 64)])
+def test_no_more_keys_can_be_sinks_than_there_are(epsilon: float, most: int) -> None:
+    assert f"at most {most} of 64 keys can be sinks at once" in SinkRule(epsilon).explain(64)
+
+
 def test_mean_below_one_is_a_rule() -> None:
     assert SinkRule(0.5, "mean")(torch.tensor([5.0, 0.0, 0.0, 0.0, 0.0])).tolist() == [True, *[False] * 4]
 

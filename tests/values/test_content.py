@@ -47,7 +47,7 @@ class Another(Value):
 
 # Round trips.
 
-numbers = st.floats(allow_nan=False) | st.integers(-(2**60), 2**60)
+numbers = st.floats(allow_nan=False) | st.integers(-(2**53), 2**53)
 inners = st.builds(Inner, numbers, st.text(max_size=5))
 leaves = st.none() | st.booleans() | numbers | st.text(max_size=5) | inners
 several = st.recursive(leaves, lambda inside: st.lists(inside, max_size=3).map(tuple), max_leaves=6).map(lambda x: (x,))

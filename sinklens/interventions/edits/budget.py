@@ -100,7 +100,9 @@ class KeepKeys(Masking):
         budget = self.budget
         unit = ("keys" if isinstance(budget, int) else "share") if self.unit == "auto" else self.unit
         if not (budget > 0 and (int(budget) == budget if unit == "keys" else budget <= 1)):
-            raise ValueError(f"budget={budget} must be a share in (0, 1], or a whole number of keys (an int)")
+            raise ValueError(
+                f"budget={budget} with unit={self.unit!r} must be a share in (0, 1], or a whole number of keys (an int)"
+            )
         set_field(self, "unit", unit)
         set_field(self, "budget", int(budget) if unit == "keys" else float(budget))
         set_field(self, "selector", AllBut(self.budget, self.by, self.seed, self.keys))
