@@ -30,7 +30,19 @@ from sinklens.errors import NeverExposed, PartlyExposed, RecordError
 from sinklens.experiments import runner
 from sinklens.experiments.batch import SEEDS
 from sinklens.hooks import Canvas, Edit, Hook, Memory
-from sinklens.interventions import InOrder, NoOp, NullKey, Pin, SinkToken, ZeroValue, control
+from sinklens.interventions import (
+    BiasSinks,
+    InOrder,
+    NoOp,
+    NullKey,
+    Pin,
+    Redistribute,
+    SinkToken,
+    Swap,
+    ZeroSinks,
+    ZeroValue,
+    control,
+)
 from sinklens.interventions.selectors.base import Evidence, Selector
 from sinklens.probes import Pattern
 from sinklens.tasks import Echo, Jsonl
@@ -276,6 +288,28 @@ def test_a_row_of_which_no_query_sees_the_key_is_not_edited(tiny_model: Callable
         run(dlm, PROMPTS, {"last": edit}, Plan(new_tokens=2), metrics=["agreement"])
     result = run(dlm, PROMPTS, {"last": MaskSinks(Last())}, Plan(new_tokens=2), metrics=["agreement"])
     assert shares(result, "last", "agreement") == [1.0] * 3
+
+
+def test_a_query_that_sees_one_key_keeps_it(arm: HookedDLM) -> None:
+    """Behind a prompt of one token the first forward has one key: to mask it, to add to its score, or to move its
+    weight to others changes nothing; to take it, or what it says, does.
+    """
+    edits = {
+        "mask": MaskSinks(SameStep(top_k=1)),
+        "bias": BiasSinks(-3.0, SameStep(top_k=1)),
+        "spread": Redistribute("uniform", SameStep(top_k=1)),
+        "swap": Swap(SameStep(top_k=1)),
+        "zero": ZeroSinks(SameStep(top_k=1)),
+        "silence": ZeroValue(SameStep(top_k=1)),
+    }
+    with pytest.raises(NeverExposed) as caught:
+        run(arm, [[20]], edits, Plan(new_tokens=1), metrics=["kl"])
+    result: Any = caught.value.result
+    changed = {name: result.effect(name, "kl").value > 1e-9 for name in edits}
+    assert changed == {name: shares(result, name, "kl") == [1.0] for name in edits}
+    assert set(changed.values()) == {True, False}
+    several = run(arm, [[20]], edits, Plan(new_tokens=4), metrics=["agreement"])
+    assert shares(several, "mask", "agreement") == [0.75]
 
 
 def test_some_of_it_is_one_warning_that_names_the_conditions(arm: HookedDLM) -> None:

@@ -112,6 +112,7 @@ class SinkEdit(AttentionEdit, ActsOnKeys):
 
     _: KW_ONLY
     diagonal: bool = True
+    alone: ClassVar[bool] = True  # whether it changes a query that sees one key only
     hook_point: ClassVar[str] = "hook_pattern"
     counted: ClassVar[tuple[str, ...]] = (
         "keys",

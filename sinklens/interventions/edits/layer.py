@@ -240,9 +240,11 @@ class Acting(Reading):
         count("keys", self.selected.sum((1, 2)))
 
     def _looked_at(self, view: View) -> Bool[Tensor, "batch one key"]:
-        """Keys that some query in scope sees: to edit any other changes nothing."""
+        """Keys that some query in scope sees, beside others if it takes others: to edit any other changes nothing."""
         sight, device = view.sight, self.selected.device if self.selected is not None else None
         asked = view.canvas.positions(self.edit.queries)[:, sight.keys - sight.count :].to(sight.valid.device)
+        if not self.edit.alone:
+            asked = asked & (sight.sees() > 1)
         seen = sight.seen_by(asked)
         if not self.edit.diagonal:  # a real position sees itself
             seen = seen - torch.nn.functional.pad((asked & sight.real).float(), (sight.keys - sight.count, 0))

@@ -21,6 +21,7 @@ class ScoreEdit(SinkEdit):
     """Base of the edits of `hook_attn_scores`."""
 
     hook_point: ClassVar[str] = "hook_attn_scores"
+    alone: ClassVar[bool] = False
 
     def pattern(self, tensor: Tensor) -> Tensor:
         """Softmax of the scores (queries without any key: zero)."""

@@ -132,6 +132,7 @@ class Redistribute(SinkEdit):
 
     to: To = "proportional"
     selector: Selector = PREVIOUS_TOP1
+    alone: ClassVar[bool] = False
     _: KW_ONLY
     share: Share = 1.0
 
@@ -198,6 +199,7 @@ class Swap(SinkEdit):
     """
 
     selector: Selector = PREVIOUS_TOP1
+    alone: ClassVar[bool] = False
     _: KW_ONLY
     seed: Seed = 0
 
