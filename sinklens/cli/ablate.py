@@ -30,6 +30,7 @@ def ablate(
     ] = None,
     extract: options.Extract = None,
     match: options.Match = None,
+    separator: options.Separator = None,
     new_tokens: options.NewTokens = None,
     steps: options.Steps = None,
     block_length: options.BlockLength = None,

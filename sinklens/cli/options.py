@@ -25,6 +25,14 @@ Extract = Annotated[
 Match = Annotated[
     str | None, typer.Option(help="JSONL: which match of --extract: last, first or full.", show_default="last")
 ]
+Separator = Annotated[
+    str | None,
+    typer.Option(
+        help="JSONL: white space between prompt and answer where the prompt ends in none; or as-written: both as they "
+        "are.",
+        show_default="one space",
+    ),
+]
 Seeds = Annotated[list[int] | None, typer.Option("--seed", help="Repetitions, several times.", show_default="0")]
 BatchSize = Annotated[int | None, typer.Option(min=1, help="Rows per forward.", show_default="128")]
 

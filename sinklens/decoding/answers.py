@@ -99,7 +99,7 @@ def answer_text(answer: str, separator: str | None) -> str:
     if before not in ("", separator):
         raise PromptError(
             f"the answer {shown(answer)} begins with {before!r}, which does not count under separator={separator!r}; "
-            "say separator=None to take answers as they are written, or leave it out"
+            "say separator=None (as-written) to take answers as they are written, or leave it out"
         )
     return said
 

@@ -40,6 +40,7 @@ class Experiment(Value):
         gaps: For echo: the share of rule-decided words to fill in; 0 continues texts instead.
         extract: For a JSONL file: what to compare (`tasks.Jsonl`).
         match: For a JSONL file: which match of `extract` to compare, "last", "first" or "full".
+        separator: For a JSONL file: white space between prompt and answer (`tasks.Jsonl`); "as-written" for None.
         plan: Fields of `Plan`, those that are said; or a whole `Plan`. For echo new_tokens is set, and temperature is 1
             when continuing (greedy decoding of a toy bigram language runs into loops).
         seeds: Repetitions.
@@ -65,6 +66,7 @@ class Experiment(Value):
     gaps: Share = 0.0
     extract: str | None = None
     match: Match = "last"
+    separator: str = " "
     plan: Mapping[str, Any] | Plan = field(default_factory=dict)
     seeds: tuple[Repetition, ...] = (0,)
     controls: tuple[str, ...] = ("random",)
@@ -108,7 +110,8 @@ class Experiment(Value):
             return Echo(self.prompts, seed=self.seeds[0], gaps=self.gaps)
         if not Path(self.task).is_file():
             raise PlanError(f"task {self.task!r} is neither 'echo' nor a JSONL file that exists")
-        return Jsonl(self.task, extract=self.extract, match=self.match, limit=self.prompts)
+        between = None if self.separator == "as-written" else self.separator
+        return Jsonl(self.task, extract=self.extract, match=self.match, separator=between, limit=self.prompts)
 
     @property
     def placing(self) -> Placing:

@@ -12,7 +12,7 @@ from sinklens.experiments.outcomes import METRICS, known
 from sinklens.experiments.words import refuse_unknown
 from sinklens.models.outline import Sketched
 from sinklens.tasks import Task
-from sinklens.tasks.jsonl import check_extract
+from sinklens.tasks.jsonl import check_extract, check_separator
 
 if TYPE_CHECKING:
     from sinklens.experiments.config import Experiment
@@ -23,10 +23,14 @@ def check_fields(asked: Experiment) -> None:
 
     Raises:
         PlanError: a field that the task has no use for, a seed or a metric that is named twice.
-        TaskError: an `extract` that cannot be read.
+        TaskError: an `extract` that cannot be read, a `separator` that is no white space.
         ValueError: an unknown metric or control, two conditions that are one edit.
     """
     check_extract(asked.extract, asked.match)
+    if asked.separator != "as-written":
+        check_separator(asked.separator)
+    if asked.task == "echo" and asked.separator != " ":
+        raise PlanError(f"separator={asked.separator!r} is for tasks from a file; 'echo' has spaces between its words")
     if asked.task == "echo" and asked.extract:
         raise PlanError(f"extract={asked.extract!r} is for tasks from a file; 'echo' checks words by its rule")
     if asked.task != "echo" and asked.gaps:

@@ -55,8 +55,7 @@ class Jsonl(Task):
 
     def __post_init__(self) -> None:
         check_extract(self.extract, self.match)
-        if self.separator is not None and self.separator.strip():
-            raise TaskError(f"separator={self.separator!r} must be white space, empty, or None")
+        check_separator(self.separator)
         examples = self.examples or _read(Path(self.path), self.name or Path(self.path).name)[: self.limit]
         object.__setattr__(self, "name", self.name or Path(self.path).name)
         object.__setattr__(self, "path", str(self.path))
@@ -122,6 +121,16 @@ def check_extract(extract: str | None, match: str) -> None:
         raise TaskError(f"match={match!r} is unknown; choose {', '.join(map(repr, get_args(Match)))}")
     if match != "last" and not extract:
         raise TaskError(f"match={match!r} says which match of extract is compared, and there is no extract")
+
+
+def check_separator(separator: str | None) -> None:
+    """Raise for a separator that is more than white space.
+
+    Raises:
+        TaskError: quoting it.
+    """
+    if separator is not None and separator.strip():
+        raise TaskError(f"separator={separator!r} must be white space, empty, or None (in files: as-written)")
 
 
 def _plain(text: str) -> str:

@@ -15,6 +15,7 @@ from parts_text import ids_of, spaced_tokenizer
 from sinklens import HookedDLM, Plan, ablate, denoise, log_likelihood
 from sinklens.decoding.answers import answered_rows
 from sinklens.errors import PlanError, PromptError, TaskError
+from sinklens.experiments.config import Experiment
 from sinklens.tasks import Example, Jsonl, Prompts, Score, Task
 
 USER = [{"role": "user", "content": "w1 w2"}]
@@ -244,3 +245,16 @@ def test_a_task_says_which_white_space_counts(tmp_path: Path) -> None:
     assert Jsonl(path).checker() != Jsonl(path, separator=None).checker()
     with pytest.raises(TaskError, match="separator='->' must be white space"):
         Jsonl(path, separator="->")
+
+
+def test_an_experiment_says_it_in_a_word(tmp_path: Path) -> None:
+    path = tmp_path / "code.jsonl"
+    path.write_text(json.dumps({"prompt": "def f():", "answer": "return 1"}), encoding="utf-8")
+    for word, separator in ((" ", " "), ("", ""), ("\n", "\n"), ("as-written", None)):
+        experiment = Experiment(task=str(path), edits={"cut": "mask:top1"}, separator=word)
+        assert experiment.make_task().separator == separator
+        assert Experiment.from_dict(experiment.to_dict()) == experiment
+    with pytest.raises(TaskError, match="separator='->' must be white space"):
+        Experiment(task=str(path), edits={"cut": "mask:top1"}, separator="->")
+    with pytest.raises(PlanError, match="separator='' is for tasks from a file"):
+        Experiment(edits={"cut": "mask:top1"}, separator="")

@@ -12,7 +12,9 @@ import torch
 
 from sinklens import HookedDLM, MaskSinks, Plan, SameStep, ablate, denoise, log_likelihood, metrics, replay
 from sinklens.decoding.prompts import prepare
+from sinklens.decoding.samplers.base import evened
 from sinklens.errors import PlanError
+from sinklens.hooks import Canvas
 from sinklens.interventions import FromRecord
 from sinklens.probes import Confidence, KeyNorm, Pattern, ReceivedAttention
 
@@ -137,3 +139,18 @@ def test_an_empty_prompt_has_no_gaps(model: Any) -> None:
     for bos in (True, False):
         with pytest.raises(PlanError, match="new_tokens=0 fills gaps, and prompt 0 holds no mask token"):
             denoise(model("LLaDA", bos), [[]], Plan(new_tokens=0), progress=False)
+
+
+def test_only_rounding_is_evened_out() -> None:
+    """A blank row whose positions differ by rounding; not one that an edit tells apart, nor one that holds a token."""
+    logits = torch.randn(1, 1, 7).expand(4, 3, 7) * 5 + 1e-6 * torch.randn(4, 3, 7)
+    logits[1, 2] += 0.1
+    masked = torch.ones(4, 3, dtype=torch.bool)
+    masked[2, 0] = False
+    valid = torch.ones_like(masked)
+    valid[3, 0] = masked[3, 0] = False  # padding
+    canvas = Canvas(torch.full((4, 3), MASK), valid, masked, torch.zeros_like(masked))
+    found = evened(logits, canvas)
+    assert torch.equal(found[0], logits[0, :1].expand(3, 7))
+    assert torch.equal(found[1:3], logits[1:3])
+    assert torch.equal(found[3, 1:], logits[3, 1:2].expand(2, 7))

@@ -31,6 +31,7 @@ FIELDS = {
     "gaps": 0.5,
     "extract": None,
     "match": "last",
+    "separator": " ",
     "plan": {"new_tokens": 0},
     "seeds": [2, 3],
     "controls": ["random", "noop"],
