@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from sinklens.models.hooked_dlm import HookedDLM
+from sinklens.values.kinds import reads
 
 Kind = Literal["informative", "resting", "none"]
 BOS, EOS, MASK, FILLER, REST, FIRST_WORD = range(6)
@@ -116,6 +117,7 @@ class PlantedModel:
         return f"PlantedModel({self.kind!r}, layer {self.layer}, head {self.head}, {self.dlm!r})"
 
 
+@reads()
 def planted_model(
     kind: Kind,
     *,
@@ -156,8 +158,6 @@ def planted_model(
     Raises:
         ValueError: an unknown kind; a count below 1; key heads that do not divide the heads.
     """
-    if kind not in get_args(Kind):
-        raise ValueError(f"planted kind {kind!r} is unknown; the kinds are {', '.join(get_args(Kind))}")
     kv_heads = heads if kv_heads is None else kv_heads
     for name, count in {"layers": layers, "heads": heads, "kv_heads": kv_heads, "words": words}.items():
         if count < 1:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sinklens.records import Measured, dataset
 from sinklens.sinks import uniform_null
+from sinklens.values.kinds import Seed, reads
 from sinklens.version import __version__
 
 Kind = Literal["static", "jumping", "drifting", "split", "none"]
@@ -53,6 +54,7 @@ class Planted:
     truth: dict[str, Any]
 
 
+@reads()
 def planted(
     kind: Kind,
     *,
@@ -63,7 +65,7 @@ def planted(
     prompts: int = 1,
     strength: float = 8.0,
     causal: bool = False,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> Planted:
     """A record in which sinks are planted, and the answers.
 
@@ -90,8 +92,6 @@ def planted(
     Raises:
         ValueError: an unknown kind; sizes that cannot hold it; a strength above the number of queries that use it.
     """
-    if kind not in get_args(Kind):
-        raise ValueError(f"planted kind {kind!r} is unknown; the kinds are {', '.join(get_args(Kind))}")
     _check(kind, steps, keys, strength, causal, counts={"layers": layers, "heads": heads, "prompts": prompts})
     rng = np.random.default_rng(seed)
     masked = _schedule(rng, steps, keys, left=math.ceil(strength) if kind == "split" else 1, causal=causal)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from sinklens.sinks import SinkRule
-from sinklens.values.kinds import reads
+from sinklens.values.kinds import Count, Finite, reads
 
 
 @dataclass(frozen=True, repr=False)
@@ -16,10 +17,11 @@ class ActRule(SinkRule):
     """ACT (arXiv 2406.15765): a key is a sink iff queries that see it give it more than alpha / N on average.
 
     `epsilon` is alpha (5 in the paper), N the number of keys. The released code uses a fixed 0.1 instead and leaves
-    the first sink alone.
+    the first sink alone. It has no other units.
     """
 
-    epsilon: float | None = 5.0
+    epsilon: Finite | None = 5.0
+    units: Literal["sum"] = "sum"
 
     def _passes(
         self, epsilon: float, received: Tensor, valid: Tensor, queries: Tensor | int | None, visible: Tensor | None
@@ -44,8 +46,9 @@ class ActRule(SinkRule):
 class StreamingRule(SinkRule):
     """StreamingLLM (arXiv 2309.17453): the first `top_k` keys (4 there), whatever they receive."""
 
-    epsilon: float | None = None
-    top_k: int | None = 4
+    epsilon: None = None
+    units: Literal["sum"] = "sum"
+    top_k: Count = 4
 
     def words(self) -> str:
         """The rule as a phrase."""

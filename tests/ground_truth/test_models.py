@@ -302,7 +302,7 @@ def test_examples_are_seeded_and_random_numbers_stay_the_callers() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"kind": "wobbling"}, "'wobbling' is unknown; the kinds are informative, resting, none"),
+        ({"kind": "wobbling"}, "kind='wobbling' is unknown; choose from 'informative', 'resting', 'none'"),
         ({"kind": "none", "layers": 0}, "layers=0 must be at least 1"),
         ({"kind": "none", "heads": -1}, "heads=-1 must be at least 1"),
         ({"kind": "none", "words": 0}, "words=0 must be at least 1"),

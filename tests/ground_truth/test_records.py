@@ -132,7 +132,10 @@ def test_the_seed_decides() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"kind": "wobbling"}, "static, jumping, drifting, split, none"),
+        (
+            {"kind": "wobbling"},
+            "kind='wobbling' is unknown; choose from 'static', 'jumping', 'drifting', 'split', 'none'",
+        ),
         ({"kind": "static", "strength": 33}, "at most the number of queries that can use the sink, which is 32"),
         ({"kind": "static", "strength": 0.5}, "at least 1"),
         ({"kind": "split", "strength": 17}, "which is 16"),

@@ -9,7 +9,7 @@ import torch
 
 from sinklens import SinkRule, rule
 from sinklens.sinks import Sight, uniform_null
-from sinklens.sinks.named import RULES
+from sinklens.sinks.named import RULES, ActRule, StreamingRule
 
 RECEIVED = torch.tensor([[5.5, 0.1, 0.4, 0.6, 1.0, 0.4], [0.5, 0.5, 3.5, 0.5, 0.5, 0.5]])  # [head, key], S = 6
 
@@ -84,3 +84,15 @@ def test_names_are_listed_when_one_is_unknown() -> None:
     with pytest.raises(ValueError, match="'sinky' is unknown; the named rules are rulli, gu"):
         rule("sinky")
     assert all(each.words() for each in RULES.values())
+
+
+@pytest.mark.parametrize("given", [{"epsilon": 3.0}, {"top_k": 0}, {"top_k": -1}, {"top_k": None}, {"units": "share"}])
+def test_the_first_keys_are_no_matter_of_an_epsilon_or_a_unit(given: dict) -> None:
+    (name,) = given
+    with pytest.raises(ValueError, match=f"{name}="):
+        StreamingRule(**given)
+
+
+def test_acts_alpha_has_no_other_unit() -> None:
+    with pytest.raises(ValueError, match="units='percent' is unknown; choose from 'sum'"):
+        ActRule(units="percent")  # pyright: ignore[reportArgumentType]
