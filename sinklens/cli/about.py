@@ -10,7 +10,7 @@ from sinklens.cli import options
 def models() -> None:
     """The bundled models and the families whose checkpoints can be loaded."""
     from sinklens.models.families import FAMILIES
-    from sinklens.models.loading import BUNDLED
+    from sinklens.models.files import BUNDLED
 
     typer.echo("Bundled: " + ", ".join(BUNDLED))
     for family in FAMILIES:

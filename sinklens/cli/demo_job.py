@@ -21,8 +21,8 @@ from sinklens.experiments.ablation import ablate
 from sinklens.experiments.batch import SEEDS
 from sinklens.experiments.results import AblationResult
 from sinklens.interventions import MaskSinks, PreviousStep
+from sinklens.models.files import BUNDLED
 from sinklens.models.hooked_dlm import HookedDLM
-from sinklens.models.loading import BUNDLED
 from sinklens.probes import ReceivedAttention
 from sinklens.sinks import SinkRule
 from sinklens.tasks import Echo

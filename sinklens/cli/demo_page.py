@@ -8,7 +8,7 @@ import typer
 
 from sinklens import plots, report
 from sinklens.cli.demo_job import Findings, Table
-from sinklens.models.loading import BUNDLED
+from sinklens.models.files import BUNDLED
 
 
 def write_report(findings: Findings, out: Path) -> Path:

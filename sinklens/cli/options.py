@@ -84,7 +84,7 @@ def few_threads(*models: str) -> None:
     """Use one thread for the bundled models: a second gains them little, and beside other programs it loses a lot."""
     import torch
 
-    from sinklens.models.loading import BUNDLED
+    from sinklens.models.files import BUNDLED
 
     if set(models) <= set(BUNDLED):
         torch.set_num_threads(1)

@@ -44,7 +44,7 @@ def reproduce(
     """
     from sinklens.errors import PlanError
     from sinklens.experiments import published
-    from sinklens.models.loading import BUNDLED
+    from sinklens.models.files import BUNDLED
     from sinklens.report.table1 import write_table1
 
     if what != "table1":

@@ -83,6 +83,8 @@ class HookedDLM(Text, Tools):
         device: str | torch.device | None = None,
         device_map: Any = None,
         revision: str | None = None,
+        family: Family | str | None = None,
+        mask_token_id: int | None = None,
         check: bool = True,
     ) -> HookedDLM:
         """Load a bundled twin ("tiny-dlm", "tiny-arm"), a folder, or a Hub id.
@@ -93,6 +95,8 @@ class HookedDLM(Text, Tools):
             device: Where to put the model; the CPU when None.
             device_map: As in transformers (several devices), instead of `device`.
             revision: Hub branch, tag or commit.
+            family: What it is, where config.json does not say ("A2D-Qwen3", "Dream", ...); its weights must fit.
+            mask_token_id: The mask token, where the checkpoint names none.
             check: Run `check()` on the loaded model.
 
         Raises:
@@ -100,7 +104,13 @@ class HookedDLM(Text, Tools):
             CheckFailed: the loaded model failed its calibration.
         """
         checkpoint = loading.load(
-            str(name_or_folder), dtype=dtype, device=device, device_map=device_map, revision=revision
+            str(name_or_folder),
+            dtype=dtype,
+            device=device,
+            device_map=device_map,
+            revision=revision,
+            family=family,
+            mask_token_id=mask_token_id,
         )
         return cls(checkpoint, check=check)
 

@@ -5,28 +5,28 @@ No remote code, no pickle: config.json is read as JSON, weights as safetensors, 
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from sinklens.errors import CheckpointError
+from sinklens.models import files
 from sinklens.models.families import FAMILIES, Family, named
 from sinklens.models.special_ids import SpecialIds, special_ids
 
-TWINS = Path(__file__).parents[1] / "twins"
-BUNDLED = ("tiny-dlm", "tiny-arm")
-SMALL = ["*.json", "*.txt", "*.jinja"]
-FILES = ["*.safetensors", *SMALL]
+OTHERS = {  # architectures that share a model_type with a family here, and are none of it
+    "LLaDAMoEModel": "LLaDA-MoE is a mixture of experts",
+    "LLaDAMoEModelLM": "LLaDA-MoE is a mixture of experts",
+    "StableDiffcoderForCausalLM": "Stable-DiffCoder is a diffusion model decoded in blocks, no Llama baseline",
+}
 
 
 @dataclass(frozen=True)
@@ -41,72 +41,15 @@ class Checkpoint:
     revision: str | None
 
 
-def find(name: str, revision: str | None = None, files: Sequence[str] = FILES) -> Path:
-    """The folder of a bundled name, a local folder, or a Hub id (from the local cache when offline).
-
-    Raises:
-        CheckpointError: it is none of these, or a folder and a revision.
-    """
-    if name in BUNDLED:
-        return _bundled(name, revision)
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        if revision is not None:
-            raise CheckpointError(f"{name!r} is a folder here, which has no revision {revision!r}; leave it out")
-        return folder
-    hint = f"it is no folder here, none of the bundled names ({', '.join(BUNDLED)})"
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(files)))
-    except HFValidationError as error:
-        raise CheckpointError(f"{name!r} cannot be loaded: {hint}, and no Hub id (owner/name)") from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise CheckpointError(
-            f"{name!r} cannot be loaded: {hint}, and the Hub did not give it: {str(error).splitlines()[0]}"
-        ) from error
-
-
-def _bundled(name: str, revision: str | None) -> Path:
-    if revision is None:
-        return TWINS / name
-    folder = TWINS / name / "checkpoints"
-    steps = sorted((path.name for path in folder.glob("step-*")), key=lambda step: int(step[5:]))
-    if revision not in steps:
-        raise CheckpointError(f"{name} has no revision {revision!r}; along its training there are {', '.join(steps)}")
-    return folder / revision
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file, or {} when there is none."""
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path.name} of the checkpoint is not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path.name} of the checkpoint holds {str(content)[:40]!r} instead of a JSON object")
-    return content
-
-
-def family_of(config: dict[str, Any]) -> Family:
-    """The family whose checkpoints carry this `model_type`."""
-    kind = config.get("model_type")
-    for family in FAMILIES:
-        if kind in family.model_types:
-            return family
-    known = ", ".join(f"{family.model_types[0]} ({family.name})" for family in FAMILIES)
-    raise CheckpointError(f"model_type {kind!r} in config.json is not supported; supported are {known}")
-
-
 @dataclass(frozen=True)
 class Described:
-    """What the files of a checkpoint say, all but its weights.
+    """What a checkpoint's small files say of it.
 
     Attributes:
-        folder: Where they are.
-        family: Whose checkpoint it is.
-        arguments: For the stock transformers config.
-        tokenizer: None if it ships none.
+        folder: Where it is.
+        family: What kind of checkpoint it is.
+        arguments: Of the stock config class.
+        tokenizer: Its tokenizer, if it ships one.
         ids: Special-token ids.
     """
 
@@ -117,21 +60,69 @@ class Described:
     ids: SpecialIds
 
 
-def describe(name: str, revision: str | None, files: Sequence[str] = FILES) -> Described:
-    """Read everything of a checkpoint but its weights.
+def family_of(config: Mapping[str, Any], asked: Family | str | None = None) -> Family:
+    """The family of a config.json: by `architectures` where it names any, and by `model_type`.
+
+    Args:
+        config: The fields.
+        asked: The family that the user says it is.
 
     Raises:
-        CheckpointError: what cannot be loaded faithfully.
+        CheckpointError: a kind that sinklens does not compute, or a diffusion model that says no family.
     """
-    folder = find(name, revision, files)
-    config = read_json(folder / "config.json")
+    if asked is not None:
+        family = named(asked) if isinstance(asked, str) else asked
+        if family.causal and config.get("is_causal") is False:
+            raise CheckpointError(f"config.json has is_causal=False, and {family.name} is an autoregressive family")
+        return family
+    kind, architectures = config.get("model_type"), config.get("architectures")
+    chosen = [family for family in FAMILIES if kind in family.model_types]
+    if architectures:
+        if not isinstance(architectures, list):
+            raise CheckpointError(
+                f"config.json has architectures={str(architectures)[:60]!r}; expected a list of names"
+            )
+        chosen = [family for family in chosen if any(name in family.architectures for name in architectures)]
+    names = ", ".join(family.name for family in FAMILIES)
+    if not chosen:
+        known = ", ".join(f"{family.model_types[0]} ({family.name})" for family in FAMILIES)
+        why = next((f": {OTHERS[str(name)]}" for name in architectures or () if str(name) in OTHERS), "")
+        raise CheckpointError(
+            f"architectures={architectures!r} with model_type {kind!r} in config.json is not supported{why}; supported "
+            f"are {known}. If it is one of them in all but name, say family= ({names})"
+        )
+    says = [f"{name}={config[name]!r}" for name in ("mask_token_id",) if config.get(name) is not None]
+    says += ["is_causal=False"] if config.get("is_causal") is False else []
+    if chosen[0].causal and says:
+        raise CheckpointError(
+            f"config.json says {' and '.join(says)}, so this is no autoregressive {chosen[0].name}; say which it is, "
+            f"family= ({names}), or wrap the model that you have loaded yourself, HookedDLM.from_transformers"
+        )
+    if not chosen[0].causal and config.get("is_causal") is True:
+        raise CheckpointError(f"config.json has is_causal=True, and {chosen[0].name} is a diffusion family")
+    return chosen[0]
+
+
+def describe(
+    name: str,
+    revision: str | None = None,
+    *,
+    patterns: Sequence[str] = files.FILES,
+    family: Family | str | None = None,
+    mask_token_id: int | None = None,
+) -> Described:
+    """Read everything of a checkpoint but its weights."""
+    folder = files.find(name, revision, patterns)
+    files.check(folder)
+    config = files.read_json(folder / "config.json")
     if not config:
         raise CheckpointError(f"{name!r} has no config.json; give the checkpoint's own folder or Hub id")
-    family = family_of(config)
+    family = family_of(config, family)
     arguments = family.translate(config)
     tokenizer = read_tokenizer(folder, family)
-    configs = (config, read_json(folder / "generation_config.json"))
-    ids = special_ids(configs, tokenizer, family, name, vocabulary=arguments["vocab_size"])
+    configs = (config, files.read_json(folder / "generation_config.json"))
+    size = arguments["vocab_size"]
+    ids = special_ids(configs, tokenizer, family, name, vocabulary=size, mask=mask_token_id)
     return Described(folder, family, arguments, tokenizer, ids)
 
 
@@ -142,22 +133,55 @@ def load(
     device: str | torch.device | None,
     device_map: Any,
     revision: str | None,
+    family: Family | str | None = None,
+    mask_token_id: int | None = None,
 ) -> Checkpoint:
     """Load a checkpoint as the stock transformers model of its family."""
-    said = describe(name, revision)
-    folder, family = said.folder, said.family
-    if not (folder / "model.safetensors").is_file() and not (folder / "model.safetensors.index.json").is_file():
-        pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
-        why = "only pickle files, which sinklens never opens" if pickled else "no safetensors weights"
-        raise CheckpointError(f"{name!r} has {why}; convert the checkpoint to safetensors")
+    read = describe(name, revision, family=family, mask_token_id=mask_token_id)
+    family, folder = read.family, read.folder
+    shapes = files.weights(folder, name)
     config_class = getattr(transformers, f"{family.decoder}Config")
     model_class = getattr(transformers, f"{family.decoder}ForCausalLM")
-    hf_config = config_class(**said.arguments, **said.ids.stock(), is_causal=family.causal)
+    try:
+        hf_config = config_class(**read.arguments, **read.ids.stock(), is_causal=family.causal)
+    except (ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"config.json of {name!r} makes no {family.decoder} model: {error}") from error
+    _compare(model_class, hf_config, family, shapes, name)
     model = _weights(model_class, folder, hf_config, family, dtype=dtype, device_map=device_map, name=name)
     if device is not None and device_map is None:
         model = model.to(device)  # pyright: ignore[reportArgumentType]
     set_direction(model, causal=family.causal)
-    return Checkpoint(model.eval(), said.tokenizer, family, said.ids, name, _commit(folder) or revision)
+    return Checkpoint(model.eval(), read.tokenizer, family, read.ids, name, _commit(folder) or revision)
+
+
+def _compare(model_class: Any, config: Any, family: Family, shapes: Mapping[str, tuple[int, ...]], name: str) -> None:
+    """Raise for sizes in config.json that are not those of the weights, before anything of these sizes is made."""
+    renamed = {}
+    for key, shape in shapes.items():
+        for old, new in family.key_mapping.items():
+            key = re.sub(old, new, key)  # noqa: PLW2901
+        renamed[key] = shape
+    layers = 1 + max(
+        (int(found[1]) for key in renamed if (found := re.match(r"model\.layers\.(\d+)\.", key))), default=-1
+    )
+    if config.num_hidden_layers > layers:
+        _misfit(
+            name, family, "missing", [f"model.layers.{layers}.* (config.json says {config.num_hidden_layers} layers)"]
+        )
+    try:
+        with torch.device("meta"):
+            expected = {key: tuple(value.shape) for key, value in model_class(config).state_dict().items()}
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise CheckpointError(f"config.json of {name!r} makes no {family.decoder} model: {error}") from error
+    free = {"lm_head.weight"} if config.tie_word_embeddings else set()
+    _misfit(name, family, "missing", [key for key in expected if key not in renamed and key not in free])
+    _misfit(name, family, "mismatched", [key for key, shape in expected.items() if renamed.get(key, shape) != shape])
+
+
+def _misfit(name: str, family: Family, kind: str, keys: Sequence[str]) -> None:
+    if keys:
+        shown = ", ".join(keys[:4]) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
+        raise CheckpointError(f"{name!r} does not fit the {family.name} layout: {kind} weights {shown}")
 
 
 def in_memory(
@@ -209,14 +233,8 @@ def _weights(
         transformers_logging.set_verbosity(verbosity)
         if bars:
             transformers_logging.enable_progress_bar()
-    problems = {kind: sorted(map(str, info.get(kind) or [])) for kind in ("missing_keys", "unexpected_keys")}
-    problems["mismatched_keys"] = sorted(str(key) for key in info.get("mismatched_keys") or [])
-    for kind, keys in problems.items():
-        if keys:
-            shown = ", ".join(keys[:4]) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
-            raise CheckpointError(
-                f"{name!r} does not fit the {family.name} layout: {kind.replace('_keys', '')} weights {shown}"
-            )
+    for kind in ("missing", "unexpected", "mismatched"):
+        _misfit(name, family, kind, sorted(map(str, info.get(f"{kind}_keys") or [])))
     return model
 
 
@@ -230,13 +248,22 @@ def set_direction(model: PreTrainedModel, *, causal: bool) -> None:
 
 def read_tokenizer(folder: Path, family: Family) -> PreTrainedTokenizerBase | None:
     """The checkpoint's tokenizer from its own files; None when it ships none."""
-    if (folder / "tokenizer.json").is_file():
-        tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(folder, trust_remote_code=False)
-    elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-        tokenizer = getattr(transformers, family.tokenizer).from_pretrained(folder, trust_remote_code=False)
+    if files.present(folder / "tokenizer.json"):
+        reader = transformers.PreTrainedTokenizerFast
+    elif files.present(folder / "vocab.json") and files.present(folder / "merges.txt"):
+        reader = getattr(transformers, family.tokenizer)
     else:
         return None
-    declared = read_json(folder / "tokenizer_config.json").get("added_tokens_decoder", {})
+    declared = files.read_json(folder / "tokenizer_config.json").get("added_tokens_decoder", {})
+    if not isinstance(declared, dict) or not all(_is_added(*entry) for entry in declared.items()):
+        raise CheckpointError(
+            f"tokenizer_config.json has added_tokens_decoder={str(declared)[:60]!r}; expected ids, tokens"
+        )
+    try:
+        tokenizer = reader.from_pretrained(folder, trust_remote_code=False)
+        tokenizer("")
+    except Exception as error:  # tokenizers raises bare Exceptions, and transformers whatever a wrong type leads to
+        raise CheckpointError(f"the tokenizer in {str(folder)!r} could not be read: {str(error)[:300]}") from error
     for number, token in declared.items():
         found = tokenizer.convert_tokens_to_ids(token["content"])
         if found != int(number):
@@ -245,3 +272,7 @@ def read_tokenizer(folder: Path, family: Family) -> PreTrainedTokenizerBase | No
                 "its vocabulary files are not the checkpoint's own"
             )
     return tokenizer
+
+
+def _is_added(number: str, token: Any) -> bool:
+    return number.isdecimal() and isinstance(token, dict) and isinstance(token.get("content"), str)

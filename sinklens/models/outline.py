@@ -7,6 +7,7 @@ from typing import Any
 
 from sinklens.models import loading
 from sinklens.models.families import Family
+from sinklens.models.files import SMALL
 from sinklens.models.hooked_dlm import HookedDLM
 from sinklens.models.special_ids import SpecialIds
 
@@ -46,6 +47,6 @@ def outline(name: str, revision: str | None = None) -> Outline:
     Raises:
         CheckpointError: as `HookedDLM.from_pretrained`, for everything that is not about weights.
     """
-    said = loading.describe(name, revision, loading.SMALL)
+    said = loading.describe(name, revision, patterns=SMALL)
     layers, heads = (int(said.arguments[field]) for field in ("num_hidden_layers", "num_attention_heads"))
     return Outline(name, said.family, said.ids, said.tokenizer, layers, heads)

@@ -101,7 +101,7 @@ def special_ids(
         return [number for value in values for number in _numbers(field, value)]
 
     known = tokenizer.get_vocab() if tokenizer is not None else {}
-    given = [] if mask is None else [mask]
+    given = _numbers("mask_token_id", mask)
     masks = list(dict.fromkeys([*given, *named("mask")]))
     masks = masks or [known[token] for token in family.mask_tokens if token in known][:1]
     if len(masks) > 1:

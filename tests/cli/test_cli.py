@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 import sinklens
 from sinklens.cli import app as cli
 from sinklens.experiments import runner
-from sinklens.models import loading
+from sinklens.models import files
 
 RUNNER = CliRunner()
 
@@ -74,7 +74,7 @@ def test_an_error_is_one_line(monkeypatch: pytest.MonkeyPatch, capfd: pytest.Cap
     def unreachable(*args: object, **kwargs: object) -> str:
         raise LocalEntryNotFoundError("Cannot find it in the local cache.\n\nCheck your connection.")
 
-    monkeypatch.setattr(loading, "snapshot_download", unreachable)
+    monkeypatch.setattr(files, "snapshot_download", unreachable)
     monkeypatch.setattr(sys, "argv", ["sinklens", "hooks", "nonsense"])
     with pytest.raises(SystemExit) as stop:
         cli.main()

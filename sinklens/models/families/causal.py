@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from sinklens.models.families.base import Family, stock
+from functools import partial
+
+from sinklens.models.families.base import Family
+from sinklens.models.families.fields import stock
 
 LLAMA = Family(
     name="Llama",
     model_types=("llama",),
+    architectures=("LlamaForCausalLM",),
     decoder="Llama",
     causal=True,
-    translate=stock,
+    translate=partial(stock, decoder="Llama"),
     models=("meta-llama/Llama-3.1-8B-Instruct",),
     source="transformers LlamaForCausalLM",
 )
 QWEN2 = Family(
     name="Qwen2",
     model_types=("qwen2",),
+    architectures=("Qwen2ForCausalLM",),
     decoder="Qwen2",
     causal=True,
-    translate=stock,
+    translate=partial(stock, decoder="Qwen2"),
     tokenizer="Qwen2Tokenizer",
     models=("Qwen/Qwen2.5-7B-Instruct",),
     source="transformers Qwen2ForCausalLM",
@@ -26,9 +31,10 @@ QWEN2 = Family(
 QWEN3 = Family(
     name="Qwen3",
     model_types=("qwen3",),
+    architectures=("Qwen3ForCausalLM",),
     decoder="Qwen3",
     causal=True,
-    translate=stock,
+    translate=partial(stock, decoder="Qwen3"),
     tokenizer="Qwen2Tokenizer",
     models=("Qwen/Qwen3-8B",),
     source="transformers Qwen3ForCausalLM",

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from sinklens.models.families.base import Family, stock
+from functools import partial
+
+from sinklens.models.families.base import Family
+from sinklens.models.families.fields import stock
 
 DREAM = Family(
     name="Dream",
     model_types=("Dream", "dream"),
+    architectures=("DreamModel",),
     decoder="Qwen2",
     causal=False,
-    translate=stock,
+    translate=partial(stock, decoder="Qwen2"),
     shift=True,
     tokenizer="Qwen2Tokenizer",
     plan={"sampler": "dream", "remasking": "entropy"},

@@ -8,6 +8,7 @@ from sinklens.models.families.llada import KEY_MAPPING, translate
 MMADA = Family(
     name="MMaDA",
     model_types=("mmada",),
+    architectures=("MMadaModelLM",),
     decoder="Llama",
     causal=False,
     translate=translate,

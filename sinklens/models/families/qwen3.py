@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from sinklens.models.families.base import Family, stock
+from functools import partial
+
+from sinklens.models.families.base import Family
+from sinklens.models.families.fields import stock
 
 A2D_QWEN3 = Family(
     name="A2D-Qwen3",
     model_types=("a2d-qwen3",),
+    architectures=(
+        "A2DQwen3LMHeadModel",
+        "_A2DQwen3LMHeadModel",
+    ),
     decoder="Qwen3",
     causal=False,
-    translate=stock,
+    translate=partial(stock, decoder="Qwen3"),
     tokenizer="Qwen2Tokenizer",
     plan={"sampler": "llada", "remasking": "low_confidence", "block_length": 32},
     models=("dllm-hub/Qwen3-0.6B-diffusion-mdlm-v0.1",),

@@ -1,0 +1,144 @@
+"""The files of a checkpoint: where they are, which of them may be read, and what they say they hold."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError, safe_open
+
+from sinklens.errors import CheckpointError
+
+TWINS = Path(__file__).parents[1] / "twins"
+BUNDLED = ("tiny-dlm", "tiny-arm")
+SMALL = ["*.json", "*.txt", "*.jinja"]
+FILES = ["*.safetensors", *SMALL]
+
+
+def find(name: str, revision: str | None = None, files: Sequence[str] = FILES) -> Path:
+    """The folder of a bundled name, a local folder, or a Hub id (from the local cache when offline).
+
+    Raises:
+        CheckpointError: it is none of these, or a folder and a revision.
+    """
+    if name in BUNDLED:
+        return _bundled(name, revision)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if revision is not None:
+            raise CheckpointError(f"{name!r} is a folder here, which has no revision {revision!r}; leave it out")
+        return folder
+    hint = f"it is no folder here, none of the bundled names ({', '.join(BUNDLED)})"
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(files)))
+    except HFValidationError as error:
+        raise CheckpointError(f"{name!r} cannot be loaded: {hint}, and no Hub id (owner/name)") from error
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise CheckpointError(
+            f"{name!r} cannot be loaded: {hint}, and the Hub did not give it: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def _bundled(name: str, revision: str | None) -> Path:
+    if revision is None:
+        return TWINS / name
+    folder = TWINS / name / "checkpoints"
+    steps = sorted((path.name for path in folder.glob("step-*")), key=lambda step: int(step[5:]))
+    if revision not in steps:
+        raise CheckpointError(f"{name} has no revision {revision!r}; along its training there are {', '.join(steps)}")
+    return folder / revision
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file, or {} when there is none."""
+    if not present(path):
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError, OSError) as error:
+        raise CheckpointError(f"{path.name} of the checkpoint is not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path.name} of the checkpoint holds {str(content)[:40]!r} instead of a JSON object")
+    return content
+
+
+def present(path: Path) -> bool:
+    """Whether a file is there. A link to a file is one, as in the Hub's cache.
+
+    Raises:
+        CheckpointError: something else stands there: a folder, a pipe, a device, a link to nothing.
+    """
+    if path.is_file():
+        return True
+    if path.exists() or path.is_symlink():
+        raise CheckpointError(f"{path.name} of the checkpoint is no regular file; sinklens reads nothing else")
+    return False
+
+
+def check(folder: Path) -> None:
+    """Raise for anything in a checkpoint's folder that would be read as one of its files and is none."""
+    for pattern in FILES:
+        for path in sorted(folder.glob(pattern)):
+            present(path)
+    if present(folder / "adapter_config.json"):
+        raise CheckpointError(
+            f"{str(folder)!r} holds an adapter (adapter_config.json), whose base model is somewhere else; load that, "
+            "and apply the adapter to dlm.original_model"
+        )
+
+
+def weights(folder: Path, name: str) -> dict[str, tuple[int, ...]]:
+    """The tensors that a checkpoint's safetensors hold, by name, with their shapes; none is read.
+
+    Raises:
+        CheckpointError: no such files, an index that names anything but plain .safetensors files of the folder or a
+            tensor that its file does not have, a tensor that two files have, a file that is damaged.
+    """
+    if present(folder / "model.safetensors"):
+        listed: dict[str, str] = {}
+        files = ["model.safetensors"]
+    elif present(folder / "model.safetensors.index.json"):
+        listed = _listed(read_json(folder / "model.safetensors.index.json"), name)
+        files = sorted(set(listed.values()))
+    else:
+        pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
+        why = "only pickle files, which sinklens never opens" if pickled else "no safetensors weights"
+        raise CheckpointError(f"{name!r} has {why}; convert the checkpoint to safetensors")
+    missing = [file for file in files if not present(folder / file)]
+    if missing:
+        raise CheckpointError(f"the weights of {name!r} could not be read: {', '.join(missing)} is not there")
+    found: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for file in files:
+        try:
+            with safe_open(folder / file, "pt") as opened:
+                shapes = {key: tuple(opened.get_slice(key).get_shape()) for key in opened.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError, ValueError) as error:
+            raise CheckpointError(f"the weights of {name!r} could not be read: {file}: {error}") from error
+        for key, shape in shapes.items():
+            if key in found:
+                raise CheckpointError(f"{name!r} has the weight {key} twice, in {found[key][0]} and in {file}")
+            found[key] = (file, shape)
+    for key, file in listed.items():
+        if key not in found or found[key][0] != file:
+            raise CheckpointError(f"the index of {name!r} says that {file} has the weight {key}, and it has not")
+    return {key: shape for key, (_, shape) in found.items()}
+
+
+def _listed(index: Mapping[str, Any], name: str) -> dict[str, str]:
+    listed = index.get("weight_map")
+    if not isinstance(listed, dict) or not listed:
+        raise CheckpointError(
+            f"the index of {name!r} has weight_map={str(listed)[:60]!r}; expected an object of file names"
+        )
+    for key, file in listed.items():
+        if not isinstance(file, str) or not re.fullmatch(r"[\w-][\w.-]*\.safetensors", file):
+            raise CheckpointError(
+                f"the index of {name!r} says that {key} is in {str(file)[:80]!r}; a checkpoint's weights are in its "
+                "own folder, in files with plain names that end in .safetensors"
+            )
+    return listed
