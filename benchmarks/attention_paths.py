@@ -36,7 +36,7 @@ from common import Job
 from transformer_lens.model_bridge.sources import build_bridge_from_module
 
 import sinklens as sl
-from sinklens.models.loading import set_direction
+from sinklens.models.direction import set_direction
 
 WAYS = ("plain", "blocks", "pattern", "masked", "masked now", "hook", "TransformerLens", "transformers")
 LLADA_8B = {"d_model": 4096, "layers": 32, "heads": 32, "inner": 12288, "vocabulary": 126464, "dtype": torch.bfloat16}

@@ -28,8 +28,8 @@ from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import sinklens
+from sinklens.models.direction import set_direction
 from sinklens.models.families.llada import KEY_MAPPING
-from sinklens.models.loading import set_direction
 from sinklens.sinks import SinkRule, received_attention, uniform_null
 from sinklens.tasks import EchoGrammar, echo_tokenizer
 

@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from sinklens.errors import CheckpointError
 from sinklens.models import files
+from sinklens.models.direction import set_direction
 from sinklens.models.families import FAMILIES, Family, named
 from sinklens.models.special_ids import SpecialIds, special_ids
 
@@ -236,14 +237,6 @@ def _weights(
     for kind in ("missing", "unexpected", "mismatched"):
         _misfit(name, family, kind, sorted(map(str, info.get(f"{kind}_keys") or [])))
     return model
-
-
-def set_direction(model: PreTrainedModel, *, causal: bool) -> None:
-    """Make config and every attention layer agree on the mask (sdpa reads the layer's own attribute)."""
-    model.config.is_causal = causal
-    for module in model.modules():
-        if hasattr(module, "is_causal"):
-            module.__dict__["is_causal"] = causal
 
 
 def read_tokenizer(folder: Path, family: Family) -> PreTrainedTokenizerBase | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy as copy_module
 import dataclasses
 import json
 import shutil
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from sinklens import HookedDLM, Plan, denoise
-from sinklens.errors import CheckpointError
+from sinklens.errors import CheckpointError, Unsupported
 from sinklens.models.special_ids import SpecialIds
 
 PROMPTS = [[5, 17, 9, 33, 41], [12, 40, 8]]
@@ -199,3 +200,27 @@ def test_refuses_a_tokenizer_whose_mask_and_eos_are_swapped(copy: Copy, config: 
     folder = copy(config=config, tokenizer_config={"mask_token": "<|im_end|>", "eos_token": "<|mask|>"})
     with pytest.raises(CheckpointError, match=quote):
         ids(folder)
+
+
+# Generation from left to right.
+
+
+@pytest.mark.parametrize("family", ["LLaDA", "Dream", "A2D-Qwen3"])
+def test_a_diffusion_model_does_not_generate_whoever_asks(tiny_model: Any, family: str) -> None:
+    dlm, tokens = tiny_model(family), torch.tensor([PROMPTS[0]])
+    for call in (
+        dlm.generate,
+        dlm.hf_generate,
+        dlm.original_model.generate,
+        copy_module.deepcopy(dlm).original_model.generate,
+    ):
+        with pytest.raises(Unsupported, match="left to right"):
+            call(tokens, max_new_tokens=2)
+
+
+def test_a_model_that_becomes_a_baseline_generates_again(tiny_stock: Any) -> None:
+    model, tokens = tiny_stock("Llama"), torch.tensor([PROMPTS[0]])
+    expected = tiny_stock("Llama").generate(tokens, max_new_tokens=4, do_sample=False)
+    HookedDLM.from_transformers(model, None, "LLaDA", ids=SpecialIds(MASK, 1, 0, 1))
+    dlm = HookedDLM.from_transformers(model, None, "Llama", ids=SpecialIds(None, 1, 0, 1))
+    assert torch.equal(dlm.original_model.generate(tokens, max_new_tokens=4, do_sample=False), expected)
