@@ -220,3 +220,11 @@ def test_an_adapter_is_no_checkpoint(make: Make) -> None:
     folder = make()
     (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "elsewhere"}')
     refused(folder, "adapter_config.json")
+
+
+def test_a_real_config_loads(make: Make) -> None:
+    """What SmolLM2's config.json says besides the sizes changes nothing."""
+    expected = HookedDLM.from_pretrained(str(make()))(TOKENS)
+    more = {"_model_name_or_path": "Smollm2", "pretraining_tp": 1, "unk_token_id": 0, "rope_interleaved": False}
+    more |= {"is_llama_config": True, "transformers.js_config": {"kv_cache_dtype": {}}, "use_cache": True}
+    assert torch.equal(HookedDLM.from_pretrained(str(make(**more)))(TOKENS), expected)

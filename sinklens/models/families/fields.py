@@ -23,7 +23,8 @@ INERT = {  # what a stock config.json may say besides, and why it changes no for
         "rope_theta rope_scaling rope_parameters original_max_position_embeddings"
     ),
     "how it was made or saved": (
-        "transformers_version torch_dtype dtype _name_or_path name_or_path _commit_hash auto_map unsloth_fixed "
+        "transformers_version torch_dtype dtype _name_or_path _model_name_or_path name_or_path tokenizer_class "
+        "_commit_hash auto_map unsloth_fixed "
         "unsloth_version _attn_implementation_autoset transformers.js_config is_llama_config model_max_length"
     ),
     "only in training": (
@@ -35,7 +36,7 @@ INERT = {  # what a stock config.json may say besides, and why it changes no for
     "how transformers would sample": (
         "max_length min_length max_new_tokens do_sample num_beams temperature top_k top_p typical_p repetition_penalty "
         "length_penalty no_repeat_ngram_size num_return_sequences early_stopping diversity_penalty num_beam_groups "
-        "remove_invalid_values output_scores return_dict_in_generate"
+        "remove_invalid_values output_scores return_dict_in_generate encoder_no_repeat_ngram_size is_decoder"
     ),
 }
 FIXED: dict[str, dict[str, tuple[Any, ...]]] = {  # what a stock class computes in one way only
