@@ -21,13 +21,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as packed
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import sinklens
+from sinklens import files
 from sinklens.models.direction import set_direction
 from sinklens.models.families.llada import KEY_MAPPING
 from sinklens.sinks import SinkRule, received_attention, uniform_null
@@ -181,8 +183,8 @@ def save(model: LlamaForCausalLM, kind: str, folder: Path) -> None:
             "vocab_size": len(GRAMMAR.tokens),
             **SHAPE,
         }
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(config | special | {"dtype": "float32"}, indent=2) + "\n")
+    files.write_bytes(folder / "model.safetensors", packed(weights, metadata={"format": "pt"}), None)
+    files.write_text(folder / "config.json", json.dumps(config | special | {"dtype": "float32"}, indent=2) + "\n", None)
     echo_tokenizer(GRAMMAR).save_pretrained(folder)
 
 
@@ -233,8 +235,7 @@ def train(kind: str, seed: int, root: Path, position: int) -> None:
 
 def write(log: Path, line: dict[str, object]) -> None:
     """Append one line to a log."""
-    with log.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+    files.append(log, f"{json.dumps(line)}\n".encode())
 
 
 def store(
@@ -244,9 +245,8 @@ def store(
     tensors = {f"model.{name}": tensor.contiguous() for name, tensor in model.state_dict().items()}
     for index, values in optimizer.state_dict()["state"].items():
         tensors |= {f"adam.{index}.{name}": value.contiguous() for name, value in values.items()}
-    partial = path.with_suffix(".partial")
-    save_file(tensors, partial, metadata={"step": str(step), "seconds": str(seconds), "tokens": str(seen)})
-    partial.replace(path)
+    about = {"step": str(step), "seconds": str(seconds), "tokens": str(seen)}
+    files.write_bytes(path, packed(tensors, metadata=about), None)
 
 
 def restore(model: LlamaForCausalLM, optimizer: torch.optim.AdamW, path: Path) -> tuple[int, float, int]:
@@ -323,7 +323,8 @@ def write_card(installed: int, seeds: list[int], root: Path) -> None:
     head = "| " + " | ".join(table[0]) + " |\n|" + "---|" * len(table[0])
     rows = "\n".join("| " + " | ".join(str(value) for value in row.values()) + " |" for row in table)
     null = json.loads(lines[-1]).get("bos_null", "")
-    (BUNDLE / "README.md").write_text(CARD.format(seed=installed, table=f"{head}\n{rows}", null=null, **_numbers()))
+    card = CARD.format(seed=installed, table=f"{head}\n{rows}", null=null, **_numbers())
+    files.write_text(BUNDLE / "README.md", card, None)
 
 
 def _numbers() -> dict[str, object]:

@@ -49,6 +49,10 @@ class RecordError(SinklensError, ValueError):
     """A record file that cannot be read or written."""
 
 
+class SaveError(SinklensError, OSError):
+    """A file that cannot be written where it was asked, or that sinklens did not write and so does not replace."""
+
+
 class TaskError(SinklensError, ValueError):
     """A task that cannot be read, or asked of this model."""
 

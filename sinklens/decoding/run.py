@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import xarray as xr
 from tqdm import tqdm
 
+from sinklens import files
 from sinklens.decoding.fold import Trajectory
 from sinklens.decoding.loop import steps_from
 from sinklens.decoding.plan import Plan
 from sinklens.decoding.prompts import Start, prepare
 from sinklens.decoding.step import Step
+from sinklens.errors import RecordError, SaveError
 from sinklens.hooks import Edit, Memory, Probe
+from sinklens.interrupts import again
 from sinklens.models.hooked_dlm import HookedDLM
 from sinklens.models.prompts import Given
 from sinklens.records import DIMS, VARIABLES, Recorder, provenance, save
@@ -87,44 +90,51 @@ def denoise(
             kill loses a minute at most.
         progress: Show a progress bar; a string is its label.
 
-    A KeyboardInterrupt returns what was finished, with `finished=False`. Any other error in the middle of the run
-    carries what was finished in its attribute `run`.
+    A KeyboardInterrupt between steps returns the finished ones, with `finished=False` (also in the record, and shown
+    wherever it is); before the first is finished, or while the record is put together or saved, it is raised. It and
+    any other error carry what was finished in their attribute `run`.
 
     Raises:
+        SaveError: before the first forward, for a `save_to` that cannot be written or is no record; or a disk that got
+            full.
         ContentError: before the first forward, for a probe or an edit of which the record could not say what it is.
     """
+    if save_to is not None:
+        files.check(save_to, files.RECORD)
     start = prepare(dlm, prompts, plan, seed)
     keeper = _Keeper(dlm, start, probes, interventions, _origin(start, seed, probes, interventions, force, follow))
     steps = steps_from(dlm, start, probes=probes, interventions=interventions, force=force, follow=follow)
     label = progress if isinstance(progress, str) else "denoising"
     bar = tqdm(total=start.steps, desc=label, unit="step", disable=progress is False, leave=False)
-    finished, saved = False, time.monotonic()
     try:
-        with bar, closing(steps):
-            for step in steps:
-                keeper.add(step)
-                bar.update()
-                if save_to is not None and time.monotonic() - saved > SAVE_EVERY:
-                    save(keeper.run(finished=False).record, save_to)
-                    saved = time.monotonic()
-        finished = True
-    except KeyboardInterrupt:
-        tqdm.write(f"interrupted after {keeper.steps} steps; returning what was finished")
-    except Exception as error:
-        if keeper.steps:
-            partial = keeper.run(finished=False)
-            error.run = partial  # pyright: ignore[reportAttributeAccessIssue]
-            error.add_note(f"the {keeper.steps} steps before are in this error's attribute `run`")
-            if save_to is not None:
-                try:
-                    save(partial.record, save_to)
-                except OSError as second:
-                    error.add_note(f"they could not be written to {str(save_to)!r}: {second}")
+        try:
+            with bar, closing(steps):
+                for _ in keeper.keep(steps, save_to):
+                    bar.update()
+        except KeyboardInterrupt:
+            if not keeper.done.steps:
+                raise
+            tqdm.write(f"interrupted after {keeper.done.steps} of {start.steps} steps; returning what was finished")
+        run = keeper.run()
+        if save_to is not None:
+            save(run.record, save_to)
+        return run
+    except BaseException as error:
+        if keeper.done.steps:
+            _rescue(keeper, error, save_to)
         raise
-    run = keeper.run(finished=finished)
-    if save_to is not None:
-        save(run.record, save_to)
-    return run
+
+
+def _rescue(keeper: _Keeper, error: BaseException, save_to: str | Path | None) -> None:
+    """Put what was finished on an error, and into the file, unless that is what failed."""
+    run = again(keeper.run)
+    error.run = run  # pyright: ignore[reportAttributeAccessIssue]
+    error.add_note(f"{run!r} is in this error's attribute `run`")
+    if save_to is not None and not isinstance(error, KeyboardInterrupt | SaveError | RecordError):
+        try:
+            save(run.record, save_to)
+        except (SaveError, RecordError) as second:
+            error.add_note(f"it could not be saved: {second}")
 
 
 def completion(dlm: HookedDLM, plan: Plan, filled: list[int]) -> str:
@@ -165,8 +175,18 @@ def _origin(
     }
 
 
+class _Done(NamedTuple):
+    """What the finished steps of a run have shown."""
+
+    trajectory: Trajectory
+    memories: tuple[Memory, ...]
+    counts: list[dict[str, float]]
+    fired: dict[str, int]
+    steps: int = 0
+
+
 class _Keeper:
-    """What a run has shown so far."""
+    """What a run has shown so far. An interrupt at any place leaves all of a step, or nothing of it."""
 
     def __init__(
         self,
@@ -177,41 +197,52 @@ class _Keeper:
         origin: dict[str, Any],
     ) -> None:
         self.dlm, self.start, self.origin = dlm, start, origin
-        self.trajectory = Trajectory.of(start.canvas)
         self.recorder = Recorder(probes, start.starts, start.length)
-        self.memories = tuple(edit.memory(start.steps, start.canvas) for edit in interventions)
-        self.fired: dict[str, int] = {}
-        self.steps = 0
+        memories = tuple(edit.memory(start.steps, start.canvas) for edit in interventions)
+        self.done = _Done(Trajectory.of(start.canvas), memories, [memory.counts() for memory in memories], {})
+        self.finished = False
+
+    def keep(self, steps: Iterable[Step], save_to: str | Path | None) -> Iterator[None]:
+        """Keep step after step, on disk about once a minute."""
+        saved = time.monotonic()
+        for step in steps:
+            self.add(step)
+            yield
+            if save_to is not None and time.monotonic() - saved > SAVE_EVERY:
+                save(self.run().record, save_to)
+                saved = time.monotonic()
+        self.finished = True
 
     def add(self, step: Step) -> None:
         """Keep one step. One whose measurement fails is not kept at all."""
+        trajectory = replace(self.done.trajectory)
+        trajectory.add(step)
         self.recorder.add(step.canvas, step.active, step.seen)
-        self.trajectory.add(step)
-        self.memories, self.fired = step.memories, step.fired
-        self.steps += 1
+        counts = [memory.counts() for memory in step.memories]
+        self.done = _Done(trajectory, step.memories, counts, dict(step.fired), self.done.steps + 1)
 
-    def run(self, *, finished: bool) -> Run:
+    def run(self) -> Run:
         """The steps so far as a Run."""
-        dlm, trajectory = self.dlm, self.trajectory
-        tokens, filled = trajectory.tokens, trajectory.filled
+        dlm, done = self.dlm, self.done
+        tokens, filled = done.trajectory.tokens, done.trajectory.filled
         rows = [row[start:].tolist() for row, start in zip(tokens, self.start.starts, strict=True)]
         new = [row[places].tolist() for row, places in zip(tokens, filled, strict=True)]
         final = {
             "token": tokens,
             "given": self.start.canvas.prompt,
-            "commit_step": trajectory.commit_step,
-            "predicted": trajectory.predicted,
-            "confidence": trajectory.confidence,
+            "commit_step": done.trajectory.commit_step,
+            "predicted": done.trajectory.predicted,
+            "confidence": done.trajectory.confidence,
         }
-        counts = [memory.counts() for memory in self.memories]
-        origin = provenance(dlm, **self.origin, edit_counts=counts, fired=self.fired, finished=finished)
+        origin = provenance(dlm, **self.origin, edit_counts=done.counts, fired=done.fired, finished=self.finished)
+        texts = [dlm.token_strings(row) for row in rows]
         return Run(
-            **{field.name: getattr(trajectory, field.name) for field in fields(trajectory)},
+            **{field.name: getattr(done.trajectory, field.name) for field in fields(done.trajectory)},
             completions=[completion(dlm, self.start.plan, ids) for ids in new],
             texts=[dlm.decode(row) for row in rows],
-            record=self.recorder.dataset(final, [dlm.token_strings(row) for row in rows], origin),
+            record=self.recorder.dataset(final, texts, origin, done.steps),
             plan=self.start.plan,
-            finished=finished,
-            memories=self.memories,
-            fired=dict(self.fired),
+            finished=self.finished,
+            memories=done.memories,
+            fired=done.fired,
         )

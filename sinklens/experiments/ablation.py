@@ -17,6 +17,7 @@ from sinklens.experiments.results import AblationResult
 from sinklens.experiments.runner import Runner
 from sinklens.experiments.scores import ScoreStore
 from sinklens.hooks import Edit
+from sinklens.interrupts import again
 from sinklens.models.hooked_dlm import HookedDLM
 from sinklens.records import provenance
 from sinklens.tasks import Prompts, Task
@@ -63,9 +64,12 @@ def ablate(
             ...), never by name.
         progress: Show a progress bar; a string is its label.
 
-    A KeyboardInterrupt returns the finished batches.
+    A KeyboardInterrupt returns the finished batches, with `finished=False` (shown wherever the result is); before the
+    first is finished it is raised. Any other error carries them in its attribute `result`.
 
     Raises:
+        RecordError: before the first forward, for a `save_to` that is there and holds no scores.
+        SaveError: before the first forward, for a `save_to` that cannot be written; or a disk that got full.
         ValueError: before the first forward, for what cannot be run: two conditions that are the same edit, say.
         ContentError: before the first forward, for an edit, a task or a model whose content cannot be told.
         NeverExposed: a condition or a control that met no scored place, because no forward that decided one edited a
@@ -89,32 +93,48 @@ def ablate(
     label = progress if isinstance(progress, str) else "ablating"
     total = len(seeds) * len(job) * len(runner.passes)
     try:
-        with tqdm(total=total, desc=label, unit="prompt", disable=progress is False, leave=False) as bar:
-            for seed in seeds:
-                for batch in batches:
-                    for which in runner.passes:
-                        scores += _scores(runner, store, arms, batch, seed, which, batch_size)
-                        bar.update(len(batch))
-        finished = True
-    except KeyboardInterrupt:
-        tqdm.write(f"interrupted; returning {len(scores)} finished scores")
-    scores.sort(key=lambda score: (seeds.index(score["seed"]), score["prompt"]))  # however batches were cut
+        try:
+            with tqdm(total=total, desc=label, unit="prompt", disable=progress is False, leave=False) as bar:
+                for seed in seeds:
+                    for batch in batches:
+                        for which in runner.passes:
+                            scores += _scores(runner, store, arms, batch, seed, which, batch_size)
+                            bar.update(len(batch))
+            finished = True
+        except KeyboardInterrupt:
+            if not scores:
+                raise
+            tqdm.write(f"interrupted; returning {len(scores)} finished scores")
+        result = _result(runner, arms, seeds, scores, finished)
+        if finished:
+            judge(result, arms)
+        return result
+    except BaseException as error:
+        if scores and getattr(error, "result", None) is None:
+            kept = again(lambda: _result(runner, arms, seeds, scores, finished))
+            error.result = kept  # pyright: ignore[reportAttributeAccessIssue]
+            error.add_note(f"{kept!r} is in this error's attribute `result`")
+        raise
+
+
+def _result(
+    runner: Runner, arms: Sequence[Arm], seeds: Sequence[int], scores: Sequence[dict[str, Any]], finished: bool
+) -> AblationResult:
+    """Scores in the order of seeds and prompts, however batches were cut, and what made them."""
     made = provenance(
-        dlm,
+        runner.dlm,
         fingerprint=runner.identity["model"],
         plan=runner.identity["plan"],
-        task=job.name,
-        prompts=len(job),
+        task=runner.task.name,
+        prompts=len(runner.examples),
         seeds=list(seeds),
         conditions={f"{arm.condition} ({arm.kind})": plain(arm.edit) for arm in arms},
         read_as={f"{arm.condition} ({arm.kind})": repr(arm.edit) for arm in arms},
-        metrics=list(metrics),
+        metrics=list(runner.metrics),
         finished=finished,
     )
-    result = AblationResult(scores, finished, made)
-    if finished:
-        judge(result, arms)
-    return result
+    ordered = sorted(scores, key=lambda score: (seeds.index(score["seed"]), score["prompt"]))
+    return AblationResult(ordered, finished, made)
 
 
 @reads()

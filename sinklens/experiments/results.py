@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Sequence
@@ -12,21 +13,23 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from sinklens import files
 from sinklens.errors import RecordError
 from sinklens.experiments.effect import Effect
 from sinklens.experiments.exposure import exposed
 from sinklens.experiments.outcomes import METRICS
 from sinklens.experiments.statistics import equivalent, holm, mean_and_interval, permutation_p, rate_and_interval
-from sinklens.files import write_text
 from sinklens.values.kinds import reads
 
 if TYPE_CHECKING:
     import pandas as pd
 
 UNMASKED = "unmasked"
+HEADER = {"sinklens": "ablation", "schema": 1}  # how a file begins
+SAID = ("model", "prompt", "seed", "condition", "kind", "metric", "value", "exposed")  # by every score of a file
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class AblationResult:
     """What `ablate` returns.
 
@@ -45,6 +48,20 @@ class AblationResult:
     finished: bool = True
     provenance: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def unfinished(self) -> str:
+        """What is to be said wherever an interrupted ablation is shown; empty if it is finished."""
+        if self.finished:
+            return ""
+        parts = [len(self.provenance.get(name, ())) for name in ("seeds", "conditions", "metrics")]
+        asked = math.prod(parts) * self.provenance.get("prompts", 0)
+        of = f" of {asked}" if asked else ""
+        return f"unfinished: it was interrupted after {len(self.scores)}{of} scores, and the prompts left are missing"
+
+    def __repr__(self) -> str:
+        state = f"; {self.unfinished}" if self.unfinished else ""
+        return f"AblationResult({len(self.scores)} scores of {', '.join(self._known()['condition'])}{state})"
+
     def to_dataframe(self) -> pd.DataFrame:
         """All scores, one per line."""
         import pandas as pd
@@ -52,26 +69,33 @@ class AblationResult:
         return pd.DataFrame(self.scores)
 
     def save(self, path: str | Path) -> Path:
-        """Write scores and provenance as JSON, whole or not at all."""
-        return write_text(path, json.dumps(asdict(self)))
+        """Write scores and provenance as JSON with a checksum, whole or not at all.
+
+        Raises:
+            SaveError: the file cannot be written, or is there and no such result.
+        """
+        content = asdict(self)
+        text = json.dumps(HEADER | {"sha256": _sha256(json.dumps(content)), "result": content})
+        return files.write_text(path, text, files.RESULT)
 
     @classmethod
     def open(cls, path: str | Path) -> AblationResult:
         """Read what `save` wrote.
 
         Raises:
-            RecordError: no such file, or one that is no ablation.
+            RecordError: no such file, one that is no ablation, or one that was changed since.
         """
         try:
             stored = json.loads(Path(path).read_text(encoding="utf-8"))
-            scores, said = (
-                stored["scores"],
-                ("model", "prompt", "seed", "condition", "kind", "metric", "value", "exposed"),
-            )
-            lacking = [name for name in said if any(name not in score for score in scores)]
-            if not isinstance(scores, list) or lacking:
+            header, content = {name: stored[name] for name in HEADER}, stored["result"]
+            if header != HEADER:
+                raise TypeError(f"it says {header}, and this sinklens knows {HEADER}")
+            if stored["sha256"] != _sha256(json.dumps(content)):
+                raise TypeError("its checksum is another: it is damaged, or was changed")
+            lacking = [name for name in SAID if any(name not in score for score in content["scores"])]
+            if lacking:
                 raise TypeError(f"its scores lack {', '.join(lacking)}; run it again")
-            return cls(scores, bool(stored["finished"]), dict(stored["provenance"]))
+            return cls(**content)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RecordError(f"{str(path)!r} is no ablation that AblationResult.save wrote: {error!r}") from error
 
@@ -231,6 +255,10 @@ class AblationResult:
             out.append((*names, mean, low, high, len(values), int(group["places"].sum()), *edited))
         columns = [*keys, "value", "low", "high", "scored", "places", "exposed", "edited_keys", "edited_mass"]
         return pd.DataFrame(out, columns=columns)
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _mean(values: Sequence[float]) -> float:

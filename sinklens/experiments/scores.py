@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sinklens import files
 from sinklens.errors import RecordError
-from sinklens.files import write_text
 
 HEADER = {"sinklens": "scores", "schema": 1}
 _FIRST = json.dumps(HEADER)
@@ -25,23 +25,29 @@ class ScoreStore:
 
     Raises:
         RecordError: a file that sinklens did not write, or a damaged line that is not the last.
+        SaveError: a file that cannot be written.
     """
 
     def __init__(self, path: str | Path | None) -> None:
         self.path = Path(path) if path is not None else None
         self.scores: dict[str, dict[str, Any]] = {}
-        if self.path is not None and self.path.exists():
-            self._read(self.path)
+        if self.path is not None:
+            files.check(self.path, None)
+            if self.path.exists():
+                self._read(self.path)
 
     def add(self, scores: Mapping[str, dict[str, Any]]) -> None:
-        """Keep finished scores, on disk at once."""
+        """Keep finished scores, on disk at once; in memory also if that fails.
+
+        Raises:
+            SaveError: the file cannot be written any more.
+        """
         self.scores.update(scores)
         if self.path is None:
             return
         if not self.path.exists() or not self.path.stat().st_size:
-            write_text(self.path, f"{_FIRST}\n")
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(scores) + "\n")
+            files.write_text(self.path, f"{_FIRST}\n", files.SCORES)
+        files.append(self.path, f"{json.dumps(scores)}\n".encode())
 
     def _read(self, path: Path) -> None:
         try:
@@ -63,7 +69,7 @@ class ScoreStore:
                 raise RecordError(f"{path}, line {number} is damaged; delete the file to start again")
         text = "".join(f"{line}\n" for line in whole)
         if text.encode() != data:
-            write_text(path, text)
+            files.write_text(path, text, files.SCORES)
 
 
 def _check_header(path: Path, first: bytes) -> None:

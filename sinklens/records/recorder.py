@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +17,15 @@ from sinklens.records.schema import VARIABLES, Measured, dataset
 POSITIONS = ("query", "key")  # dims along which positions lie
 
 
+class _Kept(NamedTuple):
+    """One step, kept at once, so that an interrupt leaves all of it or nothing."""
+
+    tokens: np.ndarray
+    masked: np.ndarray
+    values: list[np.ndarray | None]
+    coords: Sequence[Mapping[str, Any] | None]
+
+
 class Recorder:
     """Collects what a run measures, step by step, and turns it into a Dataset.
 
@@ -28,10 +37,7 @@ class Recorder:
 
     def __init__(self, probes: Sequence[Probe], starts: Sequence[int], length: int) -> None:
         self.probes, self.starts, self.length = list(probes), list(starts), length
-        self._measured: list[list[np.ndarray | None]] = [[] for _ in probes]
-        self._coords: list[Mapping[str, Any]] = [{} for _ in probes]
-        self._canvases: list[np.ndarray] = []
-        self._masks: list[np.ndarray] = []
+        self._steps: list[_Kept] = []
 
     def add(self, canvas: Canvas, active: Bool[Tensor, " batch"], seen: Sequence[dict[Any, Any] | None]) -> None:
         """Keep one step: the canvas and every probe's values; rows that are done keep nothing.
@@ -47,32 +53,38 @@ class Recorder:
         pairs = list(zip(self.probes, seen, strict=True))
         values = [None if shown is None else self._laid_out(probe, shown, real) for probe, shown in pairs]
         coords = [None if shown is None else probe.coords(shown) for probe, shown in pairs]
-        self._canvases.append(self._from_start(canvas.tokens.masked_fill(~real, -1), -1))
-        self._masks.append(self._from_start(canvas.masked.to(torch.int8).masked_fill(~real, -1), -1))
-        for index, (value, coord) in enumerate(zip(values, coords, strict=True)):
-            self._measured[index].append(value)
-            self._coords[index] = self._coords[index] if coord is None else coord
+        tokens = self._from_start(canvas.tokens.masked_fill(~real, -1), -1)
+        masked = self._from_start(canvas.masked.to(torch.int8).masked_fill(~real, -1), -1)
+        self._steps.append(_Kept(tokens, masked, values, coords))
 
     def dataset(
-        self, final: Mapping[str, Tensor], texts: Sequence[Sequence[str]], provenance: Mapping[str, Any]
+        self,
+        final: Mapping[str, Tensor],
+        texts: Sequence[Sequence[str]],
+        provenance: Mapping[str, Any],
+        steps: int | None = None,
     ) -> xr.Dataset:
-        """The record of what was collected so far.
+        """The record of what was collected.
 
         Args:
             final: "token", "given", "commit_step", "predicted" and "confidence" [prompt, position on the canvas].
             texts: Token strings per row, aligned to the row's own positions.
             provenance: What made the numbers.
+            steps: The first so many steps; an interrupt may have left one that the run does not count. None: all.
         """
-        steps = (len(self.starts), 0, self.length)
+        kept, none = self._steps[:steps], np.empty((len(self.starts), 0, self.length))
         values = {name: self._from_start(tensor, VARIABLES[name].missing) for name, tensor in final.items()}
-        values["text"] = np.array([[*row, *[""] * (self.length - len(row))] for row in texts], dtype=object)
-        values["canvas"] = np.stack(self._canvases, 1) if self._canvases else np.empty(steps)
-        values["masked"] = np.stack(self._masks, 1) if self._masks else np.empty(steps)
-        measured = [
-            Measured(probe.name, stacked, tuple(probe.dims), probe.unit, probe.definition, coords, probe.attributes())
-            for probe, parts, coords in zip(self.probes, self._measured, self._coords, strict=True)
-            if (stacked := _stacked(parts)) is not None
-        ]
+        shown = [[text.replace("\0", "\u2400") for text in row] for row in texts]  # netCDF has no text with a NUL in it
+        values["text"] = np.array([[*row, *[""] * (self.length - len(row))] for row in shown], dtype=object)
+        values["canvas"] = np.stack([step.tokens for step in kept], 1) if kept else none
+        values["masked"] = np.stack([step.masked for step in kept], 1) if kept else none
+        measured = []
+        for index, probe in enumerate(self.probes):
+            stacked = _stacked([step.values[index] for step in kept])
+            coords = next((known for step in reversed(kept) if (known := step.coords[index]) is not None), {})
+            if stacked is not None:
+                about = (tuple(probe.dims), probe.unit, probe.definition, coords, probe.attributes())
+                measured.append(Measured(probe.name, stacked, *about))
         return dataset(values, measured, provenance)
 
     def _laid_out(self, probe: Probe, seen: dict[Any, Any], real: Bool[Tensor, "batch pos"]) -> np.ndarray:

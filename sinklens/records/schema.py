@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-SCHEMA = 1
+SCHEMA = 2  # 1 had no checksum
 
 # Dims that count from 0 unless a variable names what it measured. "prompt" and "step" are in every measurement.
 DIMS = {
@@ -60,7 +60,7 @@ VARIABLES: dict[str, Variable] = {
     "confidence": Variable(
         ("prompt", "key"), "score", "the remasking rule's confidence in the committed token", np.float32, np.nan
     ),
-    "text": Variable(("prompt", "key"), "", "final token as text", object, ""),
+    "text": Variable(("prompt", "key"), "", "final token as text (a NUL is \u2400)", object, ""),
     "prompt_length": Variable(("prompt",), "tokens", "number of given tokens of each prompt", np.int64),
     "canvas": Variable(
         ("prompt", "step", "key"),

@@ -9,10 +9,16 @@ from typing import Any
 
 import pandas as pd
 
-from sinklens import plots
+from sinklens import files, plots
 from sinklens.experiments.outcomes import METRICS
 from sinklens.experiments.results import AblationResult
 from sinklens.report.page import Section, write
+
+FILES = {
+    "result.json": files.RESULT,
+    "summary.csv": files.table("model", "metric", "condition"),
+    "report.html": files.PAGE,
+}
 
 
 def table_of(fields: Mapping[str, Any]) -> pd.DataFrame:
@@ -37,7 +43,7 @@ def report_of(result: AblationResult, out: Path) -> list[Path]:
     """
     saved = result.save(out / "result.json")
     summary: Any = result.summary()
-    summary.to_csv(out / "summary.csv", index=False)
+    files.write_table(out / "summary.csv", summary, FILES["summary.csv"])
     names = list(dict.fromkeys(score["metric"] for score in result.scores))
     sections = [
         Section(

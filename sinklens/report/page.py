@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import xarray as xr
 
-from sinklens import plots
-from sinklens.files import write_text
+from sinklens import files, plots
 from sinklens.plots.record_view import rule_of
 from sinklens.sinks import SinkRule
 
@@ -75,10 +74,11 @@ def write(path: str | Path, *, title: str, intro: str, sections: Sequence[Sectio
 
     Raises:
         ValueError: no section.
+        SaveError: the file cannot be written, or is there and no page of sinklens.
     """
     if not sections:
         raise ValueError("sections is empty; give at least one Section")
-    return write_text(path, _page(title, intro, sections, footer))
+    return files.write_text(path, _page(title, intro, sections, footer), files.PAGE)
 
 
 def from_record(path: str | Path, record: xr.Dataset, *, rule: SinkRule | None = None) -> Path:
@@ -152,6 +152,7 @@ def _page(title: str, intro: str, sections: Sequence[Section], footer: str) -> s
     return "\n".join(
         [
             '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">',
+            '<meta name="generator" content="sinklens">',
             f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f"<title>{_escape(title)}</title><style>{STYLE}</style>",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sinklens import plots
+from sinklens import files, plots
 from sinklens.errors import ContentError
 from sinklens.experiments.published import layout, published, wide
 from sinklens.experiments.results import AblationResult
@@ -30,6 +30,12 @@ def file_names(models: Sequence[str]) -> list[str]:
     return names
 
 
+def files_of(models: Sequence[str]) -> dict[str, files.Kind]:
+    """The files that a table of these models writes."""
+    table = {"table1.csv": files.table("task", "model", "setting"), "report.html": files.PAGE}
+    return table | {f"result-{name}.json": files.RESULT for name in file_names(models)}
+
+
 def write_table1(results: Sequence[AblationResult], out: Path) -> Path:
     """Write `table1.csv`, one `result-MODEL.json` per model, and `report.html` into a folder.
 
@@ -38,9 +44,8 @@ def write_table1(results: Sequence[AblationResult], out: Path) -> Path:
         out: The folder.
     """
     names = file_names([str(result.provenance["model"]) for result in results])
-    out.mkdir(parents=True, exist_ok=True)
     table: Any = layout(results)
-    table.to_csv(out / "table1.csv", index=False)
+    files.write_table(out / "table1.csv", table, files_of([])["table1.csv"])
     for result, name in zip(results, names, strict=True):
         result.save(out / f"result-{name}.json")
     beyond = [column for column in table.columns if column not in ("low", "high")]

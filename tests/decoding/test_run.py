@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +21,7 @@ from torch import Tensor
 import sinklens as sl
 from sinklens import Canvas, HookedDLM, MaskSinks, Plan, PreviousStep, SameStep, Scope, SinkRule, denoise
 from sinklens.decoding import run as running
-from sinklens.errors import ContentError, PlanError, RecordError, ScopeError
+from sinklens.errors import ContentError, PlanError, RecordError, SaveError, ScopeError
 from sinklens.hooks import Edit, Hook, Memory, Probe
 from sinklens.interventions import ZeroSinks
 from sinklens.probes import KeyNorm, ReceivedAttention
@@ -149,21 +152,37 @@ def test_saving_waits_its_time(model: Model, tmp_path: Path, monkeypatch: pytest
     assert written == [2, 3]
 
 
-def test_a_target_that_cannot_be_written_says_so(model: Model, tmp_path: Path) -> None:
+@pytest.mark.parametrize("target", ["file/run.nc", "file", ""])
+def test_a_target_that_cannot_be_written_is_found_before_the_first_forward(
+    model: Model, tmp_path: Path, target: str
+) -> None:
+    def never(tensor: Tensor, canvas: Canvas) -> None:
+        raise AssertionError("a forward was run")
+
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(OSError, match="file"):
-        run(model("LLaDA"), PROMPTS, Plan(new_tokens=2), save_to=tmp_path / "file" / "run.nc")
+    with pytest.raises(SaveError, match=re.escape(repr(str(tmp_path / target)))):
+        run(model("LLaDA"), PROMPTS, Plan(new_tokens=2), interventions=[Acts(never)], save_to=tmp_path / target)
+    assert (tmp_path / "file").read_text() == "in the way"
 
 
 def test_a_save_that_fails_under_way_does_not_cost_the_run(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A full disk: the error of the file carries the steps before, as every other error does."""
-    monkeypatch.setattr(running, "SAVE_EVERY", 0)
-    (tmp_path / "file").write_text("in the way")
-    with pytest.raises(OSError, match="file") as caught:
-        run(model("LLaDA"), PROMPTS, Plan(new_tokens=4), save_to=tmp_path / "file" / "run.nc")
-    assert getattr(caught.value, "run", None) is not None
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    for every, steps in ((0.0, 1), (60.0, 4)):
+        monkeypatch.setattr(running, "SAVE_EVERY", every)
+        with pytest.raises(SaveError, match=r"run.nc' cannot be written: No space left on device") as caught:
+            run(model("LLaDA"), PROMPTS, Plan(new_tokens=4), save_to=tmp_path / "run.nc")
+        kept = caught.value.run  # type: ignore[attr-defined]
+        assert kept.record.sizes["step"] == steps
+        assert kept.finished == (steps == 4)
+        assert f"{kept!r} is in this error's attribute `run`" in caught.value.__notes__
+    assert list(tmp_path.iterdir()) == []
 
 
 # What a run is made of.

@@ -1044,8 +1044,15 @@ def test_an_interrupt_returns_finished_batches_and_the_rest_follows(
 
     with monkeypatch.context() as patch:
         patch.setattr(runner, "steps_from", until)
+        if not at:  # there is nothing to return
+            with pytest.raises(KeyboardInterrupt):
+                run(dlm, task, seeds=[5], save_to=store, batch_size=10)
+            patch.undo()
+            same(run(dlm, task, seeds=[5], save_to=store, batch_size=10), half)
+            return
         part = run(dlm, task, seeds=[5], save_to=store, batch_size=10)
     assert not part.finished
+    assert f"unfinished: it was interrupted after {at * 2 * 5} of {N * 5 * 2} scores" in repr(part)
     assert part.provenance["finished"] is False
     assert len(part.scores) == at * 2 * 5  # two prompts, five arms
     expected = table(half.scores)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sinklens.errors import RecordError
+from sinklens.errors import RecordError, SaveError
 from sinklens.experiments.scores import HEADER, ScoreStore
 
 SCORES: list[dict[str, Any]] = [
@@ -156,5 +156,5 @@ def test_scores_of_another_schema_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RecordError, match="cannot be read as a file of scores"):
+    with pytest.raises(SaveError, match="is a folder; give the name of a file"):
         ScoreStore(tmp_path)

@@ -95,8 +95,8 @@ def test_named_index_is_shown(tmp_path):
 
 
 def test_a_failed_write_leaves_the_old_page(tmp_path, monkeypatch):
-    path = tmp_path / "page.html"
-    path.write_text("old")
+    path = report.write(tmp_path / "page.html", title="old", intro="", sections=[Section("b")])
+    old = path.read_text()
 
     def fail(*_):
         raise OSError("disk full")
@@ -104,7 +104,7 @@ def test_a_failed_write_leaves_the_old_page(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
         report.write(path, title="a", intro="", sections=[Section("b")])
-    assert path.read_text() == "old"
+    assert path.read_text() == old
     assert [file.name for file in tmp_path.iterdir()] == ["page.html"]
 
 
