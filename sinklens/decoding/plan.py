@@ -41,7 +41,8 @@ class Plan(Value):
             (their confidence is 0 and the others' is renormalised, at every temperature), for the "llada" sampler;
             "both" does both.
         allow_mask: Let the model choose the mask token, as the official samplers do; the position then stays
-            masked. By default it cannot be chosen.
+            masked. By default it cannot be chosen: another token is, and confidences, the nucleus and the order of
+            commits are still the official ones, with the mask's probability in them.
         chat: Put prompts that are texts into the tokenizer's chat template, as a user's turn. Messages are put there
             in any case; token ids are refused.
     """

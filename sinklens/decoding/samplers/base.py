@@ -118,9 +118,12 @@ class Diffusion(Sampler):
         return without + (self.plan.cfg_scale + 1) * (logits - without)
 
     def _allowed(self, logits: Tensor) -> Tensor:
-        forbidden = [] if self.plan.allow_mask else [self._mask]
-        forbidden += self.dlm.ids.eos if self.plan.suppress_eos in ("logits", "both") else []
-        return without_tokens(logits, forbidden)
+        forbidden = self.dlm.ids.eos if self.plan.suppress_eos in ("logits", "both") else []
+        return without_tokens(logits, list(forbidden))
+
+    def choosable(self, logits: Float[Tensor, "*batch vocab"]) -> Float[Tensor, "*batch vocab"]:
+        """Logits of tokens that may be chosen. Confidences are the official ones: of all logits, the mask's too."""
+        return without_tokens(logits, [] if self.plan.allow_mask else [self._mask])
 
     @property
     def _mask(self) -> int:

@@ -23,10 +23,11 @@ class Dream(Diffusion):
         if self.plan.remasking == "origin":
             # The official code draws tokens only where it commits; elsewhere the likeliest one is shown.
             committed = self._revealed(eligible, step)
-            predicted = torch.where(committed, self._tokens(probabilities, committed), probabilities.argmax(-1))
+            likeliest = self._rest(probabilities, logits).argmax(-1)
+            predicted = torch.where(committed, self._tokens(probabilities, logits, committed), likeliest)
             confidence = rm.probability_of(predicted, probabilities)
         else:
-            predicted = self._tokens(probabilities, eligible)
+            predicted = self._tokens(probabilities, logits, eligible)
             confidence = self.confidence(probabilities, predicted)
             committed = self.commits(confidence, eligible, step)
         return Choice(predicted, confidence.masked_fill(~canvas.masked, float("nan")), committed)
@@ -44,10 +45,24 @@ class Dream(Diffusion):
         eps = self.plan.eps
         return torch.tensor([rm.timestep_count(n, step, limit, eps) if step < limit else 0 for n, limit in left])
 
-    def _tokens(self, probabilities: Tensor, places: Tensor) -> Int[Tensor, "batch pos"]:
+    def _tokens(self, probabilities: Tensor, logits: Tensor, places: Tensor) -> Int[Tensor, "batch pos"]:
+        """The official draw; where it falls on a mask that may not be chosen, another one among the rest."""
+        rest = self._rest(probabilities, logits)
         if self.plan.temperature == 0:
-            return probabilities.argmax(-1)
-        return self.draws.categorical(probabilities, places)
+            return rest.argmax(-1)
+        drawn = self.draws.categorical(probabilities, places)
+        if self.plan.allow_mask:
+            return drawn
+        again = places & (drawn == self._mask)
+        return torch.where(again, self.draws.categorical(rest, again), drawn)
+
+    def _rest(self, probabilities: Tensor, logits: Tensor) -> Tensor:
+        """Weights of tokens that may be chosen; of the likeliest of them alone where the nucleus is only the mask."""
+        if self.plan.allow_mask:
+            return probabilities
+        rest = probabilities.index_fill(-1, torch.tensor([self._mask], device=logits.device), 0.0)
+        likeliest = torch.zeros_like(rest).scatter(-1, self.choosable(logits).argmax(-1, keepdim=True), 1.0)
+        return torch.where(rest.sum(-1, keepdim=True) > 0, rest, likeliest)
 
     def _revealed(self, eligible: Tensor, step: int) -> Bool[Tensor, "batch pos"]:
         shares = [rm.reveal_probability(min(step, limit - 1), limit, self.plan.eps) for limit in self.limits]

@@ -42,7 +42,7 @@ class LLaDA(Diffusion):
 
     def pick(self, logits: Tensor, canvas: Canvas, eligible: Tensor, step: int) -> Choice:
         """Gumbel-max tokens; the most confident positions. EOS and EoT may have to wait for all others."""
-        predicted = rm.gumbel_argmax(logits, self.plan.temperature, self.draws)
+        predicted = rm.gumbel_argmax(self.choosable(logits), self.plan.temperature, self.draws)
         if self.plan.suppress_eos in ("confidence", "both"):
             late = [*self.dlm.ids.eos, *(() if self.dlm.ids.eot is None else (self.dlm.ids.eot,))]
             logits = without_tokens(logits, late)
