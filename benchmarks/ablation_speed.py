@@ -44,8 +44,8 @@ def one_prompt_by_hand(dlm: sl.HookedDLM, prompt: str, answer: list[int], edit: 
     for step in range(len(answer)):
         canvas = sl.Canvas(tokens, real, masked, ~gaps, step, (0,))
         hooks: Any = [] if edit is None or memory is None else edit.at_step(dlm, canvas, memory)
-        with dlm.wiring.ready(everything=True):
-            logits = dlm.run_with_hooks(tokens, fwd_hooks=hooks)
+        once = partial(dlm.run_with_hooks, tokens, fwd_hooks=hooks)
+        logits = dlm.wiring.run(lambda _, once=once: once(), everything=True)
         logits[..., dlm.ids.mask] = -torch.inf
         confidence, choice = logits.softmax(-1).max(-1)
         commit = torch.zeros_like(masked)

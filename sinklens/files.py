@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from sinklens.errors import SaveError
+from sinklens.interrupts import surely
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -59,11 +60,9 @@ def check(path: str | Path, kind: Kind | None) -> Path:
     real = _target(path, kind)
     trial = next(each for each in real.parents if os.path.lexists(each)) / _partial()
     try:
-        trial.open("xb").close()
+        surely(lambda: trial.open("xb").close(), lambda: _unlink(trial))
     except OSError as error:
         raise _failed(path, error) from error
-    finally:
-        _unlink(trial)
     return Path(path)
 
 
@@ -80,7 +79,8 @@ def write_bytes(path: str | Path, content: bytes | memoryview, kind: Kind | None
     """
     real = _target(path, kind)
     partial = real.with_name(_partial())
-    try:
+
+    def write() -> None:
         real.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("xb") as file:
             file.write(content)
@@ -89,10 +89,11 @@ def write_bytes(path: str | Path, content: bytes | memoryview, kind: Kind | None
         if real.exists():
             partial.chmod(stat.S_IMODE(real.stat().st_mode))
         os.replace(partial, real)
+
+    try:
+        surely(write, lambda: _unlink(partial))
     except OSError as error:
         raise _failed(path, error) from error
-    finally:
-        _unlink(partial)
     return Path(path)
 
 

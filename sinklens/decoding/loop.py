@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -14,12 +15,16 @@ from sinklens.decoding.fold import Trajectory
 from sinklens.decoding.plan import Plan
 from sinklens.decoding.prompts import Start, forced_tokens, prepare
 from sinklens.decoding.samplers import sampler_for
+from sinklens.decoding.samplers.base import Choice
 from sinklens.decoding.step import Step
 from sinklens.errors import PlanError, ScopeError
-from sinklens.hooks import Canvas, Edit, Hook, Memory, Probe, attached
+from sinklens.hooks import Canvas, Edit, Hook, Memory, Probe, with_hooks
+from sinklens.interrupts import surely
 from sinklens.models.hooked_dlm import HookedDLM
 from sinklens.models.prompts import Given
 from sinklens.values.kinds import Seed, reads
+
+R = TypeVar("R")
 
 
 @reads("prompts", "force")
@@ -153,6 +158,11 @@ def _loop(
     ends = torch.tensor(dlm.ids.eos, dtype=torch.long, device=canvas.tokens.device)
     last = when.amax(-1) if when is not None else None
     step = 0
+
+    def look(now: Canvas, canvas: Canvas, active: Tensor, seen: Sequence[dict | None]) -> tuple[Tensor, Choice]:
+        logits = dlm.by_position(forward(dlm, now, interventions, memories, probes, seen, fired, labels))
+        return logits, sampler.choose(logits, canvas, active, now.step)
+
     while True:
         active = canvas.masked.any(-1) & ~done
         active &= (step < limit) if plan.threshold is None else torch.ones_like(active)
@@ -162,9 +172,7 @@ def _loop(
             return
         now = sampler.seen(replace(canvas, step=step, active=active))
         seen = tuple({} if probe.where.at(step, total) else None for probe in probes)
-        with torch.no_grad():  # never around a yield: it would hold for whoever takes the step, too
-            logits = dlm.by_position(forward(dlm, now, interventions, memories, probes, seen, fired, labels))
-            predicted, confidence, commit = sampler.choose(logits, canvas, active, step)
+        logits, (predicted, confidence, commit) = _no_grad(partial(look, now, canvas, active, seen))
         if when is not None:
             commit = (when == step) & active[:, None]
         token = predicted if forced is None else forced
@@ -196,11 +204,22 @@ def forward(
     hooks = [edit.at_step(dlm, canvas, memory) for edit, memory in edits]
     pairs = zip(probes, seen, strict=True)
     hooks += [[] if shown is None else probe.hooks(dlm, canvas, shown) for probe, shown in pairs]
-    with attached(dlm, list(zip(labels, hooks, strict=True)), fired):
-        logits = dlm(canvas.tokens, attention_mask=canvas.valid)
+    parts = list(zip(labels, hooks, strict=True))
+    logits = with_hooks(dlm, parts, fired, lambda: dlm(canvas.tokens, attention_mask=canvas.valid))
     for memory in memories:
         memory.close()
     return logits
+
+
+def _no_grad(body: Callable[[], R]) -> R:
+    """What `body` gives without gradients; never around a yield: that would hold for whoever takes the step, too."""
+    before = torch.is_grad_enabled()
+
+    def without() -> R:
+        torch.set_grad_enabled(False)
+        return body()
+
+    return surely(without, lambda: torch.set_grad_enabled(before))
 
 
 def watch(dlm: HookedDLM, canvas: Canvas, interventions: Sequence[Edit], memories: Sequence[Memory]) -> None:
@@ -225,8 +244,7 @@ def _look(
     """A forward under hooks that only look, if there are any."""
     parts = [(f"{why}({edit!r})", hooks) for edit, hooks in edits if hooks]
     if parts:
-        with attached(dlm, parts, fired):
-            dlm(canvas.tokens, attention_mask=canvas.valid)
+        with_hooks(dlm, parts, fired, lambda: dlm(canvas.tokens, attention_mask=canvas.valid))
 
 
 def _labels(parts: Sequence[Edit | Probe]) -> list[str]:

@@ -3,7 +3,7 @@
 Nothing here measures or edits, and nothing runs a model.
 """
 
-from sinklens.hooks.attach import attached, autoregressive, rotated
+from sinklens.hooks.attach import autoregressive, rotated, with_hooks
 from sinklens.hooks.by_query import ByQuery, HookFunction, block_of, by_query, watching
 from sinklens.hooks.canvas import Canvas
 from sinklens.hooks.memory import Memory
@@ -21,7 +21,6 @@ __all__ = [
     "Probe",
     "Scope",
     "Selection",
-    "attached",
     "autoregressive",
     "block_of",
     "by_query",
@@ -30,4 +29,5 @@ __all__ = [
     "rotated",
     "sight_of",
     "watching",
+    "with_hooks",
 ]

@@ -2,46 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypeVar
 
 from torch import Tensor
 
 from sinklens.errors import HookNeverFired
 from sinklens.hooks.by_query import ByQuery
 from sinklens.hooks.protocols import Hook
+from sinklens.interrupts import surely
+
+R = TypeVar("R")
 
 
-@contextmanager
-def attached(model: Any, parts: Sequence[tuple[str, Sequence[Hook]]], fired: dict[str, int]) -> Iterator[None]:
-    """Attach the hooks of all parts, in order, for one forward.
+def with_hooks(
+    model: Any, parts: Sequence[tuple[str, Sequence[Hook]]], fired: dict[str, int], forward: Callable[[], R]
+) -> R:
+    """What a forward gives with the hooks of all parts attached, in order. Whatever happens, they are gone afterwards.
 
     Args:
         model: A HookedDLM or any TransformerBridge.
         parts: A label and hooks for each; edits first, then probes, so that probes see what the model used.
         fired: Firing counts by label, added to.
+        forward: Runs the model once.
 
     Raises:
         HookNeverFired: a hook was attached and the forward did not call it.
     """
-    handles, silent = [], set()
+    silent: set[tuple[str, str]] = set()
     points = _points(model, {name for _, hooks in parts for name, _ in hooks})
-    try:
+    added: list[tuple[Any, set[int], Callable]] = []  # noted first and hooked then: an interrupt may fall in between
+
+    def attach() -> R:
         for label, hooks in parts:
             fired.setdefault(label, 0)
             for name, function in hooks:
                 if name not in points:
                     raise HookNeverFired(f"{label} wants hook point {name!r}, which this model does not have")
                 silent.add((label, name))
-                handles.append((points[name], points[name].add_hook(_counting(function, label, name, fired, silent))))
-        yield
-    finally:
-        for point, handle in handles:
-            handle.hook.remove()
-            point.fwd_hooks.remove(handle)
+                counting = _counting(function, label, name, fired, silent)
+                added.append((points[name], set(points[name]._forward_hooks), counting))
+                points[name].add_hook(counting)
+        return forward()
+
+    out = surely(attach, lambda: _detach(added))
     for label, name in silent:
         raise HookNeverFired(f"{label} was attached to {name} and the forward never called it")
+    return out
+
+
+def _detach(added: Sequence[tuple[Any, set[int], Callable]]) -> None:
+    """Take off the hooks that were added, also one that torch has and TransformerLens has not noted yet."""
+    for point, before, function in added:
+        handles = {handle.hook.id: handle.user_hook for handle in point.fwd_hooks}
+        for key in [key for key in point._forward_hooks if key not in before]:
+            if handles.get(key, function) is function:
+                del point._forward_hooks[key]
+        point.fwd_hooks[:] = [handle for handle in point.fwd_hooks if handle.user_hook is not function]
 
 
 def _counting(function: Callable, label: str, name: str, fired: dict[str, int], silent: set) -> Callable:

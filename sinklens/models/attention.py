@@ -6,11 +6,10 @@ stock model, whatever the family does before and after. The bridge's attention c
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -22,9 +21,11 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from sinklens.interrupts import surely
 from sinklens.models import blocks
 from sinklens.sinks import Sight
 
+R = TypeVar("R")
 NAME = "sinklens"  # of this function, in transformers
 RECEIVED = ("hook_received", "hook_received_masked", "hook_received_committed", "hook_received_last")
 MEANING = {  # of a layer's hook points, by what follows "blocks.{i}."
@@ -91,14 +92,15 @@ class Forward:
 FORWARD: ContextVar[Forward] = ContextVar("sinklens_forward", default=Forward())  # noqa: B039 - frozen, never changed
 
 
-@contextmanager
-def running(forward: Forward) -> Iterator[None]:
-    """Tell attention about the forward that runs inside this block."""
-    token = FORWARD.set(forward)
-    try:
-        yield
-    finally:
-        FORWARD.reset(token)
+def running(forward: Forward, body: Callable[[], R]) -> R:
+    """What `body` gives while attention is told about the forward that runs inside it."""
+    before = FORWARD.get()
+
+    def told() -> R:
+        FORWARD.set(forward)
+        return body()
+
+    return surely(told, lambda: FORWARD.set(before))
 
 
 class Driver(TransformersDriver):
@@ -108,8 +110,8 @@ class Driver(TransformersDriver):
         """As TransformersDriver's; text has become token ids and a mask by now."""
         mask = kwargs.get("attention_mask")
         valid = mask.bool() if isinstance(mask, Tensor) and mask.ndim == 2 else None
-        with running(replace(FORWARD.get(), tokens=input_ids, valid=valid)):
-            return super().forward(input_ids, **kwargs)
+        inner = super().forward
+        return running(replace(FORWARD.get(), tokens=input_ids, valid=valid), lambda: inner(input_ids, **kwargs))
 
 
 class OpenAttention(PositionEmbeddingsAttentionBridge):
@@ -147,8 +149,7 @@ class OpenAttention(PositionEmbeddingsAttentionBridge):
         if inner in now.serving or not any(point.has_hooks() for point in self.served.all):
             return GeneralizedComponent.forward(self, *args, **kwargs)
         alone = Forward(serving={inner: self.served}, mask_token=now.mask_token, path=now.path)
-        with running(alone):  # called by itself, outside a forward of the model
-            return GeneralizedComponent.forward(self, *args, **kwargs)
+        return running(alone, lambda: GeneralizedComponent.forward(self, *args, **kwargs))  # by itself, of no model
 
 
 def attention(
@@ -184,13 +185,13 @@ def attention(
         direction="causal" if causal else "bidirectional",
         device=query.device,
     )
-    for point in hooked:  # a hook there wants to know who sees whom as much as one on the scores
-        point.ctx["sight"] = sight
-    try:
-        query, key = (blocks.through(point, each) for point, each in zip(points.rotated, (query, key), strict=True))
-    finally:
-        for point in hooked:
-            point.ctx.pop("sight", None)
+
+    def rotate() -> list[Tensor]:
+        for point in hooked:  # a hook there wants to know who sees whom as much as one on the scores
+            point.ctx["sight"] = sight
+        return [blocks.through(point, each) for point, each in zip(points.rotated, (query, key), strict=True)]
+
+    query, key = surely(rotate, lambda: blocks.forget(hooked))
     if not points.is_open:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     scaling = kwargs.get("scaling")

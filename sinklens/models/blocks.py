@@ -11,6 +11,7 @@ from transformer_lens.hook_points import HookPoint
 
 from sinklens.errors import ScopeError
 from sinklens.hooks.by_query import ByQuery
+from sinklens.interrupts import surely
 from sinklens.sinks import Received, Sight
 
 # How many numbers the scores of a block may hold: few enough for a processor's cache, enough to keep a GPU busy.
@@ -113,7 +114,9 @@ def attend(
     mixed: Tensor | None = None
     pattern: Tensor | None = None
     sums = [Received() for _ in received]
-    try:
+
+    def run() -> None:
+        nonlocal mixed, pattern
         for _ in range(sum(rounds)):
             for rows in spans:
                 _at(points, rows, sight)
@@ -136,10 +139,8 @@ def attend(
                 mixed = part.new_empty(batch, queries, heads, part.shape[-1]).transpose(1, 2)
             mixed[:, :, rows] = part
             del weights, part
-    finally:
-        for point in points:
-            point.ctx.pop("queries", None)
-            point.ctx.pop("sight", None)
+
+    surely(run, lambda: forget(points))
     for (point, _), total in zip(received, sums, strict=True):
         point(total.total)
     if mixed is None:
@@ -154,6 +155,13 @@ def _by_group(left: Tensor, right: Tensor) -> Tensor:
         return left @ right
     batch, heads, rows, inner = left.shape
     return (left.reshape(batch, heads // groups, groups * rows, inner) @ right).view(batch, heads, rows, -1)
+
+
+def forget(points: Sequence[HookPoint]) -> None:
+    """A forward is over: its hooks' points know nothing of it any more."""
+    for point in points:
+        point.ctx.pop("queries", None)
+        point.ctx.pop("sight", None)
 
 
 def _at(points: Sequence[HookPoint], queries: slice, sight: Sight) -> None:

@@ -38,13 +38,14 @@ def calibrate(dlm: Any) -> dict[str, float]:
 
     def paths(tokens: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
         """Logits by every path: unhooked, with all components in place, and with every pattern hooked in both."""
-        out = {"plain": dlm(tokens, attention_mask=mask)}
-        with dlm.wiring.ready(everything=True):
-            out["components"] = dlm(tokens, attention_mask=mask)
+
+        def logits(*_: Any) -> Tensor:
+            return dlm(tokens, attention_mask=mask)
+
+        out = {"plain": logits(), "components": dlm.wiring.run(logits, everything=True)}
         with dlm.hooks(fwd_hooks=[(name, keep) for name in names]):
-            out["pattern"] = dlm(tokens, attention_mask=mask)
-            with dlm.wiring.ready(everything=True):
-                out["components, pattern"] = dlm(tokens, attention_mask=mask)
+            out["pattern"] = logits()
+            out["components, pattern"] = dlm.wiring.run(logits, everything=True)
         return out
 
     def gap(a: Tensor, b: Tensor) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -68,8 +68,9 @@ class HookedDLM(Text, Tools):
         if checkpoint.tokenizer is not None:
             self.tokenizer = checkpoint.tokenizer
         # TransformerLens wires its own module hooks at the first forward; count them as nobody's.
-        with torch.no_grad(), self.wiring.ready(everything=True):
-            super().forward(torch.zeros((1, 1), dtype=torch.long, device=self.device), use_cache=False)
+        inner, one = super().forward, torch.zeros((1, 1), dtype=torch.long, device=self.device)
+        with torch.no_grad():
+            self.wiring.run(lambda _: inner(one, use_cache=False), everything=True)
         self.settle()
         if check:
             self.check()
@@ -236,12 +237,16 @@ class HookedDLM(Text, Tools):
         valid = attention_mask.bool() if attention_mask is not None and attention_mask.ndim == 2 else None
         if valid is not None and bool(valid.all()):
             valid = attention_mask = None
-        with self.wiring.ready(everything=self.across(kwargs)) as serving:
+        if plain and not kwargs and return_type == "logits":
+            inner = partial(self._logits, input, attention_mask, valid)
+        else:
+            inner = partial(super().forward, input, return_type, attention_mask=attention_mask, **kwargs)
+
+        def told(serving: dict[Any, Any]) -> Any:
             self.check_attention(serving)
-            with attention.running(attention.Forward(serving, mask_token=self.ids.mask, path=self._path)):
-                if plain and not kwargs and return_type == "logits":
-                    return self._logits(input, attention_mask, valid)
-                return super().forward(input, return_type, attention_mask=attention_mask, **kwargs)
+            return attention.running(attention.Forward(serving, mask_token=self.ids.mask, path=self._path), inner)
+
+        return self.wiring.run(told, everything=self.across(kwargs))
 
     def _logits(self, tokens: Any, attention_mask: Tensor | None, valid: Tensor | None) -> Tensor:
         """The transformers model's own logits, without TransformerLens's handling of everything else."""

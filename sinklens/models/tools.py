@@ -76,15 +76,15 @@ class Tools(TransformerBridge):
 
     def enable_compatibility_mode(self, *args: Any, **kwargs: Any) -> Any:
         """TransformerLens's weight folding and old hook names; every forward then runs all of its components."""
-        with self.wiring.ready(everything=True):
-            result = super().enable_compatibility_mode(*args, **kwargs)
+        inner = super().enable_compatibility_mode
+        result = self.wiring.run(lambda _: inner(*args, **kwargs), everything=True)
         self.settle()
         return result
 
     def process_weights(self, *args: Any, **kwargs: Any) -> Any:
         """TransformerLens's weight folding."""
-        with self.wiring.ready(everything=True):
-            return super().process_weights(*args, **kwargs)
+        inner = super().process_weights
+        return self.wiring.run(lambda _: inner(*args, **kwargs), everything=True)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """TransformerLens's generation, for baselines.
@@ -127,5 +127,4 @@ class Tools(TransformerBridge):
                 "sinklens.denoise"
             )
         inner = getattr(super(), name)
-        with self.wiring.ready(everything=self.wiring.hooked):
-            return inner(*args, **kwargs)
+        return self.wiring.run(lambda _: inner(*args, **kwargs), everything=self.wiring.hooked)

@@ -9,9 +9,8 @@ hook points somebody uses. So there is one set of modules and one path: with and
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from torch import nn
@@ -19,7 +18,9 @@ from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 
 from sinklens.errors import HookNeverFired, ModelError
+from sinklens.interrupts import surely
 
+R = TypeVar("R")
 _KINDS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -32,8 +33,13 @@ class Turn:
     """Whose forward is running on a transformers model; several bridges may wrap it, and take turns."""
 
     def __init__(self) -> None:
-        self.lock = threading.RLock()
+        self.lock: Any = threading.RLock()
         self.owner: Any = None
+
+    @property
+    def mine(self) -> bool:
+        """Whether this thread has the turn; what the lock itself says, for an interrupt may fall behind `acquire`."""
+        return self.lock._is_owned()
 
 
 _TURNS: WeakKeyDictionary[nn.Module, Turn] = WeakKeyDictionary()
@@ -134,50 +140,54 @@ class Wiring:
             return self._always
         return [slot for slot in self.slots if slot.always or slot.wanted]
 
-    @contextmanager
-    def ready(self, *, everything: bool = False) -> Iterator[dict[nn.Module, Any]]:
-        """Put in what a forward needs, and take it out again.
+    def run(self, body: Callable[[dict[nn.Module, Any]], R], *, everything: bool = False) -> R:
+        """What `body` gives with what a forward needs put in; it is taken out again, whatever happens.
 
         Whatever was done to the model is seen: a component wraps the module that stands in its place now.
 
         Args:
+            body: The forward. It gets the hook points that attention serves, by the module that stands in the place.
             everything: Put all components in.
-
-        Yields:
-            The hook points that attention serves, by the module that stands in the place now.
 
         Raises:
             HookNeverFired: a component is needed whose place is gone from the model.
             ModelError: inside a forward of another HookedDLM around the same model, whose hooks would fire here, too.
         """
         turn = self._turn
-        with turn.lock:
+        if turn.mine:
             if turn.owner is self:  # a forward inside a forward finds everything in place
-                yield self.serving()
-                return
-            if turn.owner is not None:
-                raise ModelError(
-                    "this model is in the middle of a forward of another HookedDLM around it, whose hooks would fire "
-                    "here, too; run one after the other, or wrap a copy, copy.deepcopy(dlm)"
-                )
-            serving, undo = self.serving(), []
-            turn.owner = self
+                return body(self.serving())
+            raise ModelError(
+                "this model is in the middle of a forward of another HookedDLM around it, whose hooks would fire here, "
+                "too; run one after the other, or wrap a copy, copy.deepcopy(dlm)"
+            )
+        undo: list[tuple[Any, nn.Module, Slot]] = []
+        return surely(lambda: self._within(body, everything, undo), lambda: self._take_out(undo))
+
+    def _within(
+        self, body: Callable[[dict[nn.Module, Any]], R], everything: bool, undo: list[tuple[Any, nn.Module, Slot]]
+    ) -> R:
+        self._turn.lock.acquire()
+        serving = self.serving()
+        for slot in self.needed(everything):
             try:
-                for slot in self.needed(everything):
-                    try:
-                        undo.append((*self._place(slot), slot))
-                    except HookNeverFired:
-                        if slot.wanted:
-                            raise
-                for parent, module, slot in undo:
-                    if slot.component.original_component is not module:
-                        slot.component.set_original_component(module)
-                    parent._modules[slot.leaf] = slot.component
-                yield serving
-            finally:
-                turn.owner = None
-                for parent, module, slot in undo:
-                    parent._modules[slot.leaf] = module
+                undo.append((*self._place(slot), slot))
+            except HookNeverFired:
+                if slot.wanted:
+                    raise
+        self._turn.owner = self
+        for parent, module, slot in undo:
+            if slot.component.original_component is not module:
+                slot.component.set_original_component(module)
+            parent._modules[slot.leaf] = slot.component
+        return body(serving)
+
+    def _take_out(self, undo: Sequence[tuple[Any, nn.Module, Slot]]) -> None:
+        if self._turn.mine:
+            for parent, module, slot in undo:
+                parent._modules[slot.leaf] = module
+            self._turn.owner = None
+            self._turn.lock.release()
 
     def refresh(self) -> None:
         """Let every component wrap the module that stands in its place now, as far as the places exist."""

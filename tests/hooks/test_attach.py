@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sinklens import HookedDLM
 from sinklens.errors import HookNeverFired
-from sinklens.hooks import Hook, attached, autoregressive, by_query, rotated, watching
+from sinklens.hooks import Hook, autoregressive, by_query, rotated, watching, with_hooks
 
 TOKENS = torch.tensor([[5, 6, 7]])
 PATTERNS = ["blocks.0.attn.hook_pattern", "blocks.1.attn.hook_pattern"]
@@ -36,8 +36,7 @@ def test_hooks_are_called_and_counted_by_part(dlm: HookedDLM) -> None:
     parts = [("one", looking("embed.hook_out", calls=calls)), ("other", looking(*PATTERNS, calls=calls))]
     fired: dict[str, int] = {}
     for times in (1, 2):
-        with attached(dlm, parts, fired):
-            dlm(TOKENS)
+        with_hooks(dlm, parts, fired, lambda: dlm(TOKENS))
         assert fired == {"one": times, "other": 2 * times}
     assert sorted(calls) == sorted(["embed.hook_out", *PATTERNS] * 2)
     assert not dlm.hooked
@@ -45,8 +44,7 @@ def test_hooks_are_called_and_counted_by_part(dlm: HookedDLM) -> None:
 
 def test_a_part_without_hooks_is_counted_as_silent(dlm: HookedDLM) -> None:
     fired = {"before": 3}
-    with attached(dlm, [("nothing", [])], fired):
-        dlm(TOKENS)
+    with_hooks(dlm, [("nothing", [])], fired, lambda: dlm(TOKENS))
     assert fired == {"before": 3, "nothing": 0}
 
 
@@ -60,8 +58,7 @@ def test_hooks_run_in_the_order_of_the_parts(dlm: HookedDLM) -> None:
     def probe(tensor: Tensor, *, hook: Any) -> None:
         seen.append(tensor)
 
-    with attached(dlm, [("edit", [(PATTERNS[0], edit)]), ("probe", [(PATTERNS[0], probe)])], {}):
-        dlm(TOKENS)
+    with_hooks(dlm, [("edit", [(PATTERNS[0], edit)]), ("probe", [(PATTERNS[0], probe)])], {}, lambda: dlm(TOKENS))
     assert torch.equal(seen[0][0, 0], torch.eye(3))
 
 
@@ -79,45 +76,36 @@ def test_a_forward_in_blocks_counts_once(dlm: HookedDLM, monkeypatch: pytest.Mon
 
     fired: dict[str, int] = {}
     for hook in (watching(look), by_query(look)):
-        with attached(dlm, [("part", [(PATTERNS[0], hook)])], fired):
-            dlm(TOKENS)
+        with_hooks(dlm, [("part", [(PATTERNS[0], hook)])], fired, lambda: dlm(TOKENS))
     assert fired == {"part": 2}
     assert calls
 
 
 @pytest.mark.parametrize("points", [["blocks.0.attn.hook_result"], ["embed.hook_out", "blocks.1.attn.hook_result"]])
 def test_a_hook_that_is_never_called_raises(dlm: HookedDLM, points: list[str]) -> None:
-    with (
-        pytest.raises(HookNeverFired, match=rf"part was attached to {points[-1]} and the forward never called it"),
-        attached(dlm, [("part", looking(*points))], {}),
-    ):
-        dlm(TOKENS)
+    with pytest.raises(HookNeverFired, match=rf"part was attached to {points[-1]} and the forward never called it"):
+        with_hooks(dlm, [("part", looking(*points))], {}, lambda: dlm(TOKENS))
     assert not dlm.hooked
 
 
 def test_one_silent_part_beside_one_that_fires_raises(dlm: HookedDLM) -> None:
     """Two parts on the same points are told apart, even if they read alike and only one of them is called."""
-    with (
-        pytest.raises(HookNeverFired, match="second was attached to"),
-        attached(dlm, [("first", looking(*PATTERNS)), ("second", looking("blocks.0.attn.hook_result"))], {}),
-    ):
-        dlm(TOKENS)
+    parts = [("first", looking(*PATTERNS)), ("second", looking("blocks.0.attn.hook_result"))]
+    with pytest.raises(HookNeverFired, match="second was attached to"):
+        with_hooks(dlm, parts, {}, lambda: dlm(TOKENS))
 
 
 def test_a_point_that_is_not_there_raises_and_nothing_stays(dlm: HookedDLM) -> None:
     parts = [("one", looking(*PATTERNS)), ("other", looking("blocks.9.attn.hook_pattern"))]
-    with (
-        pytest.raises(HookNeverFired, match=r"other wants hook point 'blocks.9.attn.hook_pattern', which this model"),
-        attached(dlm, parts, {}),
-    ):
-        raise AssertionError("the forward was reached")
+    with pytest.raises(HookNeverFired, match=r"other wants hook point 'blocks.9.attn.hook_pattern', which this model"):
+        with_hooks(dlm, parts, {}, lambda: pytest.fail("the forward was reached"))
     assert not dlm.hooked
 
 
 def test_an_error_in_the_forward_is_not_hidden(dlm: HookedDLM) -> None:
     """Above all not by the hooks that the broken forward never called."""
-    with pytest.raises(ZeroDivisionError), attached(dlm, [("part", looking(*PATTERNS))], {}):
-        raise ZeroDivisionError
+    with pytest.raises(ZeroDivisionError):
+        with_hooks(dlm, [("part", looking(*PATTERNS))], {}, lambda: 1 // 0)
     assert not dlm.hooked
 
 
@@ -139,6 +127,5 @@ def test_a_plain_bridge_is_asked_for_its_points() -> None:
     assert autoregressive(bridge)
     assert rotated(bridge, "q") == "attn.q.hook_out"
     fired: dict[str, int] = {}
-    with attached(bridge, [("part", looking("blocks.0.hook_out"))], fired):
-        bridge(TOKENS, return_type="logits")
+    with_hooks(bridge, [("part", looking("blocks.0.hook_out"))], fired, lambda: bridge(TOKENS, return_type="logits"))
     assert fired == {"part": 1}

@@ -53,8 +53,8 @@ def agrees(dlm: HookedDLM) -> Tensor:
     plain = logits(dlm)
     for point in LOOKS:
         assert torch.equal(logits(dlm, point)[VALID], plain[VALID]), point
-    with dlm.wiring.ready(everything=True):
-        assert torch.equal(logits(dlm)[VALID], plain[VALID]), "all components"
+    together = dlm.wiring.run(lambda _: logits(dlm), everything=True)
+    assert torch.equal(together[VALID], plain[VALID]), "all components"
     scale = float(plain.abs().max().clamp(min=1))
     close = {torch.float32: 1e-5, torch.float64: 1e-6}.get(plain.dtype, 5e-2)
     torch.testing.assert_close(logits(dlm, "attn.hook_pattern")[VALID], plain[VALID], atol=close * scale, rtol=0)
@@ -78,8 +78,7 @@ def test_a_point_shows_and_takes_the_same_alone_and_with_all_components_in_place
 
     with dlm.hooks(fwd_hooks=[(f"blocks.{layer}.{point}", edit) for layer in range(dlm.n_layers)]):
         alone = dlm(TOKENS, attention_mask=VALID)
-        with dlm.wiring.ready(everything=True):
-            together = dlm(TOKENS, attention_mask=VALID)
+        together = dlm.wiring.run(lambda _: dlm(TOKENS, attention_mask=VALID), everything=True)
     assert len(kept) == 2 * dlm.n_layers
     for ours, theirs in zip(kept[: dlm.n_layers], kept[dlm.n_layers :], strict=True):
         assert torch.equal(ours, theirs)

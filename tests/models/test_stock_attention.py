@@ -15,7 +15,7 @@ from transformer_lens.hook_points import HookPoint
 
 from sinklens.hooks import by_query
 from sinklens.models import attention
-from sinklens.models.attention import RECEIVED, Forward, Points, running
+from sinklens.models.attention import FORWARD, RECEIVED, Forward, Points
 
 TOKENS = torch.randint(5, 60, (2, 14), generator=torch.Generator().manual_seed(0))
 LEFT = torch.arange(14)[None] >= torch.tensor([[0], [5]])
@@ -87,8 +87,9 @@ def opened(model: Any) -> Iterator[list[Points]]:
         for name, point in zip(("scores", "pattern", *RECEIVED, "q", "k"), points.all, strict=True):
             point.name = f"blocks.{number}.attn.{name}"
     model.set_attn_implementation(attention.NAME)
-    with running(Forward(dict(zip(modules, layers, strict=True)))):
-        yield layers
+    token = FORWARD.set(Forward(dict(zip(modules, layers, strict=True))))
+    yield layers
+    FORWARD.reset(token)
     model.set_attn_implementation("eager")
 
 

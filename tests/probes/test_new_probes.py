@@ -19,7 +19,7 @@ from sinklens.analysis import attention, norms
 from sinklens.analysis import rates as metrics
 from sinklens.errors import BrokenPattern, RecordError, ScopeError
 from sinklens.ground_truth.records import planted
-from sinklens.hooks import Canvas, Edit, Memory, Probe, Scope, attached
+from sinklens.hooks import Canvas, Edit, Memory, Probe, Scope, with_hooks
 from sinklens.probes import (
     AttentionEntropy,
     Contribution,
@@ -329,8 +329,7 @@ def measured(dlm: HookedDLM, probes: list[Any], canvas: Canvas) -> list[Tensor]:
     """What several probes see of one forward."""
     seen: list[dict[Any, Any]] = [{} for _ in probes]
     parts = [(repr(probe), probe.hooks(dlm, canvas, own)) for probe, own in zip(probes, seen, strict=True)]
-    with attached(dlm, parts, {}):
-        dlm(canvas.tokens, attention_mask=canvas.valid)
+    with_hooks(dlm, parts, {}, lambda: dlm(canvas.tokens, attention_mask=canvas.valid))
     return [probe.values(own) for probe, own in zip(probes, seen, strict=True)]
 
 

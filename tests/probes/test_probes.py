@@ -20,7 +20,7 @@ from transformer_lens.model_bridge.sources import build_bridge_from_module
 import sinklens as sl
 from sinklens import HookedDLM, probes
 from sinklens.errors import BrokenPattern, HookNeverFired, ScopeError
-from sinklens.hooks import Canvas, Edit, Memory, Probe, Scope, attached
+from sinklens.hooks import Canvas, Edit, Memory, Probe, Scope, with_hooks
 from sinklens.probes import (
     AttentionEntropy,
     Confidence,
@@ -103,8 +103,8 @@ def padded(canvas: Canvas, left: int) -> Canvas:
 @torch.no_grad()
 def measure(dlm: HookedDLM, probe: Probe, canvas: Canvas) -> Tensor:
     seen: dict[Any, Any] = {}
-    with attached(dlm, [(repr(probe), probe.hooks(dlm, canvas, seen))], {}):
-        dlm(canvas.tokens, attention_mask=canvas.valid)
+    parts = [(repr(probe), probe.hooks(dlm, canvas, seen))]
+    with_hooks(dlm, parts, {}, lambda: dlm(canvas.tokens, attention_mask=canvas.valid))
     values = probe.values(seen)
     assert values.ndim == 1 + len(probe.dims)
     return values
