@@ -33,8 +33,8 @@ class HookNeverFired(SinklensError, RuntimeError):
     """A probe or an edit was attached and the model never called it."""
 
 
-class BrokenPattern(SinklensError, RuntimeError):
-    """An attention pattern holds nan: what is measured on it would be no number."""
+class NotFinite(SinklensError, RuntimeError):
+    """A forward gave nan or infinity, in logits or in attention: what is read off it would be no number."""
 
 
 class ScopeError(SinklensError, ValueError):

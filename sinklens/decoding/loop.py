@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sinklens.decoding.finite import check_finite
 from sinklens.decoding.fold import Trajectory
 from sinklens.decoding.plan import Plan
 from sinklens.decoding.prompts import Start, forced_tokens, prepare
@@ -61,6 +62,7 @@ def denoising_steps(
         PromptError: before the first forward, for a prompt that cannot be read, or in two ways.
         ScopeError: before the first forward, for a scope that selects nothing, or edits that overlap.
         HookNeverFired: at the first step at which an attached hook is not called.
+        NotFinite: at the first step whose logits are nan or infinite, with the layer that made them so.
     """
     start = prepare(dlm, prompts, plan, seed)
     yield from steps_from(dlm, start, probes=probes, interventions=interventions, force=force, follow=follow)
@@ -195,7 +197,11 @@ def forward(
     fired: dict[str, int] | None = None,
     labels: Sequence[str] | None = None,
 ) -> Float[Tensor, "batch pos vocab"]:
-    """One forward of a canvas with edits and probes attached, after the clean one that some edits want to see."""
+    """One forward of a canvas with edits and probes attached, after the clean one that some edits want to see.
+
+    Raises:
+        NotFinite: logits that are no numbers.
+    """
     fired = {} if fired is None else fired
     labels = _labels([*interventions, *probes]) if labels is None else labels
     edits = list(zip(interventions, memories, strict=True))
@@ -206,6 +212,7 @@ def forward(
     hooks += [[] if shown is None else probe.hooks(dlm, canvas, shown) for probe, shown in pairs]
     parts = list(zip(labels, hooks, strict=True))
     logits = with_hooks(dlm, parts, fired, lambda: dlm(canvas.tokens, attention_mask=canvas.valid))
+    check_finite(dlm, canvas, logits, [hook for part in hooks for hook in part])
     for memory in memories:
         memory.close()
     return logits

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
@@ -29,8 +30,10 @@ class Plan(Value):
             probability 1 - s/t).
         sampler: Whose counts per step and whose random draws: "llada" (even split, Gumbel-max in float64) or
             "dream" (timesteps from 1 to eps, categorical draws with top_p and top_k).
-        threshold: Commit every position whose confidence reaches it, at least one per step (Fast-dLLM's
-            parallel decoding); `steps` is then not used.
+        threshold: Commit every position whose confidence reaches it (>=), at least one per step; `steps` is then not
+            used. In (0, 1] for probabilities and margins; below 0 for remasking="entropy", whose confidence is minus
+            the entropy in nats. Fast-dLLM's parallel decoding compares so, too; the block samplers of SDAR, LLaDA2.x
+            and Fast-dLLM v2 commit above it only (>), which differs at exact ties.
         temperature: 0 takes the likeliest token.
         top_p: Nucleus, for the "dream" sampler and the autoregressive baselines.
         top_k: Likewise.
@@ -69,13 +72,13 @@ class Plan(Value):
             ("new_tokens", self.new_tokens >= 0, "must be at least 0 (0 fills the gaps inside the prompts)"),
             ("steps", self.steps is None or self.steps >= 1, "must be at least 1"),
             ("block_length", self.block_length is None or self.block_length >= 1, "must be at least 1"),
-            ("threshold", self.threshold is None or 0 < self.threshold <= 1, "must be in (0, 1]"),
-            ("temperature", self.temperature >= 0, "must be at least 0"),
+            ("threshold", _reachable(self.threshold, self.remasking), f"must be {_reach(self.remasking)}"),
+            ("temperature", 0 <= self.temperature < math.inf, "must be at least 0, and finite"),
             ("top_p", self.top_p is None or 0 < self.top_p <= 1, "must be in (0, 1]"),
             ("top_k", self.top_k is None or self.top_k >= 1, "must be at least 1"),
-            ("cfg_scale", self.cfg_scale >= 0, "must be at least 0"),
+            ("cfg_scale", 0 <= self.cfg_scale < math.inf, "must be at least 0, and finite"),
             ("eps", 0 < self.eps < 1, "must be in (0, 1)"),
-            ("alg_temp", self.alg_temp is None or self.alg_temp >= 0, "must be at least 0"),
+            ("alg_temp", self.alg_temp is None or 0 <= self.alg_temp < math.inf, "must be at least 0, and finite"),
         ]
         for name, holds, rule in rules:
             if not holds:
@@ -167,3 +170,20 @@ _ONLY_DIFFUSION: dict[str, Any] = {
     name: getattr(Plan, name)
     for name in ("steps", "block_length", "remasking", "sampler", "threshold", "cfg_scale", "eps", "alg_temp")
 }
+
+
+def _reach(remasking: Remasking | None) -> str:
+    """The thresholds that the confidence of a remasking can reach."""
+    if remasking is None:
+        return "in (0, 1], or below 0 for remasking='entropy'"
+    if remasking == "entropy":
+        return "below 0 for remasking='entropy', whose confidence is minus the entropy in nats"
+    return f"in (0, 1] for remasking={remasking!r}"
+
+
+def _reachable(threshold: float | None, remasking: Remasking | None) -> bool:
+    """Whether some confidence reaches a threshold and some does not; of any remasking where none is named."""
+    if threshold is None:
+        return True
+    negative, positive = -math.inf < threshold < 0, 0 < threshold <= 1
+    return negative or positive if remasking is None else negative if remasking == "entropy" else positive

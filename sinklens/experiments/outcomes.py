@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sinklens.errors import BrokenPattern
+from sinklens.errors import NotFinite
 
 Pass = Literal["generated", "forced", "replayed", "likelihood"]
 
@@ -167,11 +167,11 @@ class Replayed:
         """Mean, number of places and the share of them in edited forwards of each metric, for every row.
 
         Raises:
-            BrokenPattern: predictions that are no numbers.
+            NotFinite: predictions that are no numbers.
         """
         broken = [name for name, sums in self.sums.items() if bool(sums.isnan().any())]
         if broken:
-            raise BrokenPattern(f"the model's predictions hold nan, so {broken[0]} is no number; an edit may make one")
+            raise NotFinite(f"the model's predictions hold nan, so {broken[0]} is no number; an edit may make one")
         return {
             name: [
                 (float(total) / int(count), int(count), int(met) / int(count)) if count else (float("nan"), 0, None)

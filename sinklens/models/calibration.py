@@ -24,8 +24,13 @@ def calibrate(dlm: Any) -> dict[str, float]:
         logit.
 
     Raises:
-        CheckFailed: a pattern of the wrong shape, or a deviation above the dtype's tolerance.
+        CheckFailed: a weight that is no number, a pattern of the wrong shape, or a deviation above the dtype's
+            tolerance.
     """
+    for name, weight in dlm.original_model.named_parameters():
+        # A sum is finite where every weight is; only one that is not is looked at again.
+        finite = bool(weight.sum(dtype=torch.float64).isfinite()) or bool(weight.isfinite().all())
+        _demand(dlm, finite, f"the weight {name} holds nan or infinity")
     size = min(8, dlm.n_ctx)
     pads = min(3, size - 2)
     generator = torch.Generator().manual_seed(0)

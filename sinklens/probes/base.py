@@ -13,7 +13,7 @@ from einops import rearrange, repeat
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sinklens.errors import BrokenPattern, HookNeverFired
+from sinklens.errors import HookNeverFired, NotFinite
 from sinklens.hooks import Canvas, Hook, Probe, block_of, canvas_of, chosen, sight_of, watching
 from sinklens.models.attention import FORWARD
 from sinklens.sinks import Positions, Received, Sight
@@ -180,7 +180,7 @@ class LayerProbe(Measurement):
         """What a forward showed, batch first, then `dims`.
 
         Raises:
-            BrokenPattern: the attention that was reduced held a nan; the message names layer and step.
+            NotFinite: the attention that was reduced held a nan; the message names layer and step.
             HookNeverFired: no forward was run with the hooks that were given this `seen`.
         """
         by_layer = seen.get("values", {})
@@ -188,7 +188,7 @@ class LayerProbe(Measurement):
             raise HookNeverFired(f"{self!r} has measured nothing; run a forward with its hooks first")
         for layer, total in sorted(seen["broken"].items()):
             if bool(total.isnan()):  # a record's nan means "there is no such key", so no number may turn into one
-                raise BrokenPattern(
+                raise NotFinite(
                     f"the pattern of layer {layer} at step {seen['step']} holds nan; an edit that leaves a row without "
                     "a key, or a dtype that overflows, makes one"
                 )

@@ -145,6 +145,20 @@ def test_a_threshold_commits_all_that_reach_it(model: Model, threshold: float) -
     assert not (steps[-1].tokens == MASK).any()
 
 
+@pytest.mark.parametrize("family", ["LLaDA", "Dream"])
+@pytest.mark.parametrize("threshold", [-2.5, -1.0])
+def test_a_threshold_on_the_entropy_commits_all_that_reach_it(model: Model, family: str, threshold: float) -> None:
+    """Against the entropy of each position's logits, computed here."""
+    several = False
+    for step in denoising_steps(model(family), [PROMPT], Plan(new_tokens=12, threshold=threshold, remasking="entropy")):
+        p = step.logits.double().softmax(-1)
+        negative = (p * p.log()).sum(-1)
+        sure = step.canvas.masked & (negative >= threshold)
+        assert torch.equal(step.committed, sure) if sure.any() else int(step.committed.sum()) == 1
+        several |= int(step.committed.sum()) > 1
+    assert several or threshold > -2  # most entropies here lie between
+
+
 @pytest.mark.parametrize("family", [*DIFFUSION, *BASELINES])
 def test_the_mask_token_is_never_chosen(model: Model, family: str) -> None:
     """The likeliest token everywhere is the mask token (for a baseline: EOS), and it must not be committed."""

@@ -69,6 +69,24 @@ def test_refuses_a_value_that_has_no_meaning(field: str, value: object) -> None:
     assert str(caught.value).startswith(f"{field}={value!r} ")
 
 
+@pytest.mark.parametrize("threshold", [0.9, 0.01, 1.0])
+def test_a_threshold_that_an_entropy_cannot_reach_is_refused(threshold: float) -> None:
+    """Minus the entropy is never positive: such a threshold would never fire, and every step commit one token."""
+    with pytest.raises(PlanError, match=rf"threshold={threshold} must be below 0 .*minus the entropy"):
+        Plan(threshold=threshold, remasking="entropy")
+
+
+@pytest.mark.usefixtures("no_forward")
+def test_a_threshold_is_checked_against_the_familys_own_confidence(model: Any) -> None:
+    """Dream's default is the entropy."""
+    refused(
+        model("Dream"),
+        PROMPT,
+        Plan(new_tokens=8, threshold=0.9),
+        r"threshold=0\.9 must be below 0 for remasking='entropy'",
+    )
+
+
 # Fields against each other and against the model.
 
 DIFFUSION = [
@@ -85,6 +103,8 @@ DIFFUSION = [
     (Plan(new_tokens=8, sampler="dream", remasking="random"), r"remasking='random' belongs to sampler='llada'"),
     (Plan(new_tokens=8, sampler="dream", block_length=4), r"block_length=4: the sampler 'dream' has no blocks"),
     (Plan(new_tokens=8, threshold=0.5, remasking="random"), r"threshold=0\.5 .* remasking='random'"),
+    (Plan(new_tokens=8, threshold=-0.5), r"threshold=-0\.5 must be in \(0, 1\] for remasking='low_confidence'"),
+    (Plan(new_tokens=8, threshold=0.5, sampler="dream", remasking="origin"), r"remasking='origin' has none"),
     (Plan(new_tokens=0, block_length=4), r"block_length=4 has no meaning for filling gaps"),
 ]
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from sinklens import HookedDLM, MaskSinks, Plan, PreviousStep, SameStep, Where, ZeroSinks, ablate, denoise
 from sinklens.decoding.likelihood import log_likelihood
 from sinklens.decoding.loop import denoising_steps
-from sinklens.errors import BrokenPattern
+from sinklens.errors import NotFinite
 from sinklens.experiments.outcomes import METRICS, Replayed, known, order
 from sinklens.hooks import Canvas, Edit, Hook, Memory
 from sinklens.interventions import MeanValue, control
@@ -315,7 +315,7 @@ def test_a_broken_prediction_is_an_error() -> None:
     on = torch.ones(2, 1, dtype=torch.bool)
     replay = Replayed(2)
     replay.add(logits_of([0.5, 0.5], [math.nan, math.nan]), on, on, on)
-    with pytest.raises(BrokenPattern, match="hold nan"):
+    with pytest.raises(NotFinite, match="hold nan"):
         replay.result()
 
 

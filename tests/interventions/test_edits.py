@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sinklens import Canvas, HookedDLM, Plan, Scope, SinkRule, denoise, named
-from sinklens.errors import BrokenPattern, RecordError, ScopeError
+from sinklens.errors import NotFinite, RecordError, ScopeError
 from sinklens.ground_truth.models import FILLER, REST, PlantedModel, planted_model
 from sinklens.hooks import Hook, Memory
 from sinklens.interventions import (
@@ -951,7 +951,7 @@ def test_a_budget_that_keeps_every_key_is_refused_before_any_forward(model: Make
 def test_a_function_must_give_shares(model: Make) -> None:
     dlm, canvas = model("LLaDA", 2), canvas_for()
     for wrong in (lambda pattern, at: pattern * 0.5, lambda pattern, at: pattern * 3 - 2 / pattern.shape[-1]):
-        with pytest.raises(BrokenPattern, match="at least 0 and sum to 1"):
+        with pytest.raises(NotFinite, match="at least 0 and sum to 1"):
             edited(dlm, Redistribute(wrong, top()), canvas)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from sinklens import HookedDLM, Plan, SinkRule, denoise
 from sinklens.analysis import attention, norms
 from sinklens.analysis import rates as metrics
-from sinklens.errors import BrokenPattern, RecordError, ScopeError
+from sinklens.errors import NotFinite, RecordError, ScopeError
 from sinklens.ground_truth.records import planted
 from sinklens.hooks import Canvas, Edit, Memory, Probe, Scope, with_hooks
 from sinklens.probes import (
@@ -554,7 +554,7 @@ def test_a_nan_stops_the_run_and_keeps_the_steps_before(
 ) -> None:
     dlm, plan, prompts = twins["tiny-dlm"], Plan(new_tokens=6), PROMPTS[:2]
     whole, probe = denoise(dlm, prompts, plan, probes=[KeyNorm(), make()], progress=False), make()
-    with pytest.raises(BrokenPattern, match=f"layer {layer} at step {step} holds nan") as caught:
+    with pytest.raises(NotFinite, match=f"layer {layer} at step {step} holds nan") as caught:
         denoise(dlm, prompts, plan, probes=[KeyNorm(), probe], interventions=[breaks(layer, step)], progress=False)
     part = caught.value.run  # type: ignore[attr-defined]
     assert not part.finished
@@ -573,14 +573,14 @@ def test_a_nan_stops_the_run_and_keeps_the_steps_before(
 @pytest.mark.parametrize("make", READERS.values(), ids=READERS.keys())
 def test_a_nan_in_a_baselines_pattern_stops_it_too(twins: Any, make: Callable[[], Probe]) -> None:
     plan, interventions = Plan(new_tokens=4, suppress_eos="logits"), [breaks(1, 1)]
-    with pytest.raises(BrokenPattern, match="layer 1 at step 1 holds nan") as caught:
+    with pytest.raises(NotFinite, match="layer 1 at step 1 holds nan") as caught:
         denoise(twins["tiny-arm"], PROMPTS[:2], plan, probes=[make()], interventions=interventions, progress=False)
     assert caught.value.run.record.sizes["step"] == 1  # type: ignore[attr-defined]
 
 
 def test_a_probe_that_was_stopped_can_be_used_again(twins: Any) -> None:
     probe, plan = ReceivedAttention(), Plan(new_tokens=4)
-    with pytest.raises(BrokenPattern):
+    with pytest.raises(NotFinite):
         denoise(twins["tiny-dlm"], PROMPTS, plan, probes=[probe], interventions=[breaks(0, 1)], progress=False)
     again = denoise(twins["tiny-dlm"], PROMPTS, plan, probes=[probe], progress=False).record
     fresh = denoise(twins["tiny-dlm"], PROMPTS, plan, probes=[ReceivedAttention()], progress=False).record

@@ -19,7 +19,7 @@ from transformer_lens.model_bridge.sources import build_bridge_from_module
 
 import sinklens as sl
 from sinklens import HookedDLM, probes
-from sinklens.errors import BrokenPattern, HookNeverFired, ScopeError
+from sinklens.errors import HookNeverFired, NotFinite, ScopeError
 from sinklens.hooks import Canvas, Edit, Memory, Probe, Scope, with_hooks
 from sinklens.probes import (
     AttentionEntropy,
@@ -753,7 +753,7 @@ def test_received_attention_stops_at_a_nan_and_says_where() -> None:
 
     with (
         dlm.hooks(fwd_hooks=[("blocks.1.attn.hook_attn_scores", breaks)]),
-        pytest.raises(BrokenPattern, match="layer 1 at step 0 holds nan"),
+        pytest.raises(NotFinite, match="layer 1 at step 0 holds nan"),
     ):
         sl.denoise(dlm, "zuko xi zuko", sl.Plan(new_tokens=4), probes=[sl.probes.ReceivedAttention()], progress=False)
     assert not dlm.hooked

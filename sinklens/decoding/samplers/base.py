@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from sinklens.decoding import remasking as rm
 from sinklens.decoding.draws import Draws
+from sinklens.decoding.finite import check_finite
 from sinklens.decoding.prompts import Start
 from sinklens.hooks import Canvas
 from sinklens.models.hooked_dlm import HookedDLM
@@ -115,6 +117,7 @@ class Diffusion(Sampler):
     def _guided(self, logits: Tensor, canvas: Canvas) -> Tensor:
         blind = canvas.tokens.masked_fill(self.given.prompt, self._mask)
         without = self.dlm(blind, attention_mask=canvas.valid)
+        check_finite(self.dlm, replace(canvas, tokens=blind), without)
         return without + (self.plan.cfg_scale + 1) * (logits - without)
 
     def _allowed(self, logits: Tensor) -> Tensor:

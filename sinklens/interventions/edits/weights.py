@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from sinklens.errors import BrokenPattern, ScopeError
+from sinklens.errors import NotFinite, ScopeError
 from sinklens.hooks import Canvas
 from sinklens.interventions.edits.base import PREVIOUS_TOP1, SinkEdit
 from sinklens.interventions.edits.layer import At
@@ -175,7 +175,7 @@ class Redistribute(SinkEdit):
         weights = function(pattern, at)
         sums = weights.sum(-1)[at.touched.any(-1)]
         if bool((weights < 0).any()) or not torch.allclose(sums, torch.ones_like(sums), atol=1e-4):
-            raise BrokenPattern(f"{self!r}: the weights of a function must be at least 0 and sum to 1 for each query")
+            raise NotFinite(f"{self!r}: the weights of a function must be at least 0 and sum to 1 for each query")
         return weights
 
 
