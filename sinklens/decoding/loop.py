@@ -210,8 +210,7 @@ def forward(
     hooks = [edit.at_step(dlm, canvas, memory) for edit, memory in edits]
     pairs = zip(probes, seen, strict=True)
     hooks += [[] if shown is None else probe.hooks(dlm, canvas, shown) for probe, shown in pairs]
-    parts = list(zip(labels, hooks, strict=True))
-    logits = with_hooks(dlm, parts, fired, lambda: dlm(canvas.tokens, attention_mask=canvas.valid))
+    logits = _hooked(dlm, canvas, list(zip(labels, hooks, strict=True)), fired)
     check_finite(dlm, canvas, logits, [hook for part in hooks for hook in part])
     for memory in memories:
         memory.close()
@@ -251,7 +250,15 @@ def _look(
     """A forward under hooks that only look, if there are any."""
     parts = [(f"{why}({edit!r})", hooks) for edit, hooks in edits if hooks]
     if parts:
-        with_hooks(dlm, parts, fired, lambda: dlm(canvas.tokens, attention_mask=canvas.valid))
+        _hooked(dlm, canvas, parts, fired)
+
+
+def _hooked(
+    dlm: HookedDLM, canvas: Canvas, parts: Sequence[tuple[str, Sequence[Hook]]], fired: dict[str, int]
+) -> Tensor:
+    """Logits of a canvas under hooks, which no other thread's forward meets."""
+    with dlm.wiring.lock:
+        return with_hooks(dlm, parts, fired, lambda: dlm(canvas.tokens, attention_mask=canvas.valid))
 
 
 def _labels(parts: Sequence[Edit | Probe]) -> list[str]:

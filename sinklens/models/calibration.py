@@ -99,14 +99,15 @@ def hook_table(dlm: Any) -> dict[str, tuple[int, ...]]:
 
     # Point by point: by name, TransformerLens warns about those that are switched off.
     points = list({id(point): point for point in dlm.points.values()}.values())
-    handles = [(point, point.add_hook(note)) for point in points]
     tokens = torch.zeros((1, min(5, dlm.n_ctx)), dtype=torch.long, device=dlm.device)
-    try:
-        dlm(tokens)
-    finally:
-        for point, handle in handles:
-            handle.hook.remove()
-            point.fwd_hooks.remove(handle)
+    with dlm.wiring.lock:
+        handles = [(point, point.add_hook(note)) for point in points]
+        try:
+            dlm(tokens)
+        finally:
+            for point, handle in handles:
+                handle.hook.remove()
+                point.fwd_hooks.remove(handle)
     return shapes
 
 

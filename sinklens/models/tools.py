@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from torch import Tensor
@@ -73,6 +75,23 @@ class Tools(TransformerBridge):
             )
         if kwargs.get("past_key_values") is not None or kwargs.get("use_past_kv_cache") or kwargs.get("use_cache"):
             raise Unsupported(f"{self.name} sees the whole canvas at every step, so a key-value cache is never right")
+
+    @contextmanager
+    def hooks(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        """TransformerLens's context of hooks; forwards of other threads wait until it is over."""
+        inner = super().hooks
+        with self.wiring.lock, inner(*args, **kwargs) as hooked:
+            yield hooked
+
+    def run_with_hooks(self, *args: Any, **kwargs: Any) -> Any:
+        """TransformerLens's `run_with_hooks`; forwards of other threads wait."""
+        with self.wiring.lock:
+            return super().run_with_hooks(*args, **kwargs)
+
+    def run_with_cache(self, *args: Any, **kwargs: Any) -> Any:
+        """TransformerLens's `run_with_cache`; forwards of other threads wait."""
+        with self.wiring.lock:
+            return super().run_with_cache(*args, **kwargs)
 
     def enable_compatibility_mode(self, *args: Any, **kwargs: Any) -> Any:
         """TransformerLens's weight folding and old hook names; every forward then runs all of its components."""

@@ -117,6 +117,11 @@ class Wiring:
         self._quiet = 0
         self._turn = _TURNS.setdefault(model, Turn())
 
+    @property
+    def lock(self) -> threading.RLock:
+        """Held by the thread that runs the transformers model, or hooks it: another thread's forward waits."""
+        return self._turn.lock
+
     def settle(self) -> None:
         """Take the hooks that are there now as TransformerLens's own."""
         for slot in self.slots:
