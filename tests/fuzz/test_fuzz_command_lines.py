@@ -12,6 +12,7 @@ from unittest import mock
 from fuzzing import command, fuzz
 from hypothesis import strategies as st
 
+from sinklens import AblationResult
 from sinklens.models import loading
 
 FOLDER = Path(tempfile.mkdtemp())
@@ -110,6 +111,6 @@ def test_what_ends_well_was_done(metrics: list[str], controls: list[str], seeds:
         assert not OUT.exists()
         return
     arms = 2 + (1 if not controls else len([each for each in controls if each != "none"]))
-    rows = json.loads((OUT / "result.json").read_text())["scores"]
+    rows = AblationResult.open(OUT / "result.json").scores
     assert len(rows) == 2 * max(len(seeds), 1) * arms * max(len(metrics), 1)
     shutil.rmtree(OUT)
