@@ -257,8 +257,11 @@ def _hooked(
     dlm: HookedDLM, canvas: Canvas, parts: Sequence[tuple[str, Sequence[Hook]]], fired: dict[str, int]
 ) -> Tensor:
     """Logits of a canvas under hooks, which no other thread's forward meets."""
-    with dlm.wiring.lock:
-        return with_hooks(dlm, parts, fired, lambda: dlm(canvas.tokens, attention_mask=canvas.valid))
+
+    def plain() -> Tensor:
+        return dlm(canvas.tokens, attention_mask=canvas.valid)
+
+    return dlm.wiring.held(lambda: with_hooks(dlm, parts, fired, plain))
 
 
 def _labels(parts: Sequence[Edit | Probe]) -> list[str]:

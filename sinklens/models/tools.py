@@ -85,13 +85,13 @@ class Tools(TransformerBridge):
 
     def run_with_hooks(self, *args: Any, **kwargs: Any) -> Any:
         """TransformerLens's `run_with_hooks`; forwards of other threads wait."""
-        with self.wiring.lock:
-            return super().run_with_hooks(*args, **kwargs)
+        inner = super().run_with_hooks
+        return self.wiring.held(lambda: inner(*args, **kwargs))
 
     def run_with_cache(self, *args: Any, **kwargs: Any) -> Any:
         """TransformerLens's `run_with_cache`; forwards of other threads wait."""
-        with self.wiring.lock:
-            return super().run_with_cache(*args, **kwargs)
+        inner = super().run_with_cache
+        return self.wiring.held(lambda: inner(*args, **kwargs))
 
     def enable_compatibility_mode(self, *args: Any, **kwargs: Any) -> Any:
         """TransformerLens's weight folding and old hook names; every forward then runs all of its components."""

@@ -30,16 +30,22 @@ def wrapped(model: nn.Module) -> str | None:
 
 
 class Turn:
-    """Whose forward is running on a transformers model; several bridges may wrap it, and take turns."""
+    """Which thread runs or hooks a transformers model, and whose forward is running; several bridges may wrap it."""
 
     def __init__(self) -> None:
         self.lock: Any = threading.RLock()
         self.owner: Any = None
 
-    @property
-    def mine(self) -> bool:
-        """Whether this thread has the turn; what the lock itself says, for an interrupt may fall behind `acquire`."""
-        return self.lock._is_owned()
+    def held(self, body: Callable[[], R]) -> R:
+        """What `body` gives while other threads wait."""
+        if self.lock._is_owned():  # asked of the lock itself: an interrupt may fall behind `acquire`
+            return body()
+
+        def within() -> R:
+            self.lock.acquire()
+            return body()
+
+        return surely(within, lambda: self.lock.release() if self.lock._is_owned() else None)
 
 
 _TURNS: WeakKeyDictionary[nn.Module, Turn] = WeakKeyDictionary()
@@ -122,6 +128,10 @@ class Wiring:
         """Held by the thread that runs the transformers model, or hooks it: another thread's forward waits."""
         return self._turn.lock
 
+    def held(self, body: Callable[[], R]) -> R:
+        """What `body` gives while no other thread runs the model or hooks it."""
+        return self._turn.held(body)
+
     def settle(self) -> None:
         """Take the hooks that are there now as TransformerLens's own."""
         for slot in self.slots:
@@ -158,10 +168,12 @@ class Wiring:
             HookNeverFired: a component is needed whose place is gone from the model.
             ModelError: inside a forward of another HookedDLM around the same model, whose hooks would fire here, too.
         """
-        turn = self._turn
-        if turn.mine:
-            if turn.owner is self:  # a forward inside a forward finds everything in place
-                return body(self.serving())
+        return self.held(lambda: self._run(body, everything))
+
+    def _run(self, body: Callable[[dict[nn.Module, Any]], R], everything: bool) -> R:
+        if self._turn.owner is self:  # a forward inside a forward finds everything in place
+            return body(self.serving())
+        if self._turn.owner is not None:
             raise ModelError(
                 "this model is in the middle of a forward of another HookedDLM around it, whose hooks would fire here, "
                 "too; run one after the other, or wrap a copy, copy.deepcopy(dlm)"
@@ -172,7 +184,6 @@ class Wiring:
     def _within(
         self, body: Callable[[dict[nn.Module, Any]], R], everything: bool, undo: list[tuple[Any, nn.Module, Slot]]
     ) -> R:
-        self._turn.lock.acquire()
         serving = self.serving()
         for slot in self.needed(everything):
             try:
@@ -188,11 +199,9 @@ class Wiring:
         return body(serving)
 
     def _take_out(self, undo: Sequence[tuple[Any, nn.Module, Slot]]) -> None:
-        if self._turn.mine:
-            for parent, module, slot in undo:
-                parent._modules[slot.leaf] = module
-            self._turn.owner = None
-            self._turn.lock.release()
+        for parent, module, slot in undo:
+            parent._modules[slot.leaf] = module
+        self._turn.owner = None
 
     def refresh(self) -> None:
         """Let every component wrap the module that stands in its place now, as far as the places exist."""
