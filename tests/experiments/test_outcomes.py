@@ -196,7 +196,7 @@ def test_metrics_where_gaps_are_filled(model: HookedDLM) -> None:
     [
         Plan(new_tokens=6, sampler="dream", remasking="origin", steps=4, temperature=1.0),
         Plan(new_tokens=6, sampler="dream", remasking="entropy", steps=3, temperature=0.5, alg_temp=0.5, top_p=0.9),
-        Plan(new_tokens=6, threshold=0.2),
+        Plan(new_tokens=6, threshold=0.2, remasking="maskgit_plus"),
     ],
     ids=["origin", "alg_temp", "threshold"],
 )
