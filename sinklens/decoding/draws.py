@@ -1,7 +1,7 @@
 """Seeded random numbers for samplers, in the order, shape and dtype of the official ones.
 
 Every row draws from its own generator, so that one prompt under `torch.manual_seed(s)` there and under `seed=s` here
-gives the same tokens, alone or in a batch.
+gives the same tokens, alone or in a batch (in float32; half precision rounds otherwise in another batch).
 """
 
 from __future__ import annotations

@@ -48,7 +48,8 @@ def denoising_steps(
             (their attention mask says what is padding), or lists of messages for the chat template; "" and [[]] are
             the empty prompt, which is BOS, or nothing where the checkpoint has none (diffusion models only).
         plan: How to decode.
-        seed: One seed, or one per prompt. A row's result does not depend on the batch that it is in.
+        seed: One seed, or one per prompt. In float32 a row's tokens depend neither on the batch that it is in nor on
+            probes. In bfloat16 and float16 rounding depends on the batch, and under `dlm.attention = "auto"` on probes.
         probes: Measurements, attached after the edits.
         interventions: Edits of the model.
         force: Teacher forcing: for each prompt the tokens to commit, in order of position. Which position a step

@@ -89,7 +89,7 @@ def token_rows(dlm: HookedDLM, prompts: Given, *, chat: bool = False) -> list[li
 
 
 def seeds_for(seed: int | Sequence[int], rows: int) -> tuple[int, ...]:
-    """One seed per row: the same for all, so that a row's result does not depend on its batch.
+    """One seed per row: the same for all, so that a row draws the same numbers in any batch.
 
     Raises:
         ContentError: a seed that is no whole number of at least 0.

@@ -173,7 +173,8 @@ def attention(
     if points is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     hooked = [point for point in points.rotated if point._forward_hooks or point._backward_hooks]
-    if not hooked and not points.is_open:
+    opened = points.is_open or now.path != "auto"
+    if not hooked and not opened:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     causal = kwargs.get("is_causal")
     causal = bool(getattr(module, "is_causal", False)) if causal is None else bool(causal)
@@ -192,7 +193,7 @@ def attention(
         return [blocks.through(point, each) for point, each in zip(points.rotated, (query, key), strict=True)]
 
     query, key = surely(rotate, lambda: blocks.forget(hooked))
-    if not points.is_open:
+    if not opened:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     scaling = kwargs.get("scaling")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling

@@ -187,11 +187,14 @@ class HookedDLM(Text, Tools):
 
     @property
     def attention(self) -> str:
-        """How hooked attention is computed: "auto" (the default), "pattern" or "blocks".
+        """How attention is computed: "auto" (the default), "pattern" or "blocks".
 
-        "auto": in blocks of queries if every hook on scores and pattern treats queries by themselves, else with whole
-        patterns. "pattern": always whole patterns. "blocks": always blocks; a hook that needs more is an error. Under
-        grad whole patterns are used. A layer whose scores and pattern nobody hooks runs fused attention in any case.
+        "auto": fused in a layer whose scores and pattern nobody hooks; else in blocks of queries if every hook there
+        treats queries by themselves, or with whole patterns. "pattern": whole patterns in every layer, hooked or not.
+        "blocks": blocks in every layer; a hook that needs more is an error. Under grad whole patterns are used.
+
+        The ways differ by rounding. In float32 that has changed no token; in bfloat16 and float16 it does, so that a
+        probe can change what a run writes. With "pattern" or "blocks" probes change no bit in any dtype.
         """
         return self._path
 
@@ -243,6 +246,8 @@ class HookedDLM(Text, Tools):
             inner = partial(super().forward, input, return_type, attention_mask=attention_mask, **kwargs)
 
         def told(serving: dict[Any, Any]) -> Any:
+            if self._path != "auto":
+                serving = self.wiring.serving(everywhere=True)
             self.check_attention(serving)
             return attention.running(attention.Forward(serving, mask_token=self.ids.mask, path=self._path), inner)
 

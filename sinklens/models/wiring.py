@@ -214,9 +214,9 @@ class Wiring:
                 if slot.component.original_component is not module:
                     slot.component.set_original_component(module)
 
-    def serving(self) -> dict[nn.Module, Any]:
-        """The points that attention serves, by the module that runs, where one of them is hooked."""
-        return {self._plain(slot): slot.served for slot in self._serving if slot.shown}
+    def serving(self, *, everywhere: bool = False) -> dict[nn.Module, Any]:
+        """The points that attention serves, by the module that runs, where one of them is hooked, or everywhere."""
+        return {self._plain(slot): slot.served for slot in self._serving if everywhere or slot.shown}
 
     def _plain(self, slot: Slot) -> nn.Module:
         module: Any = self._place(slot)[1]
