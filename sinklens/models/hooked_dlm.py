@@ -12,7 +12,7 @@ from transformer_lens.factories.architecture_adapter_factory import Architecture
 from transformer_lens.model_bridge.sources import build_bridge_config_from_hf
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sinklens.models import adapters, attention, copying, loading
+from sinklens.models import adapters, attention, copying, loading, rotary
 from sinklens.models.calibration import calibrate, hook_table
 from sinklens.models.families import Family
 from sinklens.models.fingerprint import fingerprint
@@ -59,11 +59,9 @@ class HookedDLM(Text, Tools):
         self.name, self.revision = checkpoint.name, checkpoint.revision
         self._path = "auto"
         self.__dict__["wiring"] = Wiring(self, model)
-        for (
-            module
-        ) in model.modules():  # TransformerLens gives an unembedding without bias one of zeros: not to be saved
-            if "bias" in module._buffers:
-                module._non_persistent_buffers_set.add("bias")
+        # TransformerLens gives an unembedding without bias one of zeros: not to be saved.
+        for module in (module for module in model.modules() if "bias" in module._buffers):
+            module._non_persistent_buffers_set.add("bias")
         model.set_attn_implementation(attention.NAME)
         if checkpoint.tokenizer is not None:
             self.tokenizer = checkpoint.tokenizer
@@ -143,8 +141,6 @@ class HookedDLM(Text, Tools):
         """
         return cls(loading.in_memory(model, tokenizer, family, ids), check=check)
 
-    # What the model is.
-
     @property
     def device(self) -> torch.device:
         """Where the embedding lives."""
@@ -172,6 +168,7 @@ class HookedDLM(Text, Tools):
 
     def fingerprint(self) -> str:
         """Hash of everything that decides what the model computes; scores are stored under it (`fingerprint`)."""
+        rotary.settle(self.original_model)
         return fingerprint(self)
 
     def __repr__(self) -> str:
@@ -182,8 +179,6 @@ class HookedDLM(Text, Tools):
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Copies and pickles are made from the plain transformers model, and wrapped anew."""
         return copying.reduced(self)
-
-    # Forward.
 
     @property
     def attention(self) -> str:
@@ -246,9 +241,9 @@ class HookedDLM(Text, Tools):
             inner = partial(super().forward, input, return_type, attention_mask=attention_mask, **kwargs)
 
         def told(serving: dict[Any, Any]) -> Any:
-            if self._path != "auto":
-                serving = self.wiring.serving(everywhere=True)
+            serving = serving if self._path == "auto" else self.wiring.serving(everywhere=True)
             self.check_attention(serving)
+            rotary.settle(self.original_model)
             return attention.running(attention.Forward(serving, mask_token=self.ids.mask, path=self._path), inner)
 
         return self.wiring.run(told, everything=self.across(kwargs))
@@ -270,8 +265,6 @@ class HookedDLM(Text, Tools):
         the last for the next position; row 0, before which nothing stands, repeats the first and predicts nothing.
         """
         return torch.cat([logits[:, :1], logits], 1) if self.is_causal else logits
-
-    # Calibration.
 
     def check(self) -> dict[str, float]:
         """Calibrate the instrument: is what the hooks show what the model computes? Runs on load.

@@ -1,0 +1,66 @@
+"""Rotary frequencies do not depend on what was run or cast before: each forward equals that of a fresh model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+import sinklens as sl
+from sinklens import HookedDLM
+
+TYPES: list[dict[str, Any]] = [
+    {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4},
+    {
+        "rope_type": "longrope",
+        "rope_theta": 1e4,
+        "short_factor": [1.0, 1.5, 2.0, 3.0],
+        "long_factor": [2.0, 4.0, 6.0, 8.0],
+        "original_max_position_embeddings": 32,
+        "factor": 2.0,
+    },
+]
+LENGTHS = (64, 100, 64, 20, 80, 63)  # n_ctx is 64
+
+
+@pytest.mark.parametrize("family", ["Llama", "LLaDA"])
+@pytest.mark.parametrize("rope", TYPES, ids=lambda rope: rope["rope_type"])
+def test_a_forward_does_not_depend_on_those_before(
+    tiny_stock: Callable[..., Any], tiny_model: Callable[..., HookedDLM], family: str, rope: dict[str, Any]
+) -> None:
+    dlm = tiny_model(family, rope_parameters=rope)
+    tokens = torch.randint(0, 60, (1, 100), generator=torch.Generator().manual_seed(0))
+    for length in LENGTHS:
+        fresh = tiny_stock("Llama", rope_parameters=rope, is_causal=dlm.is_causal)
+        for module in fresh.modules():
+            if hasattr(module, "is_causal"):
+                module.is_causal = dlm.is_causal
+        with torch.no_grad():
+            expected = fresh(tokens[:, :length], use_cache=False).logits
+            torch.testing.assert_close(dlm(tokens[:, :length]), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("cast", ["to", "half", "before"])
+def test_a_cast_model_is_the_loaded_one(dtype: torch.dtype, cast: str) -> None:
+    loaded = sl.HookedDLM.from_pretrained("tiny-dlm", dtype=dtype)
+    dlm = sl.HookedDLM.from_pretrained("tiny-dlm")
+    if cast == "before":
+        model, family = dlm.original_model.to(dtype), dlm.family
+        dlm = sl.HookedDLM.from_transformers(model, dlm.tokenizer, family, ids=dlm.ids)
+    elif cast == "half":
+        dlm = dlm.half() if dtype == torch.float16 else dlm.bfloat16()
+    else:
+        dlm = dlm.to(dtype)
+    tokens = torch.randint(0, 60, (2, 40), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(dlm(tokens), loaded(tokens))
+    assert torch.equal(dlm.original_model.model.rotary_emb.inv_freq, loaded.original_model.model.rotary_emb.inv_freq)
+
+
+def test_a_cast_there_and_back_keeps_the_frequencies() -> None:
+    dlm, fresh = (sl.HookedDLM.from_pretrained("tiny-dlm") for _ in range(2))
+    dlm.to(torch.float64)
+    dlm.to(torch.float32)
+    assert torch.equal(dlm(torch.tensor([[3, 4, 5]])), fresh(torch.tensor([[3, 4, 5]])))
