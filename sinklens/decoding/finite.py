@@ -17,7 +17,7 @@ from sinklens.models.hooked_dlm import HookedDLM
 def check_finite(
     dlm: HookedDLM, canvas: Canvas, logits: Float[Tensor, "batch pos vocab"], hooks: Sequence[Hook] = ()
 ) -> None:
-    """Raise for logits of a real position of an active row that are nan or infinite.
+    """Raise for logits of a real position of an active row that are nan or infinite; -inf rules a token out.
 
     Args:
         dlm: The model.
@@ -31,7 +31,10 @@ def check_finite(
     """
     wanted = canvas.valid if canvas.active is None else canvas.valid & canvas.active[:, None]
     # A sum over the vocabulary is finite where all of it is; in float32, which float16 cannot make overflow.
-    wrong = wanted & ~logits.sum(-1, dtype=_wide(logits.dtype)).isfinite()
+    total = logits.sum(-1, dtype=_wide(logits.dtype))
+    wrong = wanted & (total.isnan() | total.isposinf())
+    if bool(total.isneginf().any()):  # tokens that are ruled out, unless they all are
+        wrong |= wanted & logits.amax(-1).isneginf()
     if not bool(wrong.any()):
         return
     row, position = wrong.nonzero()[0].tolist()

@@ -26,7 +26,7 @@ def settle(model: Any) -> None:
     rounded = rotary.inv_freq.dtype != torch.float32
     if not rounded and rotary.rope_type not in _STATEFUL:
         return
-    make = ROPE_INIT_FUNCTIONS.get(rotary.rope_type, rotary.compute_default_rope_parameters)
+    make: Any = ROPE_INIT_FUNCTIONS.get(rotary.rope_type, rotary.compute_default_rope_parameters)
     frequencies, rotary.attention_scaling = make(rotary.config)
     frequencies = frequencies.to(device=rotary.inv_freq.device, dtype=torch.float32)
     rotary.inv_freq, rotary.original_inv_freq = frequencies, frequencies.clone()

@@ -42,6 +42,15 @@ def test_a_weight_that_is_no_number_stops_the_first_step_and_names_the_layer(
     assert not dlm.hooked
 
 
+def test_logits_that_rule_every_token_out_stop(tiny_model: Any) -> None:
+    dlm = tiny_model("LLaDA")
+    with (
+        dlm.hooks(fwd_hooks=[("unembed.hook_out", lambda logits, hook: logits * 0 - float("inf"))]),
+        pytest.raises(NotFinite, match="since the unembedding"),
+    ):
+        run(dlm, PROMPT, Plan(new_tokens=4))
+
+
 def test_a_nan_embedding_stops_where_its_token_is_seen(tiny_model: Any) -> None:
     dlm = tiny_model("LLaDA")
     with torch.no_grad():
