@@ -5,7 +5,6 @@ Everything else in this room asks these functions, and nobody else: they take it
 
 from __future__ import annotations
 
-import json
 from collections.abc import Hashable
 
 import numpy as np
@@ -14,6 +13,7 @@ import xarray as xr
 from torch import Tensor
 
 from sinklens.errors import RecordError
+from sinklens.records import VARIABLES, made
 from sinklens.sinks import Positions, Sight, SinkRule
 from sinklens.sinks.rule import Queries
 from sinklens.values.kinds import reads
@@ -28,7 +28,7 @@ def is_autoregressive(record: xr.Dataset) -> bool:
     Raises:
         RecordError: its provenance does not say.
     """
-    known = json.loads(record.attrs.get("provenance", "{}")).get("causal")
+    known = made(record).get("causal")
     if not isinstance(known, bool):
         raise RecordError('this record does not say whether its model is causal: attrs["provenance"] has no "causal"')
     return known
@@ -51,10 +51,6 @@ def received(record: xr.Dataset, queries: Queries = "all") -> xr.DataArray:
         RecordError: no received attention, or not by these queries; the message says what to measure.
     """
     which, values = counting(record, queries), _received(record)
-    missing = [dim for dim in (*CELL, "key") if dim not in values.dims]
-    if missing:
-        name = missing[0]
-        raise RecordError(f"the record has no dim {name!r}; choose a {name} with isel({name}=[0]), which keeps the dim")
     if "queries" in values.dims:
         measured = [str(name) for name in values["queries"].to_numpy()]
     else:
@@ -156,9 +152,8 @@ def null(record: xr.Dataset, queries: Queries = "all") -> xr.Dataset:
 
     One layer and one head, which stand for all. What a function says of it is what it would say without any sink.
     """
-    which = counting(record, queries)
+    which, exists = counting(record, queries), existing(record)
     even = sight(record).null(_flat(positions(record, which)))
-    exists = existing(record)
     values = exists.copy(data=even.view(*exists.shape).numpy()).where(exists)
     cell = {dim: record["received"][dim].to_numpy()[:1] for dim in ("layer", "head")}
     values = values.expand_dims(cell).transpose(*CELL, "key").assign_attrs(queries=which)
@@ -170,18 +165,52 @@ def _dims(record: xr.Dataset, name: Hashable) -> tuple[Hashable, ...]:
     return record.variables[name].dims
 
 
+def texts(record: xr.Dataset) -> xr.DataArray:
+    """The final token of each position as text [prompt, key].
+
+    Raises:
+        RecordError: the record does not hold it.
+    """
+    text = _variable(record, "text")
+    if text.dtype.kind not in "OUT" or not all(isinstance(each, str) for each in text.to_numpy().flat):
+        raise RecordError(f"this record's text holds no texts but {text.dtype}")
+    return text.transpose(*VARIABLES["text"].dims)
+
+
 def _received(record: xr.Dataset) -> xr.DataArray:
     if "received" not in record:
         raise RecordError("this record has no received attention; run denoise with probes=[ReceivedAttention()]")
-    return record["received"]
+    values = record["received"]
+    if values.dtype.kind != "f":
+        raise RecordError(f"this record's received attention is {values.dtype}; attention is a fraction, float32 say")
+    missing = [dim for dim in (*CELL, "key") if dim not in values.dims]
+    if missing:
+        name = missing[0]
+        raise RecordError(f"the record has no dim {name!r}; choose a {name} with isel({name}=[0]), which keeps the dim")
+    empty = [str(dim) for dim, size in values.sizes.items() if not size]
+    if empty:
+        raise RecordError(f"this record has no {empty[0]} at all: there is nothing to count")
+    return values
 
 
 def _layout(record: xr.Dataset) -> xr.Dataset:
     """What stood where: "masked" and "given" alone."""
     for name in ("masked", "given"):
-        if name not in record:
-            raise RecordError(f"this record has no {name!r}, which says what stood where; keep it when you select")
+        _variable(record, name)
     return record[["masked", "given"]]
+
+
+def _variable(record: xr.Dataset, name: str) -> xr.DataArray:
+    """A variable that every record has, with its dims."""
+    dims = VARIABLES[name].dims
+    if name not in record:
+        raise RecordError(f"this record has no {name!r}, which says what stood where; keep it when you select")
+    if set(record[name].dims) != set(dims):
+        raise RecordError(
+            f"this record's {name!r} has the dims {list(map(str, record[name].dims))} instead of {list(dims)}; choose "
+            "one of several with isel(prompt=[0]), which keeps the dim"
+        )
+    return record[name]
 
 
 def _flat(places: xr.DataArray) -> Tensor:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from typing import Literal
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
-from sinklens.analysis.attention import CELL, flags, measured, positions, received
+from sinklens.analysis.attention import CELL, flags, measured, positions, received, texts
 from sinklens.analysis.rates import flagged
 from sinklens.errors import RecordError
+from sinklens.records import made
 from sinklens.sinks import SinkRule
 from sinklens.sinks.rule import Queries
 from sinklens.sinks.tokens import token_class
@@ -21,15 +21,16 @@ KEY_TYPES = ("prompt", "committed", "mask", "eos")
 _PROBES = {"key_norm": "KeyNorm", "value_norm": "ValueNorm"}
 
 
+@reads()
 def key_types(record: xr.Dataset) -> xr.DataArray:
     """Type of each key at each step, as an index into KEY_TYPES; -1 where there is no key [prompt, step, key].
 
     "mask": still to be committed; "prompt": given; "eos": a committed token that is an end of sequence or of turn;
     "committed": any other committed token.
     """
-    text = record["text"].transpose("prompt", "key")
-    texts, index = np.unique(text.to_numpy().astype(str), return_inverse=True)
-    is_eos = text.copy(data=np.array([token_class(one) == "eos" for one in texts])[index.reshape(text.shape)])
+    text = texts(record)
+    every, index = np.unique(text.to_numpy().astype(str), return_inverse=True)
+    is_eos = text.copy(data=np.array([token_class(one) == "eos" for one in every])[index.reshape(text.shape)])
     kinds = {name: positions(record, name) for name in ("committed", "prompt", "masked")}
     types = xr.where(kinds["committed"], xr.where(kinds["prompt"], 0, xr.where(is_eos, 3, 1)), -1)
     return xr.where(kinds["masked"], 2, types).transpose("prompt", "step", "key")
@@ -154,12 +155,13 @@ def group_size(record: xr.Dataset) -> int:
     Raises:
         RecordError: its provenance does not say.
     """
-    made = json.loads(record.attrs.get("provenance", "{}"))
-    if not made.get("heads") or not made.get("key_heads"):
+    said = made(record)
+    heads, key_heads = said.get("heads"), said.get("key_heads")
+    if not heads or not key_heads:
         raise RecordError(
             'this record does not say which query heads share a key head: its provenance lacks "heads" or "key_heads"'
         )
-    return made["heads"] // made["key_heads"]
+    return heads // key_heads
 
 
 def _mean(values: np.ndarray) -> float:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from sinklens.analysis.attention import CELL, existing, flags, measured, null, positions, received
+from sinklens.analysis.attention import CELL, existing, flags, measured, null, positions, received, texts
 from sinklens.sinks import SinkRule
 from sinklens.sinks.tokens import CLASSES, token_class
 from sinklens.values.kinds import Count, reads
@@ -72,7 +72,7 @@ def per_layer(record: xr.Dataset, rule: SinkRule | None = None) -> pd.DataFrame:
 @reads()
 def classes(record: xr.Dataset) -> xr.DataArray:
     """Class of the token that stands at each key at each step, as an index into CLASSES; -1 where there is none."""
-    final = record["text"].to_numpy()
+    final = texts(record).to_numpy()
     index = np.vectorize(lambda text: CLASSES.index(token_class(text)), otypes=[int])(final)
     exists = existing(record)
     at_step = np.where(positions(record, "masked"), CLASSES.index("mask"), index[:, None, :])
@@ -114,7 +114,7 @@ def sink_tokens(record: xr.Dataset, rule: SinkRule | None = None, top: Count | N
     """
     weight = sinks(record, rule).sum(["layer", "head"]).transpose("prompt", "step", "key").to_numpy()
     exists = existing(record).to_numpy()
-    text = np.where(positions(record, "masked"), "[MASK]", record["text"].to_numpy().astype(str)[:, None, :])
+    text = np.where(positions(record, "masked"), "[MASK]", texts(record).to_numpy().astype(str)[:, None, :])
     each = pd.DataFrame({"token": text[exists], "sinks": weight[exists]}).groupby("token", as_index=False)
     table: Any = each.agg(sinks=("sinks", "sum"), keys=("sinks", "size"))
     table = table[table["sinks"] > 0].sort_values(["sinks", "keys"], ascending=False, kind="stable")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -15,6 +14,7 @@ from sinklens.errors import RecordError
 from sinklens.hooks import Edit, Probe
 from sinklens.models.hooked_dlm import HookedDLM
 from sinklens.models.prompts import Unpadded
+from sinklens.records import made
 from sinklens.values.content import digest
 from sinklens.values.kinds import reads
 
@@ -41,8 +41,8 @@ def replay(
         RecordError: the record says nothing about its making, had other edits, was teacher-forced, or the tokens
             come out differently (another model, version or device).
     """
+    origin = made(record)
     try:
-        origin = json.loads(record.attrs["provenance"])
         plan = Plan.from_dict(origin["plan"])
         edits = [digest(content) for content in origin["interventions"]]
     except (KeyError, TypeError, ValueError) as error:

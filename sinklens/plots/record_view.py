@@ -21,14 +21,15 @@ CELLS = 500_000  # cells in one figure; a browser stays quick and a page small
 
 
 def need(record: xr.Dataset, *names: str) -> None:
-    """Raise a ValueError that lists what there is, if the record lacks a variable or the dim of its prompts."""
+    """Raise a ValueError that lists what there is, if the record lacks a variable or the dim of its prompts or keys."""
     for name in names:
         if name not in record:
             probe = {"received": "ReceivedAttention", "key_norm": "KeyNorm", "pattern": "Pattern"}.get(name)
             hint = f"; measure with probes=[{probe}()]" if probe else ""
             raise ValueError(f"the record has no {name!r}; it has {', '.join(map(str, record.data_vars))}{hint}")
-    if "prompt" not in record[names[0]].dims:
-        raise ValueError("the record has no dim 'prompt'; choose one with isel(prompt=[0]), which keeps it")
+    for dim in ("prompt", "key"):
+        if dim not in record[names[0]].dims:
+            raise ValueError(f"the record has no dim {dim!r}; choose one with isel({dim}=[0]), which keeps it")
 
 
 def check_prompt(record: xr.Dataset, prompt: int) -> None:

@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import xarray as xr
 
 from sinklens import files
 from sinklens.errors import RecordError
 from sinklens.records.checksum import CHECKSUM, checksum
+from sinklens.records.provenance import made
 from sinklens.records.schema import SCHEMA
 
 
@@ -76,6 +78,8 @@ def open(path: str | Path, *, check: bool = True) -> xr.Dataset:
         raise RecordError(f"there is no record at {str(path)!r}")
     try:
         content = io.BytesIO(path.read_bytes())
+        with h5py.File(content, "r") as raw:  # first, for h5netcdf prints a traceback of its own if it cannot
+            dict(raw.attrs)
         with xr.open_dataset(content, engine="h5netcdf", mask_and_scale=not check, decode_times=False) as stored:
             record = stored.load().drop_encoding()
     except Exception as error:  # whatever a library says of bytes that it did not expect
@@ -98,7 +102,7 @@ def _check(record: xr.Dataset, path: Path) -> None:
     ask = f"sinklens.open({str(path)!r}, check=False) takes it as it is"
     if CHECKSUM not in record.attrs:
         raise RecordError(f"{str(path)!r} has no checksum: an older sinklens wrote it, or it was changed; {ask}")
-    if record.attrs[CHECKSUM] != checksum(record):
+    if str(record.attrs[CHECKSUM]) != checksum(record):
         raise RecordError(
             f"{str(path)!r} is not what sinklens wrote: its checksum is another. It is damaged, or another program "
             f"changed it; {ask}, and sinklens.save writes a new checksum"
@@ -113,8 +117,8 @@ def concat(records: Sequence[xr.Dataset]) -> xr.Dataset:
     """
     if not records:
         raise RecordError("concat needs at least one record")
-    origins = [json.loads(record.attrs["provenance"]) for record in records]
-    models = {origin["model"] for origin in origins}
+    origins = [made(record) for record in records]
+    models = {str(origin.get("model")) for origin in origins}
     if len(models) > 1:
         raise RecordError(f"records of different models cannot be joined: {', '.join(sorted(models))}")
     names = [set(map(str, record.data_vars)) for record in records]
@@ -143,5 +147,5 @@ def concat(records: Sequence[xr.Dataset]) -> xr.Dataset:
 
 def seeds_of(record: xr.Dataset) -> list[int]:
     """The seed of each prompt of a record; 0 where it does not say."""
-    seed: Any = json.loads(record.attrs.get("provenance", "{}")).get("seed", 0)
+    seed: Any = made(record).get("seed", 0)
     return list(seed) if isinstance(seed, list) else [seed] * record.sizes["prompt"]

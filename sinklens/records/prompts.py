@@ -10,6 +10,7 @@ import xarray as xr
 from sinklens.errors import RecordError
 from sinklens.hooks import Canvas
 from sinklens.records.io import seeds_of
+from sinklens.values.arrays import in_order
 
 
 class Found(NamedTuple):
@@ -32,6 +33,7 @@ class PromptIndex:
     """
 
     def __init__(self, record: xr.Dataset) -> None:
+        record = in_order(record)
         token, given = record["token"].to_numpy(), record["given"].to_numpy() == 1
         self._known: dict[tuple, list[tuple[int, int]]] = {}
         for prompt, seed in enumerate(seeds_of(record)):

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 from functools import lru_cache
 from typing import Any
+
+import xarray as xr
+
+from sinklens.errors import RecordError
 
 _version = lru_cache(importlib.metadata.version)
 
@@ -24,3 +29,19 @@ def provenance(dlm: Any, **more: Any) -> dict[str, Any]:
         "versions": {package: _version(package) for package in packages},
         **more,
     }
+
+
+def made(record: xr.Dataset) -> dict[str, Any]:
+    """What made a record, as it says; empty if it does not.
+
+    Raises:
+        RecordError: a provenance that is no JSON object.
+    """
+    text = record.attrs.get("provenance", "{}")
+    try:
+        said = json.loads(text)
+    except (TypeError, ValueError):
+        said = None
+    if not isinstance(said, dict):
+        raise RecordError(f"the provenance of this record is no JSON object but {str(text)[:60]!r}")
+    return said

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import json
 import math
 import numbers
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import xarray as xr
 
-from sinklens import files, plots
+from sinklens import files, plots, records
 from sinklens.plots.record_view import rule_of
 from sinklens.sinks import SinkRule
 
@@ -93,7 +92,7 @@ def from_record(path: str | Path, record: xr.Dataset, *, rule: SinkRule | None =
         ValueError: the record lacks a variable, or was measured on other queries than the rule's; nothing is written.
     """
     rule = rule_of(record, rule)
-    made = json.loads(record.attrs.get("provenance", "{}"))
+    made = records.made(record)
     rows = [(name, _plain(value)) for name, value in _flat(made)]
     table = pd.DataFrame(rows, columns=["what", "value"])
     provenance = Section("Provenance", tables=[("What made the numbers", table)])

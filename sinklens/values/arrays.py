@@ -1,4 +1,4 @@
-"""What tensors and records hold, as hashes."""
+"""What tensors and records hold, as hashes; and records with their dims in the usual order."""
 
 from __future__ import annotations
 
@@ -9,12 +9,30 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+ORDER = ("prompt", "step", "layer", "head", "kv_head", "query", "key")  # of a record's dims
+
+
+def in_order(record: xr.Dataset) -> xr.Dataset:
+    """A record whose dims may stand in any order, in theirs: numbers are found by the names of dims, not by places.
+
+    The record itself if they do. Dims that only some probe has stand before "layer".
+    """
+    moved = {}
+    for name, variable in record.variables.items():
+        known = [dim for dim in variable.dims if dim in ORDER]
+        usual = sorted(known, key=ORDER.index)
+        if known != usual:
+            first = [dim for dim in usual if dim in ORDER[:2]]
+            rest = [dim for dim in variable.dims if dim not in ORDER]
+            moved[name] = record[name].transpose(*first, *rest, *usual[len(first) :])
+    return record.assign(moved) if moved else record
+
 
 def record_digest(record: xr.Dataset) -> str:
-    """Hash of what a record measured: names, dims, coordinates and numbers; not of where it was made."""
+    """Hash of what a record measured: names, dims (in any order), coordinates and numbers; not of where it was made."""
     made = hashlib.sha256()
     for name in sorted(map(str, record.variables)):
-        variable = record.variables[name]
+        variable = record.variables[name].transpose(*sorted(map(str, record.variables[name].dims)))
         made.update(f"{name}{variable.dims}{variable.shape}{variable.dtype.kind}".encode())
         values = variable.to_numpy()
         made.update("\0".join(map(str, values.ravel())).encode() if values.dtype.kind in "OUS" else values.tobytes())

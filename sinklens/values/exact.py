@@ -9,6 +9,10 @@ from dataclasses import InitVar, dataclass
 from numbers import Integral, Real
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+import xarray as xr
+
+from sinklens.values.arrays import in_order
+
 
 @dataclass(frozen=True)
 class Range:
@@ -73,7 +77,7 @@ def exact(value: Any, hint: Any) -> Any:
         return _slice(value)
     if isinstance(hint, type) and hint is not Any and not getattr(hint, "_is_protocol", False):
         _fit(isinstance(value, hint))
-    return value
+    return in_order(value) if isinstance(value, xr.Dataset) else value
 
 
 def _fit(holds: bool) -> None:
