@@ -23,11 +23,12 @@ def settle(model: Any) -> None:
     rotary = getattr(getattr(model, model.base_model_prefix, None), "rotary_emb", None)
     if rotary is None:
         return
+    rotary = getattr(rotary, "original_component", rotary)  # the bridge's component may stand in its place now
     rounded = rotary.inv_freq.dtype != torch.float32
     if not rounded and rotary.rope_type not in _STATEFUL:
         return
     make: Any = ROPE_INIT_FUNCTIONS.get(rotary.rope_type, rotary.compute_default_rope_parameters)
-    frequencies, rotary.attention_scaling = make(rotary.config)
+    frequencies, rotary.attention_scaling = make(model.config)
     frequencies = frequencies.to(device=rotary.inv_freq.device, dtype=torch.float32)
     rotary.inv_freq, rotary.original_inv_freq = frequencies, frequencies.clone()
     rotary.max_seq_len_cached = rotary.original_max_seq_len
