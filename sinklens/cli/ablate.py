@@ -64,24 +64,28 @@ def ablate(
     An interrupted or killed ablation goes on where it was when it is started again.
     """
     from sinklens.experiments.config import read
+    from sinklens.files import SCORES
     from sinklens.interventions import GRAMMAR
-    from sinklens.report.ablation import report_of
+    from sinklens.report.ablation import FILES, report_of
 
     if grammar:
         typer.echo(GRAMMAR)
         return
     experiment = read(spec, options.fields_of(context.params, "spec", "grammar", "out"))
     experiment = options.on_best_device(experiment)
-    options.folder(out)
+    options.folder(out, {**FILES, "scores.jsonl": SCORES})
     options.few_threads(experiment.model)
     experiment.check()
     job = experiment.make_task()
     options.tell_model(experiment.model, experiment.placing)
     typer.echo(f"{job.name}, {len(job)} examples: {job.scoring}")
-    result = experiment.run(save_to=out / "scores.jsonl", progress=f"{experiment.model}: ablating")
-    if not result.scores:  # interrupted before the first batch was done
-        raise KeyboardInterrupt
+    scores, label = out / "scores.jsonl", f"{experiment.model}: ablating"
+    result, stopped = options.kept(lambda: experiment.run(save_to=scores, progress=label), "result")
+    if result is None:
+        options.interrupted("no batch was finished, and nothing was written")
     paths = report_of(result, out)
+    if result.unfinished:
+        options.warn(result.unfinished)
     typer.echo(options.text_of(result.summary()))
     for name in dict.fromkeys(score["metric"] for score in result.scores):
         columns = ["condition", "control", "to_unmasked", "to_unmasked_low", "to_unmasked_high", "to_unmasked_p_holm"]
@@ -89,3 +93,5 @@ def ablate(
         typer.echo(f"\nEffects on {name} (differences, 95 % intervals, p after Holm)")
         typer.echo(options.text_of(result.effects(name)[columns]))
     typer.echo("\n" + "\n".join(map(str, paths)))
+    if stopped:
+        options.interrupted(f"the finished batches are in {scores}; to go on start the same command again")

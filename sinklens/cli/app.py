@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import typer
 
+from sinklens.cli import options
 from sinklens.cli.ablate import ablate
 from sinklens.cli.about import hooks, models
 from sinklens.cli.demo import demo
 from sinklens.cli.reproduce import reproduce
 from sinklens.cli.trace import trace
+
+
+def _stoppable(command: Callable[..., None]) -> Callable[..., None]:
+    """A command that says so when it is interrupted where it keeps nothing itself."""
+
+    @wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except KeyboardInterrupt:
+            options.interrupted("what was not written yet is not written; start the same command again")
+
+    return run
+
 
 app = typer.Typer(
     help="Measure and edit attention sinks in diffusion language models.\n\nStart with: sinklens demo",
@@ -20,7 +37,7 @@ app = typer.Typer(
     add_completion=False,
 )
 for command in (demo, trace, ablate, reproduce, models, hooks):
-    app.command()(command)
+    app.command()(_stoppable(command))
 
 
 def main() -> None:

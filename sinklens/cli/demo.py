@@ -22,12 +22,15 @@ def demo(
     Takes about a minute on 2 cores and needs no network. An interrupted demo goes on where it was.
     """
     from sinklens.cli import options
-    from sinklens.cli.demo_job import main_job
+    from sinklens.cli.demo_job import FILES, main_job
     from sinklens.cli.demo_page import tell, write_report
 
-    options.folder(out)
+    options.folder(out, FILES)
     options.few_threads()
-    findings = main_job(out, prompts=prompts, seed=seed)
+    try:
+        findings = main_job(out, prompts=prompts, seed=seed)
+    except KeyboardInterrupt:
+        options.interrupted(f"what was finished is in {out}; to go on start the same command again")
     tell(findings)
     page = write_report(findings, out)
     typer.echo(f"\nDone in {findings.seconds:.0f} s. Results:")

@@ -6,13 +6,13 @@ import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 import typer
 import xarray as xr
 
-from sinklens import records
+from sinklens import files, records
 from sinklens.analysis import rates as metrics
 from sinklens.decoding.plan import Plan
 from sinklens.decoding.run import Run, denoise
@@ -29,6 +29,15 @@ from sinklens.tasks import Echo
 
 # pandas annotates its methods with unions that no type checker can follow.
 Table = Any
+
+Given = TypeVar("Given", Run, AblationResult)
+FILES = {
+    "record.nc": files.RECORD,
+    "record-arm.nc": files.RECORD,
+    "ablation.csv": files.table("model", "outcome", "condition"),
+    "scores.jsonl": files.SCORES,
+    "report.html": files.PAGE,
+}
 
 KS = (1, 5, 10)
 # One text continued by sampling: greedy decoding of a toy bigram language runs into loops.
@@ -58,6 +67,9 @@ def main_job(out: Path, *, prompts: int = 64, seed: int = 0) -> Findings:
         out: Folder for the results; made if missing. An interrupted demo goes on from its finished batches.
         prompts: Held-out texts per task.
         seed: Of the texts and of the sampling.
+
+    Raises:
+        KeyboardInterrupt: as soon as there is one; no table is made of a part.
     """
     started = time.monotonic()
     rule, recorded = SinkRule(), {}
@@ -68,14 +80,14 @@ def main_job(out: Path, *, prompts: int = 64, seed: int = 0) -> Findings:
     for name in BUNDLED:
         dlm = HookedDLM.from_pretrained(name)
         typer.echo(f"{name}: {dlm.n_layers} layers x {dlm.n_heads} heads, calibrated")
-        run = _traced(dlm, continued, seed, f"{name}: sinks")
+        run = _whole(_traced(dlm, continued, seed, f"{name}: sinks"))
         recorded[name] = run.record
         records.save(run.record, out / ("record.nc" if name == "tiny-dlm" else "record-arm.nc"))
         layers.append(metrics.per_layer(run.record, rule).assign(model=name))
         classes.append(metrics.token_classes(run.record, rule).assign(model=name))
         moves.append(metrics.movement(run.record, rule).assign(model=name))
         untrained = HookedDLM.from_pretrained(name, revision="step-0")
-        blank = _traced(untrained, continued, seed, f"{name} untrained: sinks").record
+        blank = _whole(_traced(untrained, continued, seed, f"{name} untrained: sinks")).record
         layers.append(metrics.per_layer(blank, rule).assign(model=f"{name}, untrained"))
         samples += [(name, "continue", continued[i].prompt, run.completions[i]) for i in range(3)]
         for outcome, task, plan in (("continuing", continued, PLAN), ("filling in", filling, FILL)):
@@ -92,12 +104,12 @@ def main_job(out: Path, *, prompts: int = 64, seed: int = 0) -> Findings:
                     save_to=out / "scores.jsonl",
                     progress=f"{name}: removing sinks, {outcome}",
                 )
-            results[outcome].append(result)
+            results[outcome].append(_whole(result))
         gap = filling[0]
-        filled = denoise(dlm, gap.prompt, _beside(dlm, FILL), seed=seed, progress=False)
+        filled = _whole(denoise(dlm, gap.prompt, _beside(dlm, FILL), seed=seed, progress=False))
         samples.append((name, "fill in", gap.prompt, filled.completions[0]))
     ablations = _table(results)
-    ablations.to_csv(out / "ablation.csv", index=False)
+    files.write_table(out / "ablation.csv", ablations, FILES["ablation.csv"])
     accuracy = ablations[ablations.kind == "unmasked"][["model", "outcome", "accuracy", "low", "high", "places"]]
     return Findings(
         records=recorded,
@@ -110,6 +122,13 @@ def main_job(out: Path, *, prompts: int = 64, seed: int = 0) -> Findings:
         examples=pd.DataFrame(samples, columns=["model", "task", "prompt", "written by the model"]),
         seconds=time.monotonic() - started,
     )
+
+
+def _whole(given: Given) -> Given:
+    """What was finished; an interrupt ends the demo, whatever it left."""
+    if not given.finished:
+        raise KeyboardInterrupt
+    return given
 
 
 def _beside(dlm: HookedDLM, plan: Plan) -> Plan:

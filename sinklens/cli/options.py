@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
 
 if TYPE_CHECKING:
     from sinklens.experiments.config import Experiment
+    from sinklens.files import Kind
     from sinklens.models.placing import Placing
 
+R = TypeVar("R")
 Model = Annotated[str, typer.Argument(help="tiny-dlm, tiny-arm, a folder, or a Hub id.")]
 Task = Annotated[
     str | None, typer.Option(help="echo, or a JSONL file of prompt and answer (GSM8K, say).", show_default="echo")
@@ -121,12 +123,18 @@ def tell_model(name: str, placing: Placing) -> None:
     typer.echo(", ".join([f"{name} on {where}", *(each for each in said if each)]))
 
 
-def folder(path: Path) -> Path:
+def folder(path: Path, kinds: Mapping[str, Kind]) -> Path:
     """A folder for results, checked before anything is computed; made when there is something to write.
+
+    Args:
+        path: The folder.
+        kinds: The files that will be written there, by name.
 
     Raises:
         PlanError: it is no folder, or cannot be written to.
+        SaveError: one of the files is there already, and sinklens did not write it.
     """
+    from sinklens import files
     from sinklens.errors import PlanError
 
     there = next(each for each in (path, *path.absolute().parents) if each.exists() or each.is_symlink())
@@ -134,4 +142,35 @@ def folder(path: Path) -> Path:
         raise PlanError(f"--out {str(path)!r}: {str(there)!r} is no folder")
     if not os.access(there, os.W_OK | os.X_OK):
         raise PlanError(f"--out {str(path)!r}: {str(there)!r} cannot be written to")
+    for name, kind in kinds.items():
+        files.check(path / name, kind)
     return path
+
+
+def kept(call: Callable[[], R], attribute: str) -> tuple[R | None, bool]:
+    """What a call gives, and whether it was interrupted; then what was finished, None if nothing was.
+
+    Args:
+        call: `denoise`, or an ablation.
+        attribute: Where an interrupt carries what was finished.
+    """
+    try:
+        given: Any = call()
+    except KeyboardInterrupt as stop:
+        return getattr(stop, attribute, None), True
+    return given, not given.finished
+
+
+def warn(text: str) -> None:
+    """Say above a table what must not be overlooked."""
+    typer.echo(f"*** {text} ***\n")
+
+
+def interrupted(kept: str) -> NoReturn:
+    """End an interrupted command: say what was kept and how to go on.
+
+    Raises:
+        Exit: 130, as the shell has it.
+    """
+    typer.echo(f"interrupted; {kept}", err=True)
+    raise typer.Exit(130)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -44,8 +45,9 @@ def reproduce(
     """
     from sinklens.errors import PlanError
     from sinklens.experiments import published
+    from sinklens.files import SCORES
     from sinklens.models.files import BUNDLED
-    from sinklens.report.table1 import write_table1
+    from sinklens.report.table1 import files_of, unfinished, write_table1
 
     if what != "table1":
         raise PlanError(f"{what!r} is unknown; there is table1")
@@ -53,7 +55,7 @@ def reproduce(
     twice = [name for name in names if names.count(name) > 1]
     if twice:
         raise PlanError(f"--model {twice[0]} is given twice")
-    options.folder(out)
+    options.folder(out, {**files_of(names), "scores.jsonl": SCORES})
     options.few_threads(*names)
     fields = options.fields_of(context.params, "what", "model", "out")
     every = [options.on_best_device(published.experiment1(name, **fields)) for name in names]
@@ -61,11 +63,22 @@ def reproduce(
         asked.check()
     job = every[0].make_task()
     typer.echo(f"{job.name}, {len(job)} examples: {job.scoring}")
-    results = []
+    results, stopped, scores = [], False, out / "scores.jsonl"
     for asked in every:
         options.tell_model(asked.model, asked.placing)
-        results.append(asked.run(save_to=out / "scores.jsonl", progress=f"{asked.model}: table 1"))
-    page = write_table1(results, out)
+        run = partial(asked.run, save_to=scores, progress=f"{asked.model}: table 1")
+        result, stopped = options.kept(run, "result")
+        results += [] if result is None else [result]
+        if stopped:
+            break
+    if not results:
+        options.interrupted("no batch was finished, and nothing was written")
+    missing = names[len(results) :]
+    page = write_table1(results, out, missing)
+    if stopped:
+        options.warn(unfinished(results, missing) or "interrupted in the end; it is whole")
     typer.echo(options.text_of(published.layout(results)))
     table = published.wide(published.published()).to_string(index=False)
     typer.echo(f"\nPublished (arXiv 2510.15731, table 1)\n{table}\n\n{page}")
+    if stopped:
+        options.interrupted(f"the finished batches are in {scores}; to go on start the same command again")

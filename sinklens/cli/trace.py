@@ -28,7 +28,7 @@ def trace(
     out: Annotated[Path, typer.Option(help="Folder for record.nc and report.html.")] = Path("sinklens-out"),
 ) -> None:
     """Denoise prompts, find the sinks of every layer and step, write record and report."""
-    from sinklens import report
+    from sinklens import files, records, report
     from sinklens.analysis import rates as metrics
     from sinklens.analysis.headline import headline
     from sinklens.decoding.plan import Plan
@@ -41,11 +41,17 @@ def trace(
     plan = Plan(**options.plan_of(context.params))
     placing = options.placed(context.params)
     plan.resolved(outline(model, revision))
-    path = options.folder(out) / "record.nc"
+    path = options.folder(out, {"record.nc": files.RECORD, "report.html": files.PAGE}) / "record.nc"
     options.few_threads(model)
     options.tell_model(model, placing)
     dlm = placing.load(model)
-    run = denoise(dlm, prompts, plan, probes=[ReceivedAttention(), KeyNorm()], seed=seed, save_to=path)
+    probes = [ReceivedAttention(), KeyNorm()]
+    run, stopped = options.kept(lambda: denoise(dlm, prompts, plan, probes=probes, seed=seed, save_to=path), "run")
+    if run is None:
+        options.interrupted("no step was finished, and nothing was written")
+    if stopped:
+        records.save(run.record, path)
+        options.warn(records.unfinished(run.record) or "interrupted while it was saved; it is whole")
     typer.echo(f"{headline(run.record, chosen)}\n")
     for prompt, completion in zip(prompts, run.completions, strict=True):
         typer.echo(f"{prompt} -> {completion}")
@@ -59,3 +65,6 @@ def trace(
     )
     page = report.from_record(out / "report.html", run.record, rule=chosen)
     typer.echo(f"\n{path}\n{page}")
+    if stopped:
+        steps = run.record.sizes["step"]
+        options.interrupted(f"{path} and {page} hold the {steps} finished steps; for all of them start it again")

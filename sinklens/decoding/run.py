@@ -23,7 +23,7 @@ from sinklens.hooks import Edit, Memory, Probe
 from sinklens.interrupts import again
 from sinklens.models.hooked_dlm import HookedDLM
 from sinklens.models.prompts import Given
-from sinklens.records import DIMS, VARIABLES, Recorder, provenance, save
+from sinklens.records import DIMS, VARIABLES, Recorder, provenance, save, unfinished
 from sinklens.values.kinds import Seed, reads
 
 SAVE_EVERY = 60.0  # seconds between two savings of a run that is under way
@@ -57,7 +57,7 @@ class Run(Trajectory):
     fired: dict[str, int]
 
     def __repr__(self) -> str:
-        state = "" if self.finished else ", interrupted"
+        state = "" if self.finished else f"; {unfinished(self.record)}"
         return f"Run({len(self.completions)} prompts, {self.record.sizes.get('step', 0)} steps{state})"
 
 

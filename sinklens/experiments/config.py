@@ -172,18 +172,24 @@ class Experiment(Value):
         self.check(dlm)
         ScoreStore(save_to)  # a file of others is refused before weights are read, too
         described = self.to_dict()
-        result = ablate(
-            dlm or self.placing.load(self.model),
-            self.make_task(),
-            self.make_edits(),
-            self.make_plan(),
-            seeds=self.seeds,
-            controls=self.controls or None,
-            metrics=self.asked_metrics,
-            batch_size=self.batch_size,
-            save_to=save_to,
-            progress=progress,
-        )
+        try:
+            result = ablate(
+                dlm or self.placing.load(self.model),
+                self.make_task(),
+                self.make_edits(),
+                self.make_plan(),
+                seeds=self.seeds,
+                controls=self.controls or None,
+                metrics=self.asked_metrics,
+                batch_size=self.batch_size,
+                save_to=save_to,
+                progress=progress,
+            )
+        except BaseException as error:
+            kept = getattr(error, "result", None)  # what was finished
+            if isinstance(kept, AblationResult):
+                kept.provenance["experiment"] = described
+            raise
         result.provenance["experiment"] = described
         return result
 

@@ -80,7 +80,7 @@ def layout(results: Sequence[AblationResult]) -> pd.DataFrame:
     Columns: task, model, setting, accuracy, low, high (95 % interval), exposed (as in `AblationResult.scores`), one
     column per control (accuracy with random keys masked instead), pairs (prompts that could be scored on all sides; the
     next columns are of these alone), minus_control (difference of differences to the first control) with its interval,
-    p_holm.
+    p_holm; unfinished, what is missing after an interrupt, if any result is.
     """
     import pandas as pd
 
@@ -104,7 +104,7 @@ def layout(results: Sequence[AblationResult]) -> pd.DataFrame:
                     "minus_control_low": first.to_control_low,
                 }
                 line |= {"minus_control_high": first.to_control_high, "p_holm": first.to_control_p_holm}
-            lines.append(line)
+            lines.append(line | ({"unfinished": result.unfinished} if any(each.unfinished for each in results) else {}))
     return pd.DataFrame(lines)
 
 
@@ -129,6 +129,8 @@ def wide(table: pd.DataFrame) -> pd.DataFrame:
             f"{a:.2f} [{low:.2f}, {high:.2f}]" + (f" ({met:.2f} exposed)" if met < 1 else "")
             for a, low, high, met in zip(shown.accuracy, shown.low, shown.high, shown.exposed, strict=True)
         ]
+        if "unfinished" in shown:
+            shown["accuracy"] += [" UNFINISHED" if said else "" for said in shown.unfinished]
     else:
         shown["accuracy"] = [f"{a:.2f}" for a in shown.accuracy]
     return shown.pivot_table(

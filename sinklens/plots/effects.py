@@ -44,6 +44,11 @@ def _exposed(table: Any) -> dict[str, float]:
     return {name: float(share) for name, share in least.items() if share < 1}
 
 
+def _unfinished(*results: AblationResult) -> list[str]:
+    """A line of the title for each result that was interrupted."""
+    return [f"{result.scores[0]['model']} is {result.unfinished}." for result in results if result.unfinished]
+
+
 def _said_of(shares: Sequence[float]) -> list[str]:
     """A line of the title, if there is anything to say."""
     if not shares:
@@ -130,6 +135,7 @@ def conditions(
         definition,
         "Mean over prompts with its 95 % interval; dotted: nothing edited.",
         *_said_of(partly),
+        *_unfinished(*every),
         panels=460,
     )
 
@@ -194,7 +200,7 @@ def effects(
     figure.update_layout(height=200 + 26 * len(differences), showlegend=True)
     said = [definition, "Paired by prompt, mean difference with its 95 % bootstrap interval."]
     said += [] if margin is None else [f"Band: differences below {margin:g}, which would not matter."]
-    said += _said_of(list(shares.values()))
+    said += [*_said_of(list(shares.values())), *_unfinished(result)]
     return titled(figure, title or f"Effects on {safe(result.scores[0]['model'])}", *said)
 
 
@@ -262,6 +268,7 @@ def dose_response(
         definition,
         "Mean over prompts with its 95 % interval. Solid: sinks; dashed: controls; dotted: nothing edited.",
         *_said_of(partly),
+        *_unfinished(*every),
     )
 
 

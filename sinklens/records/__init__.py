@@ -5,7 +5,7 @@ What a record says about sinks belongs to `analysis`.
 
 from sinklens.records.io import concat, open, save
 from sinklens.records.prompts import PromptIndex
-from sinklens.records.provenance import made, provenance
+from sinklens.records.provenance import made, provenance, unfinished
 from sinklens.records.recorder import Recorder
 from sinklens.records.schema import DIMS, SCHEMA, VARIABLES, Measured, dataset
 
@@ -22,4 +22,5 @@ __all__ = [
     "open",
     "provenance",
     "save",
+    "unfinished",
 ]

@@ -141,7 +141,10 @@ def concat(records: Sequence[xr.Dataset]) -> xr.Dataset:
     finished = all(origin.get("finished", True) for origin in origins)
     provenance = origins[0] | {"seed": seeds, "joined": origins, "finished": finished}
     return joined.assign_attrs(
-        sinklens_schema=SCHEMA, prompts=joined.sizes["prompt"], provenance=json.dumps(provenance)
+        sinklens_schema=SCHEMA,
+        prompts=joined.sizes["prompt"],
+        provenance=json.dumps(provenance),
+        finished=int(finished),
     )
 
 

@@ -31,6 +31,13 @@ def provenance(dlm: Any, **more: Any) -> dict[str, Any]:
     }
 
 
+def unfinished(record: xr.Dataset) -> str:
+    """What is to be said wherever the record of an interrupted run is shown; empty if the run was finished."""
+    if made(record).get("finished", True):
+        return ""
+    return f"unfinished: it was interrupted after {record.sizes.get('step', 0)} steps, and what would follow is missing"
+
+
 def made(record: xr.Dataset) -> dict[str, Any]:
     """What made a record, as it says; empty if it does not.
 

@@ -128,6 +128,7 @@ def dataset(
     record = xr.Dataset(data)
     record = record.assign_coords(_counted({str(dim): size for dim, size in record.sizes.items()}))
     attrs = {"sinklens_schema": SCHEMA, "provenance": json.dumps(provenance), "prompts": record.sizes["prompt"]}
+    attrs |= {"finished": int(provenance["finished"])} if "finished" in provenance else {}
     return xr.merge([record, *parts], join="outer", compat="equals").assign_attrs(attrs)
 
 

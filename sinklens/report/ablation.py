@@ -65,6 +65,6 @@ def report_of(result: AblationResult, out: Path) -> list[Path]:
         title=f"What editing sinks does to {result.scores[0]['model']}",
         intro="The same prompts and seeds unedited, under each edit, and under the same edit at control keys.",
         sections=sections,
-        footer="" if result.finished else "The ablation was interrupted: this is what was finished.",
+        warning=result.unfinished,
     )
     return [saved, out / "summary.csv", page]

@@ -30,6 +30,7 @@ main { max-width: 1300px; margin: 0 auto; padding: 24px; box-sizing: border-box;
 h1 { font-size: 28px; line-height: 1.2; margin: 0 0 12px; }
 h2 { font-size: 21px; margin: 44px 0 8px; padding-top: 12px; border-top: 1px solid #999; }
 p { max-width: 75ch; margin: 0 0 12px; }
+.warning { border: 3px solid #111; background: #ffe9a8; padding: 10px 14px; font-weight: bold; font-size: 18px; }
 nav { margin: 20px 0; } nav ol { margin: 4px 0; padding-left: 24px; } a { color: #0b3c6f; }
 .table { overflow-x: auto; margin: 18px 0; }
 table { border-collapse: collapse; font-size: 14px; border-bottom: 1.5px solid #111; }
@@ -61,7 +62,9 @@ class Section:
     figures: Sequence[Figure] = ()
 
 
-def write(path: str | Path, *, title: str, intro: str, sections: Sequence[Section], footer: str = "") -> Path:
+def write(
+    path: str | Path, *, title: str, intro: str, sections: Sequence[Section], footer: str = "", warning: str = ""
+) -> Path:
     """Write a page, whole or not at all. Texts are plain: everything is escaped.
 
     Args:
@@ -70,6 +73,7 @@ def write(path: str | Path, *, title: str, intro: str, sections: Sequence[Sectio
         intro: Paragraphs before the table of contents.
         sections: What follows, in order.
         footer: Paragraphs at the end.
+        warning: What must not be overlooked, such as that a run was interrupted; it stands above everything else.
 
     Raises:
         ValueError: no section.
@@ -77,7 +81,7 @@ def write(path: str | Path, *, title: str, intro: str, sections: Sequence[Sectio
     """
     if not sections:
         raise ValueError("sections is empty; give at least one Section")
-    return files.write_text(path, _page(title, intro, sections, footer), files.PAGE)
+    return files.write_text(path, _page(title, intro, sections, footer, warning), files.PAGE)
 
 
 def from_record(path: str | Path, record: xr.Dataset, *, rule: SinkRule | None = None) -> Path:
@@ -135,10 +139,11 @@ def from_record(path: str | Path, record: xr.Dataset, *, rule: SinkRule | None =
         intro=intro,
         sections=[*sections, provenance],
         footer="Written by sinklens. The page is one file and loads nothing.",
+        warning=records.unfinished(record),
     )
 
 
-def _page(title: str, intro: str, sections: Sequence[Section], footer: str) -> str:
+def _page(title: str, intro: str, sections: Sequence[Section], footer: str, warning: str) -> str:
     contents = "".join(f'<li><a href="#section-{n}">{_escape(s.title)}</a></li>' for n, s in enumerate(sections, 1))
     body, figures = [], 0
     for number, section in enumerate(sections, 1):
@@ -157,6 +162,7 @@ def _page(title: str, intro: str, sections: Sequence[Section], footer: str) -> s
             f"<title>{_escape(title)}</title><style>{STYLE}</style>",
             _library() if figures else "",
             f"</head><body><main><h1>{_escape(title)}</h1>",
+            f'<p class="warning" role="alert">{_escape(warning[:1].upper() + warning[1:])}.</p>' if warning else "",
             _paragraphs(intro),
             f"<nav><b>Contents</b><ol>{contents}</ol></nav>",
             *body,

@@ -36,12 +36,24 @@ def files_of(models: Sequence[str]) -> dict[str, files.Kind]:
     return table | {f"result-{name}.json": files.RESULT for name in file_names(models)}
 
 
-def write_table1(results: Sequence[AblationResult], out: Path) -> Path:
+def unfinished(results: Sequence[AblationResult], missing: Sequence[str] = ()) -> str:
+    """What is to be said of a table that was interrupted; empty if it is whole.
+
+    Args:
+        results: Its results.
+        missing: Models that were to be run and were not.
+    """
+    parts = [f"{result.provenance['model']} is {result.unfinished}" for result in results if result.unfinished]
+    return "; ".join([*parts, *(f"{model} was not run" for model in missing)])
+
+
+def write_table1(results: Sequence[AblationResult], out: Path, missing: Sequence[str] = ()) -> Path:
     """Write `table1.csv`, one `result-MODEL.json` per model, and `report.html` into a folder.
 
     Args:
         results: From `table1`, one per model.
         out: The folder.
+        missing: Models that were to be run and were not: the page says so.
     """
     names = file_names([str(result.provenance["model"]) for result in results])
     table: Any = layout(results)
@@ -80,4 +92,5 @@ def write_table1(results: Sequence[AblationResult], out: Path) -> Path:
         intro="Does removing attention sinks hurt, and does it hurt more than removing other keys?",
         sections=sections,
         footer="written by sinklens reproduce table1",
+        warning=unfinished(results, missing),
     )

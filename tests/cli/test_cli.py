@@ -249,7 +249,7 @@ def test_a_file_of_others_is_not_written_to(
     monkeypatch.setattr(sys, "argv", ["sinklens", "ablate", "--edit", "mask:top1", "--out", str(tmp_path / "out")])
     with pytest.raises(SystemExit):
         cli.main()
-    assert "holds no scores that sinklens wrote" in capfd.readouterr().err
+    assert "is no file of scores that sinklens wrote" in capfd.readouterr().err
     assert mine.read_text() == '{"prompt": "a", "answer": "b"}\n{"prompt"'
 
 
