@@ -54,6 +54,8 @@ def ablate(
     device_map: options.DeviceMap = None,
     revision: options.Revision = None,
     attention: options.Attention = None,
+    family: options.Family = None,
+    mask_token_id: options.MaskTokenId = None,
     grammar: Annotated[bool, typer.Option("--grammar", help="Print how edits are written, and stop.")] = False,
     out: Annotated[Path, typer.Option(help="Folder for result.json, summary.csv and report.html.")] = Path(
         "sinklens-ablation"

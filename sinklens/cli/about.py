@@ -28,13 +28,14 @@ def hooks(
     device_map: options.DeviceMap = None,
     revision: options.Revision = None,
     attention: options.Attention = None,
+    family: options.Family = None,
+    mask_token_id: options.MaskTokenId = None,
 ) -> None:
     """The hook points of a model: the shape of each for one prompt of 5 tokens, and what the main ones mean."""
     from sinklens.models.attention import MEANING
-    from sinklens.models.outline import outline
 
     placing = options.placed(context.params)
-    outline(model, revision)
+    placing.outline(model)
     options.tell_model(model, placing)
     dlm = placing.load(model)
     typer.echo(f"{dlm}; layer 0 stands for all {dlm.n_layers} layers")

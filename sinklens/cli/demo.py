@@ -7,8 +7,11 @@ from typing import Annotated
 
 import typer
 
+from sinklens.cli import options
+
 
 def demo(
+    context: typer.Context,
     out: Annotated[Path, typer.Option(help="Folder for report.html, record.nc and ablation.csv.")] = Path(
         "sinklens-demo"
     ),
@@ -16,19 +19,22 @@ def demo(
         int, typer.Option(min=4, help="Held-out texts per task; fewer is faster and less certain.")
     ] = 64,
     seed: Annotated[int, typer.Option(help="Of the texts and of the sampling.")] = 0,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    attention: options.Attention = None,
 ) -> None:
     """The main job on the two bundled models: where sinks are, how they move, what removing them does.
 
     Takes about a minute on 2 cores and needs no network. An interrupted demo goes on where it was.
     """
-    from sinklens.cli import options
     from sinklens.cli.demo_job import FILES, main_job
     from sinklens.cli.demo_page import tell, write_report
 
+    placing = options.placed(context.params)
     options.folder(out, FILES)
     options.few_threads()
     try:
-        findings = main_job(out, prompts=prompts, seed=seed)
+        findings = main_job(out, placing, prompts=prompts, seed=seed)
     except KeyboardInterrupt:
         options.interrupted(f"what was finished is in {out}; to go on start the same command again")
     tell(findings)

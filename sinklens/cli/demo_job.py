@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +23,7 @@ from sinklens.experiments.results import AblationResult
 from sinklens.interventions import MaskSinks, PreviousStep
 from sinklens.models.files import BUNDLED
 from sinklens.models.hooked_dlm import HookedDLM
+from sinklens.models.placing import Placing
 from sinklens.probes import ReceivedAttention
 from sinklens.sinks import SinkRule
 from sinklens.tasks import Echo
@@ -60,10 +61,11 @@ class Findings:
     seconds: float
 
 
-def main_job(out: Path, *, prompts: int = 64, seed: int = 0) -> Findings:
+def main_job(out: Path, placing: Placing, *, prompts: int = 64, seed: int = 0) -> Findings:
     """Run the demo and write `record.nc`, `record-arm.nc`, `ablation.csv` and `scores.jsonl` into `out`.
 
     Args:
+        placing: How the twins are loaded.
         out: Folder for the results; made if missing. An interrupted demo goes on from its finished batches.
         prompts: Held-out texts per task.
         seed: Of the texts and of the sampling.
@@ -78,15 +80,15 @@ def main_job(out: Path, *, prompts: int = 64, seed: int = 0) -> Findings:
     results: dict[str, list[AblationResult]] = {"continuing": [], "filling in": []}
     edits = {f"top-{k}": MaskSinks(PreviousStep(top_k=k)) for k in KS}
     for name in BUNDLED:
-        dlm = HookedDLM.from_pretrained(name)
-        typer.echo(f"{name}: {dlm.n_layers} layers x {dlm.n_heads} heads, calibrated")
+        dlm = placing.load(name)
+        typer.echo(f"{name} on {dlm.device}: {dlm.n_layers} layers x {dlm.n_heads} heads, calibrated")
         run = _whole(_traced(dlm, continued, seed, f"{name}: sinks"))
         recorded[name] = run.record
         records.save(run.record, out / ("record.nc" if name == "tiny-dlm" else "record-arm.nc"))
         layers.append(metrics.per_layer(run.record, rule).assign(model=name))
         classes.append(metrics.token_classes(run.record, rule).assign(model=name))
         moves.append(metrics.movement(run.record, rule).assign(model=name))
-        untrained = HookedDLM.from_pretrained(name, revision="step-0")
+        untrained = replace(placing, revision="step-0").load(name)
         blank = _whole(_traced(untrained, continued, seed, f"{name} untrained: sinks")).record
         layers.append(metrics.per_layer(blank, rule).assign(model=f"{name}, untrained"))
         samples += [(name, "continue", continued[i].prompt, run.completions[i]) for i in range(3)]

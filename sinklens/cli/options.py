@@ -47,9 +47,11 @@ Dtype = Annotated[
 DeviceMap = Annotated[str | None, typer.Option(help="Several devices, as in transformers: auto, balanced, ...")]
 Revision = Annotated[str | None, typer.Option(help="Hub branch, tag or commit; of a twin a step of its training.")]
 Attention = Annotated[
-    str | None, typer.Option(help="How hooked attention is computed: auto, pattern or blocks.", show_default="auto")
+    str | None, typer.Option(help="How attention is computed: auto, pattern or blocks.", show_default="auto")
 ]
-PLACING = ("device", "dtype", "device_map", "revision", "attention")
+Family = Annotated[str | None, typer.Option(help="What it is, where config.json does not say: LLaDA, Dream, ...")]
+MaskTokenId = Annotated[int | None, typer.Option(min=0, help="Its mask token, where the checkpoint names none.")]
+PLACING = ("device", "dtype", "device_map", "revision", "attention", "family", "mask_token_id")
 
 NewTokens = Annotated[int | None, typer.Option(help="Positions to generate; 0 fills the mask tokens in the prompts.")]
 Steps = Annotated[int | None, typer.Option(help="Denoising steps; one token per step by default.")]
@@ -119,7 +121,7 @@ def on_best_device(experiment: Experiment) -> Experiment:
 def tell_model(name: str, placing: Placing) -> None:
     """Say which model is loaded, and where."""
     where = placing.device or f"several devices ({placing.device_map})"
-    said = [placing.dtype, placing.revision, placing.attention and f"attention {placing.attention}"]
+    said = [placing.dtype, placing.revision, placing.attention and f"attention {placing.attention}", placing.family]
     typer.echo(", ".join([f"{name} on {where}", *(each for each in said if each)]))
 
 

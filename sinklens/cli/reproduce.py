@@ -21,6 +21,7 @@ def reproduce(
     prompts: options.Prompts = None,
     extract: options.Extract = None,
     match: options.Match = None,
+    separator: options.Separator = None,
     new_tokens: options.NewTokens = None,
     block_length: options.BlockLength = None,
     steps: options.Steps = None,
@@ -33,6 +34,8 @@ def reproduce(
     device_map: options.DeviceMap = None,
     revision: options.Revision = None,
     attention: options.Attention = None,
+    family: options.Family = None,
+    mask_token_id: options.MaskTokenId = None,
     out: Annotated[Path, typer.Option(help="Folder for table1.csv, the results and report.html.")] = Path(
         "sinklens-table1"
     ),

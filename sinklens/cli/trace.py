@@ -25,6 +25,8 @@ def trace(
     device_map: options.DeviceMap = None,
     revision: options.Revision = None,
     attention: options.Attention = None,
+    family: options.Family = None,
+    mask_token_id: options.MaskTokenId = None,
     out: Annotated[Path, typer.Option(help="Folder for record.nc and report.html.")] = Path("sinklens-out"),
 ) -> None:
     """Denoise prompts, find the sinks of every layer and step, write record and report."""
@@ -33,14 +35,13 @@ def trace(
     from sinklens.analysis.headline import headline
     from sinklens.decoding.plan import Plan
     from sinklens.decoding.run import denoise
-    from sinklens.models.outline import outline
     from sinklens.probes import KeyNorm, ReceivedAttention
     from sinklens.sinks import named
 
     chosen = named.rule(rule)
     plan = Plan(**options.plan_of(context.params))
     placing = options.placed(context.params)
-    plan.resolved(outline(model, revision))
+    plan.resolved(placing.outline(model))
     path = options.folder(out, {"record.nc": files.RECORD, "report.html": files.PAGE}) / "record.nc"
     options.few_threads(model)
     options.tell_model(model, placing)

@@ -17,7 +17,10 @@ from sinklens.models.hooked_dlm import HookedDLM
 def check_finite(
     dlm: HookedDLM, canvas: Canvas, logits: Float[Tensor, "batch pos vocab"], hooks: Sequence[Hook] = ()
 ) -> None:
-    """Raise for logits of a real position of an active row that are nan or infinite; -inf rules a token out.
+    """Raise for logits of a real position of an active row that are no numbers; -inf rules a token out.
+
+    Nan, infinity, or logits that are all 0 because the residual stream is so large that the last normalisation, which
+    squares it, overflows: the model then says nothing, in numbers that look like any others.
 
     Args:
         dlm: The model.
@@ -35,22 +38,29 @@ def check_finite(
     wrong = wanted & (total.isnan() | total.isposinf())
     if bool(total.isneginf().any()):  # tokens that are ruled out, unless they all are
         wrong |= wanted & logits.amax(-1).isneginf()
-    if not bool(wrong.any()):
+    blank = wanted & (total == 0)
+    if bool(blank.any()):
+        blank &= (logits == 0).all(-1)
+    suspect = wrong | blank
+    if not bool(suspect.any()):
         return
-    row, position = wrong.nonzero()[0].tolist()
+    where = _where(dlm, canvas, suspect, hooks)
+    if where is None and not bool(wrong.any()):  # a model may really say nothing: planted ones do
+        return
+    row, position = suspect.nonzero()[0].tolist()
     raise NotFinite(
-        f"step {canvas.step}: the logits of row {row}, position {position}, are not finite (nan or infinity), since "
-        f"{_where(dlm, canvas, wanted, hooks)}. A weight, an edit or the dtype makes them so; nothing that is read off "
-        "this forward would be a number"
+        f"step {canvas.step}: the logits of row {row}, position {position}, are no numbers (nan, infinity, or lost "
+        f"in an overflow), since {where or 'the unembedding'}. A weight, an edit or the dtype makes them so; nothing "
+        "that is read off this forward would mean anything"
     )
 
 
-def _where(dlm: HookedDLM, canvas: Canvas, wanted: Tensor, hooks: Sequence[Hook]) -> str:
-    """The first place of the forward that gives no numbers, found by running it again."""
+def _where(dlm: HookedDLM, canvas: Canvas, wanted: Tensor, hooks: Sequence[Hook]) -> str | None:
+    """The first place of the forward that gives no numbers, or too large ones, found by running it again."""
     broken: list[str] = []
 
     def look(tensor: Tensor, *, hook: Any) -> None:
-        if not bool(tensor[wanted].isfinite().all()):
+        if not bool(tensor[wanted].to(_wide(tensor.dtype)).square().mean(-1).isfinite().all()):
             broken.append(hook.name)
 
     names = ["embed.hook_out", *(f"blocks.{layer}.hook_out" for layer in range(dlm.n_layers))]
@@ -58,7 +68,7 @@ def _where(dlm: HookedDLM, canvas: Canvas, wanted: Tensor, hooks: Sequence[Hook]
         dlm(canvas.tokens, attention_mask=canvas.valid)
     first = next((name for name in names if name in broken), None)
     if first is None:
-        return "the unembedding"
+        return None
     return "the embedding" if first == names[0] else f"layer {first.split('.')[1]}"
 
 

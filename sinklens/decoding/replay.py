@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+import torch
 import xarray as xr
 
 from sinklens.decoding.plan import Plan
@@ -32,7 +34,7 @@ def replay(
 
     Args:
         record: A record of `denoise`.
-        dlm: The model; loaded by the record's model name and revision when None.
+        dlm: The model; when None loaded as the record's was (name, revision, family, dtype, way of attention).
         probes: What to measure this time.
         interventions: The edits of the record, if it had any: the same content, not the same objects.
         progress: Show a progress bar.
@@ -54,7 +56,7 @@ def replay(
         given = [repr(edit) for edit in interventions]
         same = " (they read alike, and their content differs)" if recorded == given else ""
         raise RecordError(f"the record was made with interventions {recorded}, and given are {given}{same}")
-    dlm = dlm or HookedDLM.from_pretrained(origin["model"], revision=origin["revision"])
+    dlm = dlm or _loaded(origin)
     token, given = record["token"].to_numpy(), record["given"].to_numpy()
     if plan.new_tokens == 0:  # the gaps of a prompt are masks again
         prompts = [
@@ -75,3 +77,12 @@ def replay(
         where = origin["versions"] | {"device": origin["device"], "dtype": origin["dtype"]}
         raise RecordError(f"{dlm.name} gave other tokens than the record, which was made with {where}")
     return run
+
+
+def _loaded(origin: dict[str, Any]) -> HookedDLM:
+    """The model of a record, loaded as it was then; on the CPU."""
+    said = {name: origin[name] for name in ("revision", "family")}
+    mask, dtype = origin.get("mask_token_id"), getattr(torch, origin["dtype"])
+    dlm = HookedDLM.from_pretrained(origin["model"], dtype=dtype, mask_token_id=mask, **said)
+    dlm.attention = origin.get("attention", dlm.attention)
+    return dlm

@@ -18,13 +18,12 @@ from sinklens.experiments.scores import ScoreStore
 from sinklens.hooks import Edit
 from sinklens.interventions import parse
 from sinklens.models.hooked_dlm import HookedDLM
-from sinklens.models.outline import outline
 from sinklens.models.placing import Placing
 from sinklens.tasks import Echo, Jsonl, Task
 from sinklens.tasks.jsonl import Match
 from sinklens.values import kinds
 from sinklens.values.content import Value, build, rebuilt
-from sinklens.values.kinds import Count, Share
+from sinklens.values.kinds import Count, Index, Share
 
 
 @dataclass(frozen=True, repr=False)
@@ -52,6 +51,8 @@ class Experiment(Value):
         device_map: As in transformers ("auto"), instead of `device`.
         revision: Hub branch, tag or commit.
         attention: As `HookedDLM.attention`.
+        family: What the model is, where its config.json does not say.
+        mask_token_id: Its mask token, where it names none.
 
     Raises:
         ContentError: a field that there is not, or a value of the wrong kind, which is quoted.
@@ -77,6 +78,8 @@ class Experiment(Value):
     device_map: str | None = None
     revision: str | None = None
     attention: str | None = None
+    family: str | None = None
+    mask_token_id: Index | None = None
 
     def __post_init__(self) -> None:
         edits: Any = self.edits
@@ -120,7 +123,7 @@ class Experiment(Value):
         Raises:
             CheckpointError: what is unknown or not there.
         """
-        return Placing(self.device, self.dtype, self.device_map, self.revision, self.attention)
+        return Placing(**{each.name: getattr(self, each.name) for each in fields(Placing)})
 
     def make_plan(self) -> Plan:
         """The plan."""
@@ -150,9 +153,7 @@ class Experiment(Value):
         if not self.edits or not self.seeds:
             what = "there are no edits; name at least one, for example mask:top1"
             raise PlanError(what if not self.edits else "seeds is empty; give at least one")
-        if dlm is None:
-            _ = self.placing
-        check_model(dlm or outline(self.model, self.revision), self.make_task(), self)
+        check_model(dlm or self.placing.outline(self.model), self.make_task(), self)
 
     @property
     def asked_metrics(self) -> tuple[str, ...]:

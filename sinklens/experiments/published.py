@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from sinklens.experiments.config import Experiment
 from sinklens.experiments.results import UNMASKED, AblationResult
-from sinklens.models.outline import outline
 from sinklens.values.kinds import Count, reads
 
 if TYPE_CHECKING:
@@ -69,7 +68,7 @@ def experiment1(model: str, task: str = "echo", *, ks: Sequence[Count] = KS, **o
     """The experiment of `table1`, with the same arguments."""
     edits = {f"top-{k}": f"mask:top{k}" for k in ks}
     asked = Experiment(model=model, task=task, edits=edits, **{"controls": ("random", "same_mass"), **options})
-    if outline(model, asked.revision).is_causal:
+    if asked.placing.outline(model).is_causal:
         return replace(asked, plan=asked.make_plan().for_causal())
     return asked
 

@@ -27,12 +27,14 @@ def fingerprint(dlm: Any) -> str:
         ContentError: a hook on the model whose content cannot be told; give it a name, `sinklens.named`.
     """
     made = hashlib.sha256()
+    config = json.loads(dlm.original_model.config.to_json_string(use_diff=False))
+    config.pop("dtype", None)  # of every tensor it is hashed below; a cast leaves the config's as it was
     about = {
         "name": dlm.name,
         "revision": dlm.revision,
         "family": dlm.family.name,
         "ids": asdict(dlm.ids),
-        "config": json.loads(dlm.original_model.config.to_json_string(use_diff=False)),
+        "config": config,
         "attention": dlm.attention,
         "compatibility": bool(dlm.compatibility_mode),
         "hooks": _hooks(dlm),

@@ -41,12 +41,14 @@ class Outline:
 Sketched = Outline | HookedDLM  # what says of itself what it is, with weights and without
 
 
-def outline(name: str, revision: str | None = None) -> Outline:
+def outline(
+    name: str, revision: str | None = None, *, family: str | None = None, mask_token_id: int | None = None
+) -> Outline:
     """Read config.json and the tokenizer of a bundled twin, a folder, or a Hub id.
 
     Raises:
         CheckpointError: as `HookedDLM.from_pretrained`, for everything that is not about weights.
     """
-    said = loading.describe(name, revision, patterns=SMALL)
+    said = loading.describe(name, revision, patterns=SMALL, family=family, mask_token_id=mask_token_id)
     layers, heads = (int(said.arguments[field]) for field in ("num_hidden_layers", "num_attention_heads"))
     return Outline(name, said.family, said.ids, said.tokenizer, layers, heads)

@@ -1,4 +1,4 @@
-"""How a model is loaded, in words: device, dtype, device map, revision and attention of specs and command lines."""
+"""How a model is loaded, in words: what specs and command lines say of device, dtype, attention, family and so on."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 
 from sinklens.errors import CheckpointError
 from sinklens.models.hooked_dlm import PATHS, HookedDLM
+from sinklens.models.outline import Outline, outline
 
 DTYPES = ("bfloat16", "float16", "float32", "float64")
 MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
@@ -24,6 +25,8 @@ class Placing:
         device_map: One of MAPS, instead of a device.
         revision: Hub branch, tag or commit; of a bundled twin a step of its training.
         attention: As `HookedDLM.attention`.
+        family: As in `HookedDLM.from_pretrained`, where config.json does not say.
+        mask_token_id: Likewise, where the checkpoint names none.
 
     Raises:
         CheckpointError: what is unknown or not there, before anything is read.
@@ -34,6 +37,8 @@ class Placing:
     device_map: str | None = None
     revision: str | None = None
     attention: str | None = None
+    family: str | None = None
+    mask_token_id: int | None = None
 
     def __post_init__(self) -> None:
         for name, known in (("dtype", DTYPES), ("device_map", MAPS), ("attention", PATHS)):
@@ -51,6 +56,10 @@ class Placing:
         if self.device is not None:
             _check_device(self.device)
 
+    def outline(self, name: str) -> Outline:
+        """What is known of the model before its weights are read."""
+        return outline(name, self.revision, family=self.family, mask_token_id=self.mask_token_id)
+
     def load(self, name: str) -> HookedDLM:
         """The model."""
         dlm = HookedDLM.from_pretrained(
@@ -59,6 +68,8 @@ class Placing:
             device=self.device,
             device_map=self.device_map,
             revision=self.revision,
+            family=self.family,
+            mask_token_id=self.mask_token_id,
         )
         if self.attention is not None:
             dlm.attention = self.attention

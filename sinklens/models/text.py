@@ -73,10 +73,7 @@ class Text(TransformerBridge):
                 f"chat=True puts texts into the chat template, and {ids!s:.60} are token ids; give text or "
                 "messages, or leave chat out"
             )
-        wrong = [token for token in ids if not 0 <= token < self.cfg.d_vocab]
-        if wrong:
-            raise PromptError(f"token id {wrong[0]} is outside the vocabulary of {self.cfg.d_vocab}")
-        return ids or self._empty()
+        return self._known(ids) or self._empty()
 
     def templated(self, chat: Chat) -> str:
         """Messages in the tokenizer's chat template, up to where the model's turn begins."""
@@ -87,7 +84,7 @@ class Text(TransformerBridge):
 
     def encode_piece(self, text: str) -> list[int]:
         """Token ids of a piece of text: nothing in front of it and nothing behind it."""
-        return self._asked(text, lambda own: list(own(text, add_special_tokens=False)["input_ids"]))
+        return self._known(self._asked(text, lambda own: list(own(text, add_special_tokens=False)["input_ids"])))
 
     def whole_text(self, ids: Sequence[int]) -> str:
         """Text of token ids, special tokens and white space as they stand there."""
@@ -155,6 +152,13 @@ class Text(TransformerBridge):
             return [str(token) for token in ids]
         return [self.tokenizer.decode([token]) for token in ids]
 
+    def _known(self, ids: list[int]) -> list[int]:
+        """Token ids that the embedding has; a tokenizer may have more."""
+        wrong = [token for token in ids if not 0 <= token < self.cfg.d_vocab]
+        if wrong:
+            raise PromptError(f"token id {wrong[0]} is outside the vocabulary of {self.cfg.d_vocab}")
+        return ids
+
     def _text(self, text: str) -> list[int]:
         own = self._asked(text, lambda tokenizer: list(tokenizer(text)["input_ids"]))
         bare = self.encode_piece(text)
@@ -163,7 +167,7 @@ class Text(TransformerBridge):
         for start in range(len(own) - len(bare) + 1):
             if own[start : start + len(bare)] == bare:
                 return bare if bare[:start] == own[:start] else own[:start] + bare
-        return own  # the tokenizer reads a text by itself and a text with special tokens differently
+        return self._known(own)  # the tokenizer reads a text by itself and a text with special tokens differently
 
     def _empty(self) -> list[int]:
         """What stands before everything: what the tokenizer puts before a text, or else BOS if there is one."""

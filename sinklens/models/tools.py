@@ -10,7 +10,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from sinklens.errors import ModelError, Unsupported
-from sinklens.models import attention
+from sinklens.models import attention, rotary
 from sinklens.models.families import Family
 from sinklens.models.wiring import Wiring
 
@@ -114,7 +114,13 @@ class Tools(TransformerBridge):
         return self._generation("generate", args, kwargs)
 
     def hf_generate(self, *args: Any, **kwargs: Any) -> Any:
-        """Transformers' generation, for baselines."""
+        """Transformers' generation, for baselines.
+
+        Raises:
+            Unsupported: a diffusion model, or no tokenizer, from which TransformerLens takes the pad here.
+        """
+        if self.is_causal and self.tokenizer is None:
+            raise Unsupported(f"hf_generate: {self.name} has no tokenizer; use generate, or original_model.generate")
         return self._generation("hf_generate", args, kwargs)
 
     def generate_stream(self, *args: Any, **kwargs: Any) -> Any:
@@ -145,5 +151,8 @@ class Tools(TransformerBridge):
                 f"{name}: {self.name} is a diffusion model, which does not write from left to right; use "
                 "sinklens.denoise"
             )
+        if len(args) < 4 and self.ids.eos:  # the fourth is eos_token_id; by itself TransformerLens takes one of them
+            kwargs.setdefault("eos_token_id", list(self.ids.eos))
+        rotary.settle(self.original_model)
         inner = getattr(super(), name)
         return self.wiring.run(lambda _: inner(*args, **kwargs), everything=self.wiring.hooked)

@@ -21,6 +21,8 @@ def provenance(dlm: Any, **more: Any) -> dict[str, Any]:
         "model": dlm.name,
         "revision": dlm.revision,
         "family": dlm.family.name,
+        "mask_token_id": dlm.ids.mask,
+        "attention": dlm.attention,
         "dtype": str(dlm.dtype).removeprefix("torch."),
         "device": str(dlm.device),
         "causal": dlm.is_causal,

@@ -42,6 +42,19 @@ def test_a_weight_that_is_no_number_stops_the_first_step_and_names_the_layer(
     assert not dlm.hooked
 
 
+def test_a_large_edit_whose_numbers_hold_runs(tiny_model: Any) -> None:
+    edit = sl.interventions.parse("scale=1e10:same/top2")
+    assert run(tiny_model("LLaDA"), PROMPT, Plan(new_tokens=4), interventions=[edit]).finished
+
+
+def test_a_model_that_says_nothing_in_numbers_runs(tiny_model: Any) -> None:
+    """Logits of 0 are no fault where nothing overflows."""
+    dlm = tiny_model("LLaDA")
+    with torch.no_grad():
+        dlm.original_model.lm_head.weight.zero_()
+    assert run(dlm, PROMPT, Plan(new_tokens=4)).finished
+
+
 def test_logits_that_rule_every_token_out_stop(tiny_model: Any) -> None:
     dlm = tiny_model("LLaDA")
     with (
@@ -80,9 +93,11 @@ def test_calibration_finds_every_weight_that_is_no_number(tiny_model: Any, famil
             dlm.check()
 
 
+@pytest.mark.parametrize("factor", ["1e38", "1e30", "1e22"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_an_edit_that_overflows_stops_the_run(tiny_model: Any, family: str) -> None:
-    edit = sl.interventions.parse("scale=1e38:same/top2")
+def test_an_edit_that_overflows_stops_the_run(tiny_model: Any, family: str, factor: str) -> None:
+    """1e38 overflows by itself; the squares of the others do, in the normalisation: its output is 0, and finite."""
+    edit = sl.interventions.parse(f"scale={factor}:same/top2")
     with pytest.raises(NotFinite, match=r"step 0: .*layer \d"):
         run(tiny_model(family), PROMPT, Plan(new_tokens=4), interventions=[edit])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,12 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from fuzzing import command
 from torch import Tensor
 
 import sinklens as sl
 from sinklens.errors import RecordError
+from sinklens.models.files import TWINS
 
 PLAN = sl.Plan(new_tokens=6, temperature=1.0)
 
@@ -24,7 +27,7 @@ def dlm(request: pytest.FixtureRequest) -> sl.HookedDLM:
     return sl.HookedDLM.from_pretrained(request.param)
 
 
-def record_of(dlm: sl.HookedDLM, *prompts: str, plan: sl.Plan = PLAN, **options: Any) -> xr.Dataset:
+def record_of(dlm: sl.HookedDLM, *prompts: Any, plan: sl.Plan = PLAN, **options: Any) -> xr.Dataset:
     probes = [sl.probes.ReceivedAttention()]
     return sl.denoise(dlm, list(prompts), plan, probes=probes, seed=4, progress=False, **options).record
 
@@ -116,3 +119,33 @@ def test_replay_notices_another_model(dlm: sl.HookedDLM) -> None:
     untrained = sl.HookedDLM.from_pretrained(dlm.name, revision="step-0")
     with pytest.raises(RecordError, match="gave other tokens"):
         sl.replay(record_of(dlm, "zuko xi zuko"), untrained, progress=False)
+
+
+def test_replay_loads_the_model_as_the_records_was() -> None:
+    """In half precision, where the record was: in float32 tokens may be the same, and numbers are not."""
+    dlm = sl.HookedDLM.from_pretrained("tiny-dlm", dtype=torch.bfloat16)
+    dlm.attention = "pattern"
+    record = record_of(dlm, "zuko xi zuko")
+    again = sl.replay(record, probes=[sl.probes.ReceivedAttention()], progress=False).record
+    np.testing.assert_array_equal(again["received"], record["received"])
+    made = [json.loads(each.attrs["provenance"]) for each in (record, again)]
+    assert made[0]["dtype"] == made[1]["dtype"] == "bfloat16"
+    assert made[0]["attention"] == made[1]["attention"] == "pattern"
+
+
+def test_replay_loads_what_had_to_be_said_of_a_checkpoint(tmp_path: Path) -> None:
+    """Neither family nor mask token are in its files; both are in the record."""
+    folder = tmp_path / "unsaid"
+    folder.mkdir()
+    shutil.copy(TWINS / "tiny-dlm" / "model.safetensors", folder)
+    config = json.loads((TWINS / "tiny-dlm" / "config.json").read_text())
+    del config["mask_token_id"], config["architectures"]
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "unsaid"}))
+    said = sl.HookedDLM.from_pretrained(str(folder), family="LLaDA", mask_token_id=2)
+    record = record_of(said, [5, 6, 7])
+    again = sl.replay(record, probes=[sl.probes.ReceivedAttention()], progress=False).record
+    np.testing.assert_array_equal(again["received"], record["received"])
+    family = ["--family", "LLaDA"]
+    assert command("hooks", str(folder), *family, "--mask-token-id", "2")[0] == 0
+    assert "mask_token_id=" in command("hooks", str(folder), *family)[2]
+    assert "family=" in command("hooks", str(folder))[2]

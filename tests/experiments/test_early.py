@@ -72,6 +72,8 @@ FIELDS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"attention": "flash"}, CheckpointError, "attention='flash' is unknown"),
     ({"device_map": "everywhere"}, CheckpointError, "device_map='everywhere' is unknown"),
     ({"device": "cpu", "device_map": "auto"}, CheckpointError, "give one"),
+    ({"family": "Mamba"}, ValueError, "family 'Mamba' is unknown"),
+    ({"mask_token_id": 10**6}, CheckpointError, "1000000"),
     ({"revision": "step-7"}, CheckpointError, "no revision 'step-7'"),
     ({"model": "nobody/nothing"}, CheckpointError, "'nobody/nothing' cannot be loaded"),
 ]

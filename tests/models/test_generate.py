@@ -11,6 +11,7 @@ import torch
 import sinklens as sl
 from sinklens import HookedDLM
 from sinklens.errors import Unsupported
+from sinklens.models.special_ids import SpecialIds
 
 IDS = torch.tensor([[3, 4, 5, 6], [7, 8, 9, 10]])
 NEW = 12
@@ -65,3 +66,35 @@ def test_a_diffusion_model_does_not_write_from_left_to_right(tiny_model: Callabl
     for way in (dlm.generate, dlm.hf_generate, dlm.original_model.generate):
         with pytest.raises(Unsupported, match=r"sinklens\.denoise"):
             way(IDS, max_new_tokens=NEW)
+
+
+def test_every_eos_of_the_checkpoint_ends_what_is_generated(
+    tiny_stock: Callable[..., Any], tiny_model: Callable[..., HookedDLM]
+) -> None:
+    """The token that the plain model writes fifth is made a second EOS, which no tokenizer names."""
+    dlm = tiny_model("Llama")
+    want = expected(tiny_stock("Llama"), IDS[:1])[0].tolist()
+    second = want[8]
+    length = 4 + want[4:].index(second) + 1
+    dlm.ids = SpecialIds(None, (1, second), 0, 1)
+    ways: list[Callable[..., Any]] = [
+        lambda: dlm.generate(IDS[:1], NEW, do_sample=False, verbose=False),
+        lambda: list(dlm.generate_stream(IDS[:1], NEW, do_sample=False, verbose=False))[-1],
+    ]
+    assert torch.as_tensor(ways[0]())[0].tolist() == want[:length]
+    last = torch.as_tensor(ways[1]()).flatten().tolist()
+    assert last[-1] == second
+
+
+def test_transformers_own_generation_without_a_tokenizer_is_refused(tiny_model: Callable[..., HookedDLM]) -> None:
+    with pytest.raises(Unsupported, match="has no tokenizer"):
+        tiny_model("Llama").hf_generate(IDS)
+
+
+def test_generation_after_a_cast_is_that_of_a_model_that_was_loaded_so() -> None:
+    ids = torch.randint(2, 60, (1, 24), generator=torch.Generator().manual_seed(1))
+    loaded = sl.HookedDLM.from_pretrained("tiny-arm", dtype=torch.bfloat16)
+    cast = sl.HookedDLM.from_pretrained("tiny-arm")
+    cast.to(torch.bfloat16)
+    cast.generate(ids, 1, do_sample=False, verbose=False)
+    assert torch.equal(cast.original_model.model.rotary_emb.inv_freq, loaded.original_model.model.rotary_emb.inv_freq)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 import torch
 from parts_text import GRAMMAR, WORDS, twin
 
-from sinklens import Plan, denoise
+from sinklens import HookedDLM, Plan, denoise
 from sinklens.decoding.prompts import token_rows
 from sinklens.errors import PromptError
 
@@ -95,3 +96,13 @@ def test_another_tokenizer_is_taken_as_it_is(before: bool) -> None:
         assert dlm.cfg.d_vocab == vocabulary
     finally:
         dlm.tokenizer = old
+
+
+def test_a_word_of_the_tokenizers_that_the_embedding_has_not_is_refused() -> None:
+    dlm = HookedDLM.from_pretrained("tiny-arm")
+    tokenizer = copy.deepcopy(dlm.tokenizer)
+    tokenizer.add_tokens(["zzzfoo"])
+    dlm.tokenizer = tokenizer
+    for way in (dlm.encode, dlm.to_tokens, lambda text: dlm.encode(text, chat=False), dlm):
+        with pytest.raises(PromptError, match=r"token id 67 is outside the vocabulary of 67"):
+            way("zzzfoo")
