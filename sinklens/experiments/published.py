@@ -79,7 +79,7 @@ def layout(results: Sequence[AblationResult]) -> pd.DataFrame:
     Columns: task, model, setting, accuracy, low, high (95 % interval), exposed (as in `AblationResult.scores`), one
     column per control (accuracy with random keys masked instead), pairs (prompts that could be scored on all sides; the
     next columns are of these alone), minus_control (difference of differences to the first control) with its interval,
-    p_holm; unfinished, what is missing after an interrupt, if any result is.
+    p_holm; unfinished (prompts are missing), if any result was interrupted.
     """
     import pandas as pd
 
@@ -103,7 +103,8 @@ def layout(results: Sequence[AblationResult]) -> pd.DataFrame:
                     "minus_control_low": first.to_control_low,
                 }
                 line |= {"minus_control_high": first.to_control_high, "p_holm": first.to_control_p_holm}
-            lines.append(line | ({"unfinished": result.unfinished} if any(each.unfinished for each in results) else {}))
+            line |= {} if all(each.finished for each in results) else {"unfinished": not result.finished}
+            lines.append(line)
     return pd.DataFrame(lines)
 
 
@@ -129,7 +130,7 @@ def wide(table: pd.DataFrame) -> pd.DataFrame:
             for a, low, high, met in zip(shown.accuracy, shown.low, shown.high, shown.exposed, strict=True)
         ]
         if "unfinished" in shown:
-            shown["accuracy"] += [" UNFINISHED" if said else "" for said in shown.unfinished]
+            shown["accuracy"] += [" UNFINISHED" if part else "" for part in shown.unfinished]
     else:
         shown["accuracy"] = [f"{a:.2f}" for a in shown.accuracy]
     return shown.pivot_table(
