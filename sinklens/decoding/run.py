@@ -24,8 +24,9 @@ from sinklens.interrupts import again
 from sinklens.models.hooked_dlm import HookedDLM
 from sinklens.models.prompts import Given
 from sinklens.records import DIMS, VARIABLES, Recorder, provenance, save, unfinished
-from sinklens.values.kinds import Seed, reads
+from sinklens.values.kinds import Seed, read, reads
 
+Attribute = str | float | Sequence[str] | Sequence[float]  # what netCDF has a form for
 SAVE_EVERY = 60.0  # seconds between two savings of a run that is under way
 
 
@@ -161,6 +162,9 @@ def _origin(
     taken = {*VARIABLES, *DIMS} & set(names)
     if taken:
         raise ValueError(f"every record has {', '.join(sorted(taken))} already; give the probe another name")
+    for probe in probes:
+        for name, value in probe.attributes().items():
+            read(f"attribute {name!r} of {probe!r}", value, Attribute)  # else the record could not be saved in the end
     return {
         "plan": start.plan.to_dict(),
         "seed": seed if isinstance(seed, int) else list(seed),

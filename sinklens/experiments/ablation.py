@@ -88,39 +88,49 @@ def ablate(
     store = ScoreStore(save_to)
     together = max(1, batch_size // len(arms))  # prompts in a forward
     batches = [runner.order[start : start + together] for start in range(0, len(job), together)]
-    scores: list[dict[str, Any]] = []
     finished = False
     label = progress if isinstance(progress, str) else "ablating"
     total = len(seeds) * len(job) * len(runner.passes)
+
+    def so_far() -> AblationResult:
+        return _result(runner, store, arms, seeds, finished)
+
     try:
         try:
             with tqdm(total=total, desc=label, unit="prompt", disable=progress is False, leave=False) as bar:
                 for seed in seeds:
                     for batch in batches:
                         for which in runner.passes:
-                            scores += _scores(runner, store, arms, batch, seed, which, batch_size)
+                            _score(runner, store, arms, batch, seed, which, batch_size)
                             bar.update(len(batch))
             finished = True
         except KeyboardInterrupt:
-            if not scores:
+            if not so_far().scores:
                 raise
-            tqdm.write(f"interrupted; returning {len(scores)} finished scores")
-        result = _result(runner, arms, seeds, scores, finished)
+            tqdm.write(f"interrupted; returning {len(so_far().scores)} finished scores")
+        result = so_far()
         if finished:
             judge(result, arms)
         return result
     except BaseException as error:
-        if scores and getattr(error, "result", None) is None:
-            kept = again(lambda: _result(runner, arms, seeds, scores, finished))
+        kept = again(so_far)
+        if kept.scores and getattr(error, "result", None) is None:
             error.result = kept  # pyright: ignore[reportAttributeAccessIssue]
             error.add_note(f"{kept!r} is in this error's attribute `result`")
         raise
 
 
 def _result(
-    runner: Runner, arms: Sequence[Arm], seeds: Sequence[int], scores: Sequence[dict[str, Any]], finished: bool
+    runner: Runner, store: ScoreStore, arms: Sequence[Arm], seeds: Sequence[int], finished: bool
 ) -> AblationResult:
-    """Scores in the order of seeds and prompts, however batches were cut, and what made them."""
+    """The scores that the store holds, in the order of seeds and prompts, and what made them."""
+    scores = [
+        score
+        for seed in seeds
+        for index in range(len(runner.examples))
+        for which in runner.passes
+        for score in _stored(runner, store, arms, index, seed, which)
+    ]
     made = provenance(
         runner.dlm,
         fingerprint=runner.identity["model"],
@@ -133,8 +143,7 @@ def _result(
         metrics=list(runner.metrics),
         finished=finished,
     )
-    ordered = sorted(scores, key=lambda score: (seeds.index(score["seed"]), score["prompt"]))
-    return AblationResult(ordered, finished, made)
+    return AblationResult(scores, finished, made)
 
 
 @reads()
@@ -166,10 +175,10 @@ def _task(task: Any) -> Task:
     return Prompts(task)
 
 
-def _scores(
+def _score(
     runner: Runner, store: ScoreStore, arms: Sequence[Arm], batch: Sequence[int], seed: int, which: Pass, rows: int
-) -> list[dict[str, Any]]:
-    """Scores of one batch, run where the store does not hold them yet."""
+) -> None:
+    """Run one batch where the store does not hold its scores yet."""
     keys = {(arm.content, index): runner.key(index, seed, arm, which) for arm in arms for index in batch}
     edits = {arm.content: arm.edit for arm in arms if arm.edit is not None}
     left = [index for index in batch if any(keys[content, index] not in store.scores for content in (None, *edits))]
@@ -180,14 +189,21 @@ def _scores(
         for content, of_edit in zip(contents, scored, strict=True):
             new |= {keys[content, index]: score for index, score in zip(left, of_edit, strict=True)}
         store.add(new)
-    scores = []
-    for arm in arms:
-        for index in batch:
-            stored = store.scores[keys[arm.content, index]]
-            names = {"model": runner.dlm.name, "task": runner.task.name, "prompt": index}
-            names |= {"name": runner.examples[index].name, "seed": seed, "condition": arm.condition, "kind": arm.kind}
-            counts = {"edited_keys": stored["edited_keys"], "edited_mass": stored["edited_mass"]}
-            for metric in (name for name in runner.metrics if name in stored["values"]):
-                measured = Measured(*stored["values"][metric])
-                scores.append({**names, "metric": metric, **measured._asdict(), **counts})
+
+
+def _stored(
+    runner: Runner, store: ScoreStore, arms: Sequence[Arm], index: int, seed: int, which: Pass
+) -> list[dict[str, Any]]:
+    """Scores of one prompt under all arms; none if one of them is not there yet."""
+    found = [(arm, store.scores.get(runner.key(index, seed, arm, which))) for arm in arms]
+    scores: list[dict[str, Any]] = []
+    for arm, stored in found:
+        if stored is None:
+            return []
+        names = {"model": runner.dlm.name, "task": runner.task.name, "prompt": index}
+        names |= {"name": runner.examples[index].name, "seed": seed, "condition": arm.condition, "kind": arm.kind}
+        counts = {"edited_keys": stored["edited_keys"], "edited_mass": stored["edited_mass"]}
+        for metric in (name for name in runner.metrics if name in stored["values"]):
+            measured = Measured(*stored["values"][metric])
+            scores.append({**names, "metric": metric, **measured._asdict(), **counts})
     return scores

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -35,7 +37,7 @@ from sinklens import (
     denoise,
 )
 from sinklens.decoding import loop
-from sinklens.errors import NeverExposed, PlanError, RecordError, ScopeError
+from sinklens.errors import NeverExposed, PlanError, RecordError, SaveError, ScopeError
 from sinklens.experiments import runner
 from sinklens.experiments.ablation import doses
 from sinklens.experiments.outcomes import METRICS
@@ -1028,6 +1030,42 @@ def test_a_file_that_sinklens_did_not_write_is_left_alone(dlm: HookedDLM, task: 
         run(dlm, task, save_to=mine)
     assert mine.read_bytes() == before
     assert [each.name for each in tmp_path.iterdir()] == ["task.jsonl"]
+
+
+@pytest.mark.usefixtures("no_forward")
+@pytest.mark.parametrize("target", ["notes.txt", "notes.txt/below", "", "link"])
+def test_a_target_that_cannot_be_written_is_found_first(
+    dlm: HookedDLM, task: Echo, tmp_path: Path, target: str
+) -> None:
+    (tmp_path / "notes.txt").write_text("one line of mine")
+    (tmp_path / "link").symlink_to("notes.txt")
+    with pytest.raises((RecordError, SaveError), match=re.escape(repr(str(tmp_path / target)))):
+        run(dlm, task, save_to=tmp_path / target)
+    assert (tmp_path / "notes.txt").read_text() == "one line of mine"
+    assert (tmp_path / "link").is_symlink()
+
+
+def test_a_disk_that_gets_full_costs_no_score(
+    dlm: HookedDLM, task: Echo, half: AblationResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that were scored are on the error, those on disk can be read, and the rest follows."""
+    store, sync, calls = tmp_path / "rows.jsonl", os.fsync, []
+
+    def full(file: int) -> None:
+        calls.append(1)
+        if len(calls) == 5:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(SaveError, match=r"rows.jsonl' cannot be written: No space left on device") as caught:
+            run(dlm, task, save_to=store, **FORCED)
+    kept = caught.value.result  # type: ignore[attr-defined]
+    assert not kept.finished
+    assert len(kept.scores) == 4 * 5  # the last of them did not fit
+    assert len(store.read_text().splitlines()) == 1 + 3
+    same(run(dlm, task, save_to=store, **FORCED), of_forced(half))
 
 
 @pytest.mark.parametrize("at", [0, 1, 5])
