@@ -42,6 +42,8 @@ FIELDS = {
     "device_map": None,
     "revision": "step-0",
     "attention": "blocks",
+    "family": "Llama",
+    "mask_token_id": 2,
 }
 YAML = """
 model: tiny-arm
@@ -62,6 +64,8 @@ dtype: float32
 device_map: null
 revision: step-0
 attention: blocks
+family: Llama
+mask_token_id: 2
 """
 
 
