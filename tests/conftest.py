@@ -24,7 +24,7 @@ hypothesis.settings.load_profile("sinklens")
 
 FIDELITY = Path(__file__).parent / "data" / "fidelity"
 IDS = SpecialIds(mask=62, eos=1, bos=0, pad=1)
-DECODER = {family.name: family.decoder for family in FAMILIES}
+DECODER = {family.name: family.layout for family in FAMILIES}
 
 TinyStock = Callable[..., transformers.PreTrainedModel]
 TinyModel = Callable[..., HookedDLM]

@@ -141,12 +141,11 @@ def load(
     read = describe(name, revision, family=family, mask_token_id=mask_token_id)
     family, folder = read.family, read.folder
     shapes = files.weights(folder, name)
-    config_class = getattr(transformers, f"{family.decoder}Config")
-    model_class = getattr(transformers, f"{family.decoder}ForCausalLM")
+    model_class = family.stock
     try:
-        hf_config = config_class(**read.arguments, **read.ids.stock(), is_causal=family.causal)
+        hf_config = model_class.config_class(**read.arguments, **read.ids.stock(), is_causal=family.causal)
     except (ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"config.json of {name!r} makes no {family.decoder} model: {error}") from error
+        raise CheckpointError(f"config.json of {name!r} makes no {family.layout} model: {error}") from error
     _compare(model_class, hf_config, family, shapes, name)
     model = _weights(model_class, folder, hf_config, family, dtype=dtype, device_map=device_map, name=name)
     if device is not None and device_map is None:
@@ -173,7 +172,7 @@ def _compare(model_class: Any, config: Any, family: Family, shapes: Mapping[str,
         with torch.device("meta"):
             expected = {key: tuple(value.shape) for key, value in model_class(config).state_dict().items()}
     except (RuntimeError, ValueError, AssertionError) as error:
-        raise CheckpointError(f"config.json of {name!r} makes no {family.decoder} model: {error}") from error
+        raise CheckpointError(f"config.json of {name!r} makes no {family.layout} model: {error}") from error
     free = {"lm_head.weight"} if config.tie_word_embeddings else set()
     _misfit(name, family, "missing", [key for key in expected if key not in renamed and key not in free])
     _misfit(name, family, "mismatched", [key for key, shape in expected.items() if renamed.get(key, shape) != shape])
@@ -190,9 +189,8 @@ def in_memory(
 ) -> Checkpoint:
     """A stock transformers model that is in memory, as a checkpoint; its mask direction is set in place."""
     family = named(family) if isinstance(family, str) else family
-    wanted = f"{family.decoder}ForCausalLM"
-    if type(model).__name__ != wanted:
-        raise ValueError(f"family {family.name} wraps a {wanted}, not a {type(model).__name__}")
+    if type(model).__name__ != family.model_class:
+        raise ValueError(f"family {family.name} wraps a {family.model_class}, not a {type(model).__name__}")
     set_direction(model, causal=family.causal)
     name = getattr(model.config, "name_or_path", "") or family.name
     embedding: Any = model.get_input_embeddings()

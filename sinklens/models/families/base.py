@@ -6,21 +6,23 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import transformers
+
 from sinklens.models.families.fields import Config
 
 
 @dataclass(frozen=True)
 class Family:
-    """One family of checkpoints: a stock transformers decoder and how to read a checkpoint into it.
+    """One family of checkpoints: a stock transformers class and how to read a checkpoint into it.
 
     Attributes:
         name: What users call it.
         model_types: `model_type` values of config.json that belong to it.
         architectures: `architectures` values of config.json that belong to it.
-        decoder: The stock transformers class family: "Llama", "Qwen2" or "Qwen3".
+        model_class: The stock transformers class that computes it, for example "LlamaForCausalLM".
         causal: True for the autoregressive baselines.
         translate: config.json -> keyword arguments of the stock config class. Raises CheckpointError for a
-            field that the stock decoder cannot honour.
+            field that the stock class cannot honour.
         key_mapping: Weight renames, regular expression -> replacement (at most the group ``\\1``).
         shift: The prediction for position i sits at i - 1 in the raw logits (Dream). Undone by HookedDLM.
         mask_tokens: Names under which the tokenizer may carry the mask token, if config.json has no
@@ -34,7 +36,7 @@ class Family:
     name: str
     model_types: tuple[str, ...]
     architectures: tuple[str, ...]
-    decoder: str
+    model_class: str
     causal: bool
     translate: Callable[[Config], dict[str, Any]]
     source: str
@@ -46,9 +48,19 @@ class Family:
     models: tuple[str, ...] = ()
 
     @property
+    def stock(self) -> Any:
+        """The stock transformers class."""
+        return getattr(transformers, self.model_class)
+
+    @property
+    def layout(self) -> str:
+        """What transformers calls that kind of model: "Llama", "Qwen2", ..."""
+        return self.stock.config_class.__name__.removesuffix("Config")
+
+    @property
     def architecture(self) -> str:
         """The name under which the TransformerLens adapter is registered."""
-        return f"Sinklens{self.decoder}"
+        return f"Sinklens{self.layout}"
 
     def __repr__(self) -> str:
         return f"Family({self.name!r})"

@@ -11,7 +11,7 @@ DREAM = Family(
     name="Dream",
     model_types=("Dream", "dream"),
     architectures=("DreamModel",),
-    decoder="Qwen2",
+    model_class="Qwen2ForCausalLM",
     causal=False,
     translate=partial(stock, decoder="Qwen2"),
     shift=True,

@@ -14,7 +14,7 @@ A2D_QWEN3 = Family(
         "A2DQwen3LMHeadModel",
         "_A2DQwen3LMHeadModel",
     ),
-    decoder="Qwen3",
+    model_class="Qwen3ForCausalLM",
     causal=False,
     translate=partial(stock, decoder="Qwen3"),
     tokenizer="Qwen2Tokenizer",
