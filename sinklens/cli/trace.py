@@ -34,6 +34,7 @@ def trace(
     from sinklens.analysis import rates as metrics
     from sinklens.analysis.headline import headline
     from sinklens.decoding.plan import Plan
+    from sinklens.decoding.prompts import prepare
     from sinklens.decoding.run import denoise
     from sinklens.probes import KeyNorm, ReceivedAttention
     from sinklens.sinks import named
@@ -41,7 +42,7 @@ def trace(
     chosen = named.rule(rule)
     plan = Plan(**options.plan_of(context.params))
     placing = options.placed(context.params)
-    plan.resolved(placing.outline(model))
+    prepare(placing.outline(model), prompts, plan, seed)
     path = options.folder(out, {"record.nc": files.RECORD, "report.html": files.PAGE}) / "record.nc"
     options.few_threads(model)
     options.tell_model(model, placing)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from sinklens.errors import PlanError, PromptError
-from sinklens.models.hooked_dlm import HookedDLM
+from sinklens.models.outline import Sketched
 from sinklens.models.prompts import Chat, Given, Prompt, Unpadded, read_prompts, rows_beside
 from sinklens.values.kinds import shown
 
@@ -18,7 +18,7 @@ class Answered(NamedTuple):
 
 
 def answered_rows(
-    dlm: HookedDLM, prompts: Given, answers: Given, *, separator: str | None = " ", chat: bool = False
+    dlm: Sketched, prompts: Given, answers: Given, *, separator: str | None = " ", chat: bool = False
 ) -> list[Answered]:
     """Prompts and answers, each in any form, as token ids.
 
@@ -30,7 +30,7 @@ def answered_rows(
     so "Paris" and " Paris" are one answer.
 
     Args:
-        dlm: The model.
+        dlm: The model, or its outline.
         prompts: One or several.
         answers: As many.
         separator: White space, or "" (languages without spaces). None: answers are put behind prompts as they are
@@ -58,7 +58,7 @@ def answered_rows(
     ]
 
 
-def _joined(dlm: HookedDLM, prompt: Prompt, answer: str, separator: str | None, chat: bool, beside: int) -> Answered:
+def _joined(dlm: Sketched, prompt: Prompt, answer: str, separator: str | None, chat: bool, beside: int) -> Answered:
     said = answer_text(answer, separator)
     encode, between = dlm.encode_piece, ""
     if isinstance(prompt, str) and not chat:
@@ -104,7 +104,7 @@ def answer_text(answer: str, separator: str | None) -> str:
     return said
 
 
-def _given(dlm: HookedDLM, answer: Any, beside: int) -> list[int]:
+def _given(dlm: Sketched, answer: Any, beside: int) -> list[int]:
     if isinstance(answer, Chat):
         raise PromptError(f"the answer {shown(answer)} is messages; give its text")
     ids = dlm.encode(answer, beside=beside) if (answer.tokens if isinstance(answer, Unpadded) else answer) else []
@@ -118,6 +118,6 @@ def _given(dlm: HookedDLM, answer: Any, beside: int) -> list[int]:
     return ids
 
 
-def _between(dlm: HookedDLM, text: str, ids: list[int], separator: str | None) -> str:
+def _between(dlm: Sketched, text: str, ids: list[int], separator: str | None) -> str:
     """The separator, where a prompt has no white space at its end, and no special token behind which there is none."""
     return "" if not separator or not text or text[-1].isspace() or dlm.is_special(ids[-1]) else separator

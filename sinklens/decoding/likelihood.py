@@ -16,6 +16,7 @@ from sinklens.decoding.prompts import left_padded, seeds_for
 from sinklens.errors import PlanError, ScopeError
 from sinklens.hooks import Canvas, Edit, Memory
 from sinklens.models.hooked_dlm import HookedDLM
+from sinklens.models.outline import Sketched
 from sinklens.models.prompts import Given
 from sinklens.values.kinds import read, whole_number
 
@@ -64,7 +65,7 @@ def log_likelihood(
     samples = whole_number("samples", samples, 1, error=PlanError)
     interventions = read("interventions", interventions, Sequence[Edit])
     rows = answered_rows(dlm, prompts, answers, separator=separator, chat=chat)
-    whole, answered = _whole_canvas(dlm, rows, seed)
+    whole, answered = whole_canvas(dlm, rows, seed)
     for leaf in (leaf for edit in interventions for leaf in edit.leaves()):
         if leaf.where.steps is not None:
             raise ScopeError(f"{leaf!r} names steps, and a likelihood has none; use a metric of the denoising run")
@@ -87,8 +88,8 @@ def log_likelihood(
     return (total / samples).float()
 
 
-def _whole_canvas(
-    dlm: HookedDLM, rows: Sequence[Answered], seed: int | Sequence[int]
+def whole_canvas(
+    dlm: Sketched, rows: Sequence[Answered], seed: int | Sequence[int]
 ) -> tuple[Canvas, Bool[Tensor, "prompt pos"]]:
     """Prompts with their answers, and where the answers are.
 

@@ -22,6 +22,7 @@ from sinklens.errors import PlanError, ScopeError
 from sinklens.hooks import Canvas, Edit, Hook, Memory, Probe, with_hooks
 from sinklens.interrupts import surely
 from sinklens.models.hooked_dlm import HookedDLM
+from sinklens.models.outline import Sketched
 from sinklens.models.prompts import Given
 from sinklens.values.kinds import Seed, reads
 
@@ -90,7 +91,7 @@ def steps_from(
     yield from _loop(dlm, start, probes, interventions, forced, when)
 
 
-def check_parts(dlm: HookedDLM, start: Start, probes: Sequence[Probe], interventions: Sequence[Edit]) -> None:
+def check_parts(dlm: Sketched, start: Start, probes: Sequence[Probe], interventions: Sequence[Edit]) -> None:
     """Raise for probes and edits that cannot be at work in this run, before anything is."""
     if interventions and start.plan.cfg_scale:
         raise PlanError(
@@ -102,7 +103,7 @@ def check_parts(dlm: HookedDLM, start: Start, probes: Sequence[Probe], intervent
 
 
 def check_edits(
-    dlm: HookedDLM,
+    dlm: Sketched,
     canvas: Canvas,
     interventions: Sequence[Edit],
     steps: int | None = None,

@@ -12,7 +12,7 @@ from torch import Tensor
 from sinklens.decoding.plan import Plan
 from sinklens.errors import PlanError
 from sinklens.hooks import Canvas
-from sinklens.models.hooked_dlm import HookedDLM
+from sinklens.models.outline import Sketched
 from sinklens.models.padding import padded
 from sinklens.models.prompts import Given, read_prompts, rows_beside
 from sinklens.sinks.tokens import in_vocabulary
@@ -46,11 +46,11 @@ class Start:
         return self.canvas.tokens.shape[1] - min(self.starts)
 
 
-def prepare(dlm: HookedDLM, prompts: Given, plan: Plan | None, seed: int | Sequence[int] = 0) -> Start:
+def prepare(dlm: Sketched, prompts: Given, plan: Plan | None, seed: int | Sequence[int] = 0) -> Start:
     """Tokenise prompts, fill in the plan's defaults, and check both against each other and the model.
 
     Args:
-        dlm: The model.
+        dlm: The model, or its outline.
         prompts: One prompt or several (`token_rows`).
         plan: How to decode; `Plan()` when None.
         seed: One seed, or one per prompt.
@@ -63,18 +63,18 @@ def prepare(dlm: HookedDLM, prompts: Given, plan: Plan | None, seed: int | Seque
     return prepare_rows(dlm, token_rows(dlm, prompts, chat=plan.chat), plan, seed)
 
 
-def prepare_rows(dlm: HookedDLM, rows: Sequence[Sequence[int]], plan: Plan, seed: int | Sequence[int] = 0) -> Start:
+def prepare_rows(dlm: Sketched, rows: Sequence[Sequence[int]], plan: Plan, seed: int | Sequence[int] = 0) -> Start:
     """`prepare` of prompts that are tokenised already."""
     resolved = plan.resolved(dlm)
     canvas, starts = first_canvas(dlm, rows, resolved, seeds_for(seed, len(rows)))
     return Start(resolved, canvas, starts, step_limits(dlm, resolved, canvas))
 
 
-def token_rows(dlm: HookedDLM, prompts: Given, *, chat: bool = False) -> list[list[int]]:
+def token_rows(dlm: Sketched, prompts: Given, *, chat: bool = False) -> list[list[int]]:
     """One prompt or several, in any form (`models.prompts`), as rows of token ids without pads.
 
     Args:
-        dlm: The model.
+        dlm: The model, or its outline.
         prompts: A text, token ids, an encoding, messages, or several of them, in any mixture.
         chat: Put texts into the chat template.
 
@@ -104,7 +104,7 @@ def seeds_for(seed: int | Sequence[int], rows: int) -> tuple[int, ...]:
 
 
 def first_canvas(
-    dlm: HookedDLM, rows: Sequence[Sequence[int]], plan: Plan, seeds: Sequence[int]
+    dlm: Sketched, rows: Sequence[Sequence[int]], plan: Plan, seeds: Sequence[int]
 ) -> tuple[Canvas, list[int]]:
     """The canvas before the first step (prompts left-padded, masks to the right), and where each row starts.
 
@@ -143,7 +143,7 @@ def first_canvas(
 
 
 def left_padded(
-    dlm: HookedDLM, rows: Sequence[Sequence[int]]
+    dlm: Sketched, rows: Sequence[Sequence[int]]
 ) -> tuple[Int[Tensor, "batch pos"], Bool[Tensor, "batch pos"], list[int]]:
     """Rows of token ids as one batch, padded on the left: tokens, which positions are real, and where rows start."""
     tokens, valid = padded(rows, _padding(dlm))
@@ -151,17 +151,17 @@ def left_padded(
     return tokens.to(dlm.device), valid.to(dlm.device), starts
 
 
-def _padding(dlm: HookedDLM) -> int:
+def _padding(dlm: Sketched) -> int:
     return dlm.ids.pad if dlm.ids.pad is not None else 0
 
 
-def step_limits(dlm: HookedDLM, plan: Plan, canvas: Canvas) -> list[int]:
+def step_limits(dlm: Sketched, plan: Plan, canvas: Canvas) -> list[int]:
     """The most steps that each row can take."""
     masks = canvas.masked.sum(-1).tolist()
     return masks if dlm.is_causal or plan.steps is None or plan.threshold is not None else [plan.steps] * len(masks)
 
 
-def forced_tokens(dlm: HookedDLM, canvas: Canvas, force: Sequence[Sequence[int]]) -> Tensor:
+def forced_tokens(dlm: Sketched, canvas: Canvas, force: Sequence[Sequence[int]]) -> Tensor:
     """The canvas with every gap filled by the tokens to be forced.
 
     Raises:

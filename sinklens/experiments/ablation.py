@@ -78,19 +78,19 @@ def ablate(
     """
     if not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds={list(seeds)} must not be empty or name one twice")
-    job = _task(task)
+    asked = _task(task)
     if metrics is None:
-        metrics = ("agreement", "order", "kl") if isinstance(job, Prompts) else ("forced_accuracy", "accuracy")
+        metrics = ("agreement", "order", "kl") if isinstance(asked, Prompts) else ("forced_accuracy", "accuracy")
     metrics = known(list(metrics))
     arms = arms_of(conditions, controls)
-    runner = Runner(dlm, job, plan or Plan(), metrics)
-    runner.check(arms)
+    runner = Runner(dlm, asked, plan or Plan(), metrics)
+    runner.job.check(arms)
     store = ScoreStore(save_to)
     together = max(1, batch_size // len(arms))  # prompts in a forward
-    batches = [runner.order[start : start + together] for start in range(0, len(job), together)]
+    batches = [runner.order[start : start + together] for start in range(0, len(asked), together)]
     finished = False
     label = progress if isinstance(progress, str) else "ablating"
-    total = len(seeds) * len(job) * len(runner.passes)
+    total = len(seeds) * len(asked) * len(runner.job.passes)
 
     def so_far() -> AblationResult:
         return _result(runner, store, arms, seeds, finished)
@@ -100,7 +100,7 @@ def ablate(
             with tqdm(total=total, desc=label, unit="prompt", disable=progress is False, leave=False) as bar:
                 for seed in seeds:
                     for batch in batches:
-                        for which in runner.passes:
+                        for which in runner.job.passes:
                             _score(runner, store, arms, batch, seed, which, batch_size)
                             bar.update(len(batch))
             finished = True
@@ -127,8 +127,8 @@ def _result(
     scores = [
         score
         for seed in seeds
-        for index in range(len(runner.examples))
-        for which in runner.passes
+        for index in range(len(runner.job.examples))
+        for which in runner.job.passes
         for score in _stored(runner, store, arms, index, seed, which)
     ]
     made = provenance(
@@ -136,7 +136,7 @@ def _result(
         fingerprint=runner.identity["model"],
         plan=runner.identity["plan"],
         task=runner.task.name,
-        prompts=len(runner.examples),
+        prompts=len(runner.job.examples),
         seeds=list(seeds),
         conditions={f"{arm.condition} ({arm.kind})": plain(arm.edit) for arm in arms},
         read_as={f"{arm.condition} ({arm.kind})": repr(arm.edit) for arm in arms},
@@ -201,7 +201,7 @@ def _stored(
         if stored is None:
             return []
         names = {"model": runner.dlm.name, "task": runner.task.name, "prompt": index}
-        names |= {"name": runner.examples[index].name, "seed": seed, "condition": arm.condition, "kind": arm.kind}
+        names |= {"name": runner.job.examples[index].name, "seed": seed, "condition": arm.condition, "kind": arm.kind}
         counts = {"edited_keys": stored["edited_keys"], "edited_mass": stored["edited_mass"]}
         for metric in (name for name in runner.metrics if name in stored["values"]):
             measured = Measured(*stored["values"][metric])

@@ -8,12 +8,12 @@ from sinklens.decoding.answers import Answered, answer_text, answered_rows
 from sinklens.decoding.plan import Plan
 from sinklens.errors import PlanError, SinklensError
 from sinklens.experiments.outcomes import METRICS
-from sinklens.models.hooked_dlm import HookedDLM
+from sinklens.models.outline import Sketched
 from sinklens.tasks import Example, Task
 
 
 def read_answers(
-    dlm: HookedDLM, task: Task, examples: Sequence[Example], plan: Plan, metrics: Sequence[str]
+    dlm: Sketched, task: Task, examples: Sequence[Example], plan: Plan, metrics: Sequence[str]
 ) -> list[Answered]:
     """Prompts and true answers as token ids; none where no metric has the model read them.
 
@@ -49,7 +49,7 @@ def read_answers(
     return rows
 
 
-def _read(dlm: HookedDLM, task: Task, example: Example, plan: Plan) -> Answered:
+def _read(dlm: Sketched, task: Task, example: Example, plan: Plan) -> Answered:
     try:
         if plan.new_tokens == 0:
             said = dlm.encode_piece(answer_text(example.answer, task.separator))

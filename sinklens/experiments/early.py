@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from sinklens.errors import PlanError, ScopeError
+from sinklens.errors import PlanError
 from sinklens.experiments.arms import arms_of
-from sinklens.experiments.exposure import must_meet
-from sinklens.experiments.outcomes import METRICS, known
-from sinklens.experiments.words import refuse_unknown
+from sinklens.experiments.job import Job
+from sinklens.experiments.outcomes import known
 from sinklens.models.outline import Sketched
 from sinklens.tasks import Task
 from sinklens.tasks.jsonl import check_extract, check_separator
@@ -44,25 +42,15 @@ def check_fields(asked: Experiment) -> None:
 
 
 def check_model(model: Sketched, task: Task, asked: Experiment) -> None:
-    """Raise for what cannot be done with a model of this outline.
+    """Raise for what cannot be done with a model of this outline: all that an ablation raises before its first forward.
 
     Raises:
-        PlanError: a plan that it cannot carry out.
-        ScopeError: layers or heads that it does not have.
+        PlanError: a plan that it cannot carry out, prompts or answers beyond its context.
+        PromptError: a prompt or an answer that cannot be read.
+        ScopeError: layers, heads or positions that it does not have.
         NeverExposed: an edit that no step can see at work.
         TaskError: words that its tokenizer does not know.
+        ValueError: no answer, or one of the wrong length.
     """
-    resolved = asked.make_plan().resolved(model)
-    needs = {METRICS[name].needs for name in asked.asked_metrics}
-    steps = resolved.steps if resolved.new_tokens and resolved.threshold is None else None
-    for arm in arms_of(asked.make_edits(), asked.controls or None):
-        for leaf in arm.edit.leaves() if arm.edit is not None else ():
-            where = leaf.where if steps is not None else replace(leaf.where, steps=None)  # known with the prompts
-            try:
-                where.validate(model.n_layers, model.n_heads, steps)
-            except ScopeError as error:
-                raise ScopeError(f"{arm}: {error}") from error
-        if steps is not None and needs - {"likelihood"}:
-            must_meet(arm, steps, steps)
-    examples = [task[index] for index in range(len(task))]
-    refuse_unknown(model.tokenizer, examples, answers=bool(needs & {"forced", "likelihood"}))
+    job = Job(model, task, asked.make_plan(), known(list(asked.asked_metrics)))
+    job.check(arms_of(asked.make_edits(), asked.controls or None))

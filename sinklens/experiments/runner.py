@@ -10,19 +10,16 @@ from torch import Tensor
 
 from sinklens.decoding.fold import Trajectory
 from sinklens.decoding.likelihood import log_likelihood
-from sinklens.decoding.loop import check_parts, steps_from
+from sinklens.decoding.loop import steps_from
 from sinklens.decoding.plan import Plan
-from sinklens.decoding.prompts import Start, forced_tokens, prepare, prepare_rows
+from sinklens.decoding.prompts import prepare_rows
 from sinklens.decoding.run import completion
 from sinklens.decoding.step import Step
-from sinklens.errors import ScopeError, SinklensError
-from sinklens.experiments.answers import read_answers
 from sinklens.experiments.arms import Arm
 from sinklens.experiments.batch import FORM, Batch, Exposure, Measured, Values, edited_rows
-from sinklens.experiments.exposure import must_meet
 from sinklens.experiments.identity import identity_of
+from sinklens.experiments.job import Job
 from sinklens.experiments.outcomes import METRICS, Pass, Replayed, order
-from sinklens.experiments.words import refuse_unknown
 from sinklens.hooks import Edit, Memory
 from sinklens.models.hooked_dlm import HookedDLM
 from sinklens.models.prompts import Unpadded
@@ -47,76 +44,38 @@ class Runner:
         dlm: The model.
         task: Prompts plus a checker.
         plan: How to decode.
-        metrics: What will be asked for; those that need answers must find some that fit, which is checked here.
+        metrics: What will be asked for.
 
     Attributes:
-        passes: The kinds of runs that the metrics need.
-        examples: The task's examples.
-        start: All prompts before the first step, for what is checked before anything is run.
+        job: Prompts and answers as the model reads them, which checks them.
         order: The prompts, those that take as many steps beside each other: they share a batch, and one that is done
             stays in it and costs as before.
         identity: What the scores depend on beside prompt, seed and edit.
 
     Raises:
-        ValueError: an answer of the wrong length, no answer, or a model without a tokenizer to read answers.
-        PlanError: a prompt or a plan that cannot be carried out.
+        ValueError, PlanError, PromptError, TaskError: as in Job.
         ContentError: a model or a task whose content cannot be told.
     """
 
     def __init__(self, dlm: HookedDLM, task: Task, plan: Plan, metrics: Sequence[str]) -> None:
         self.dlm, self.task, self.plan, self.metrics = dlm, task, plan, list(metrics)
-        self.passes: list[Pass] = list(dict.fromkeys(METRICS[name].needs for name in metrics))
-        self.examples = [task[index] for index in range(len(task))]
-        refuse_unknown(dlm.tokenizer, self.examples, answers=bool({"forced", "likelihood"} & set(self.passes)))
-        self._answered = read_answers(dlm, task, self.examples, plan, metrics)
-        self.start = prepare(dlm, [example.prompt for example in self.examples], plan)
-        self._prompts = _tokens(self.start)
-        self._starts = [self.start]
-        if "forced" in self.passes:
-            self._starts.append(prepare_rows(dlm, [row.prompt for row in self._answered], plan))
-            forced_tokens(self.dlm, self._starts[1].canvas, [row.answer for row in self._answered])
-        self.order = sorted(range(len(self.examples)), key=self.start.limits.__getitem__)
-        self.identity = identity_of(dlm, task, self.start.plan)
+        self.job = Job(dlm, task, plan, metrics)
+        self.order = sorted(range(len(self.job.examples)), key=self.job.start.limits.__getitem__)
+        self.identity = identity_of(dlm, task, self.job.start.plan)
         self.identity |= {"likelihood_samples": LIKELIHOOD_SAMPLES, "form": FORM}
         self._identity = digest(self.identity)
-        self._contents = [digest(self._content(index)) for index in range(len(self.examples))]
+        self._contents = [digest(self._content(index)) for index in range(len(self.job.examples))]
 
     def _content(self, index: int) -> dict[str, Any]:
         """What a prompt is, for the hash."""
-        example = self.examples[index]
-        return {"prompt": example.prompt, "tokens": self._prompts[index], "answer": example.answer, "index": index}
-
-    def check(self, arms: Sequence[Arm]) -> None:
-        """Raise for an edit that cannot be at work, before anything is run; the error names its condition.
-
-        Args:
-            arms: Every arm.
-
-        Raises:
-            ScopeError: a scope that selects nothing, or an edit that cannot act on one of the prompts.
-            PlanError: edits under a plan that allows none.
-            NeverExposed: an edit that no step can see at work.
-        """
-        for arm in arms:
-            if arm.edit is None:
-                continue
-            try:
-                for start in self._starts:
-                    check_parts(self.dlm, start, (), [arm.edit])
-                early = [leaf for leaf in arm.edit.leaves() if leaf.where.steps is not None]
-                if early and "likelihood" in self.passes:
-                    raise ScopeError(f"{early[0]!r} names steps, and metric 'log_likelihood' has none")
-            except ValueError as error:
-                kind = type(error) if isinstance(error, SinklensError) else ValueError
-                raise kind(f"{arm}: {error}") from error
-            if set(self.passes) - {"likelihood"}:
-                must_meet(arm, max(self.start.limits), self.start.steps)
+        example = self.job.examples[index]
+        return {"prompt": example.prompt, "tokens": self.job.prompts[index], "answer": example.answer, "index": index}
 
     def key(self, index: int, seed: int, arm: Arm, which: Pass) -> str:
         """Hash of everything that the scores of one pass depend on: those of anything else are never taken for them."""
         metrics = sorted(name for name in self.metrics if METRICS[name].needs == which)
         parts = {"identity": self._identity, "edit": arm.content, "prompt": self._contents[index], "seed": seed}
-        forced = self._answered[index] if which in ("forced", "likelihood") else None
+        forced = self.job.answered[index] if which in ("forced", "likelihood") else None
         return digest({**parts, "answer": forced, "pass": which, "metrics": metrics})
 
     def run(
@@ -153,7 +112,7 @@ class Runner:
     def _decode(self, batch: Batch, replayed: Replayed | None = None, **options: Any) -> Decoded:
         """What became of a batch, where edits met it, and what its edits remember."""
         forced = options.get("force") is not None
-        prompts = [self._answered[index].prompt if forced else self._prompts[index] for index in batch.rows]
+        prompts = [self.job.answered[index].prompt if forced else self.job.prompts[index] for index in batch.rows]
         start = prepare_rows(self.dlm, prompts, self.plan, batch.seeds)
         trajectory, exposure, memory = Trajectory.of(start.canvas), Exposure(start.canvas), None
         for step in steps_from(self.dlm, start, interventions=batch.interventions, **options):
@@ -181,7 +140,7 @@ class Runner:
             shared = committed & run.committed[clean]
             if "accuracy" in values:
                 score = self.task.score(
-                    self.examples[index], completion(self.dlm, self.plan, tokens[committed].tolist())
+                    self.job.examples[index], completion(self.dlm, self.plan, tokens[committed].tolist())
                 )
                 exposed = exposure.share(row, self._scored(index, tokens, committed))
                 values["accuracy"].append(Measured(score.accuracy, score.total, exposed))
@@ -202,18 +161,18 @@ class Runner:
         ids = tokens[places].tolist()
         end = next((place for place, token in enumerate(ids) if token in self.dlm.ids.eos), len(ids))
         ids = ids[: end + 1] if self.plan.new_tokens else ids
-        counting = torch.tensor(self.task.scored(self.examples[index], ids), dtype=torch.bool)
+        counting = torch.tensor(self.task.scored(self.job.examples[index], ids), dtype=torch.bool)
         scored = torch.zeros_like(committed)
         scored[places[: len(ids)]] = counting.to(scored.device)
         return scored
 
     def _forced(self, batch: Batch) -> tuple[Values, Memory | None]:
-        run, exposure, memory = self._decode(batch, force=[self._answered[index].answer for index in batch.rows])
+        run, exposure, memory = self._decode(batch, force=[self.job.answered[index].answer for index in batch.rows])
         values = []
         for row, index in enumerate(batch.rows):
-            answer, said = self._answered[index].answer, run.predicted[row, run.committed[row]].tolist()
+            answer, said = self.job.answered[index].answer, run.predicted[row, run.committed[row]].tolist()
             met = exposure.places[row, run.committed[row]].tolist()
-            counting = self.task.checkable(self.examples[index], answer)
+            counting = self.task.checkable(self.job.examples[index], answer)
             right = [a == b for a, b, counts in zip(said, answer, counting, strict=True) if counts]
             met = [edited for edited, counts in zip(met, counting, strict=True) if counts]
             accuracy, exposed = (sum(each) / len(each) if each else None for each in (right, met))
@@ -230,7 +189,7 @@ class Runner:
         return {name: [Measured(*row) for row in values[name]] for name in names}, memory
 
     def _likelihood(self, batch: Batch) -> tuple[Values, Memory | None]:
-        rows = [self._answered[index] for index in batch.rows]
+        rows = [self.job.answered[index] for index in batch.rows]
         prompts, answers = ([Unpadded(tuple(part)) for part in parts] for parts in zip(*rows, strict=True))
         interventions = batch.interventions
         memories = [edit.memory() for edit in interventions]
@@ -248,9 +207,3 @@ class Runner:
         exposed = (met[0] / draws).tolist() if met else [0.0] * len(rows)
         measured = zip(values.tolist(), [len(row.answer) for row in rows], exposed, strict=True)
         return {"log_likelihood": [Measured(*row) for row in measured]}, next(iter(memories), None)
-
-
-def _tokens(start: Start) -> list[list[int]]:
-    """Token ids of each prompt."""
-    end = start.canvas.tokens.shape[1] - start.plan.new_tokens
-    return [row[first:end].tolist() for row, first in zip(start.canvas.tokens, start.starts, strict=True)]

@@ -171,11 +171,6 @@ class HookedDLM(Text, Tools):
         rotary.settle(self.original_model)
         return fingerprint(self)
 
-    def __repr__(self) -> str:
-        return f"HookedDLM({self.name!r}, {self.family.name}, {self.n_layers} layers x {self.n_heads} heads)"
-
-    __str__ = __repr__
-
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Copies and pickles are made from the plain transformers model, and wrapped anew."""
         return copying.reduced(self)

@@ -49,14 +49,14 @@ class Described:
     Attributes:
         folder: Where it is.
         family: What kind of checkpoint it is.
-        arguments: Of the stock config class.
+        config: In the stock config class.
         tokenizer: Its tokenizer, if it ships one.
         ids: Special-token ids.
     """
 
     folder: Path
     family: Family
-    arguments: dict[str, Any]
+    config: Any
     tokenizer: PreTrainedTokenizerBase | None
     ids: SpecialIds
 
@@ -124,7 +124,11 @@ def describe(
     configs = (config, files.read_json(folder / "generation_config.json"))
     size = arguments["vocab_size"]
     ids = special_ids(configs, tokenizer, family, name, vocabulary=size, mask=mask_token_id)
-    return Described(folder, family, arguments, tokenizer, ids)
+    try:
+        stock = family.stock.config_class(**arguments, **ids.stock(), is_causal=family.causal)
+    except (ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"config.json of {name!r} makes no {family.layout} model: {error}") from error
+    return Described(folder, family, stock, tokenizer, ids)
 
 
 def load(
@@ -141,13 +145,8 @@ def load(
     read = describe(name, revision, family=family, mask_token_id=mask_token_id)
     family, folder = read.family, read.folder
     shapes = files.weights(folder, name)
-    model_class = family.stock
-    try:
-        hf_config = model_class.config_class(**read.arguments, **read.ids.stock(), is_causal=family.causal)
-    except (ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"config.json of {name!r} makes no {family.layout} model: {error}") from error
-    _compare(model_class, hf_config, family, shapes, name)
-    model = _weights(model_class, folder, hf_config, family, dtype=dtype, device_map=device_map, name=name)
+    _compare(family.stock, read.config, family, shapes, name)
+    model = _weights(family.stock, folder, read.config, family, dtype=dtype, device_map=device_map, name=name)
     if device is not None and device_map is None:
         model = model.to(device)  # pyright: ignore[reportArgumentType]
     set_direction(model, causal=family.causal)

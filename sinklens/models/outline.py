@@ -5,16 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from sinklens.models import loading
 from sinklens.models.families import Family
 from sinklens.models.files import SMALL
 from sinklens.models.hooked_dlm import HookedDLM
+from sinklens.models.reading import Reading
 from sinklens.models.special_ids import SpecialIds
 
 
-@dataclass(frozen=True)
-class Outline:
-    """A checkpoint without its weights: enough to refuse what cannot be done with it.
+@dataclass(frozen=True, repr=False)
+class Outline(Reading):
+    """A checkpoint without its weights: enough to read prompts, and to refuse what cannot be done with it.
+
+    It stands where a HookedDLM would in everything that comes before the first forward.
 
     Attributes:
         name: What it would be loaded as.
@@ -23,6 +28,8 @@ class Outline:
         tokenizer: Its tokenizer; None if it ships none.
         n_layers: Number of layers.
         n_heads: Number of query heads.
+        n_ctx: Longest sequence that it was built for.
+        d_vocab: Rows of the embedding.
     """
 
     name: str
@@ -31,6 +38,14 @@ class Outline:
     tokenizer: Any
     n_layers: int
     n_heads: int
+    n_ctx: int
+    d_vocab: int
+    device = torch.device("cpu")
+
+    @property
+    def cfg(self) -> Outline:
+        """Where a HookedDLM has its sizes."""
+        return self
 
     @property
     def is_causal(self) -> bool:
@@ -50,5 +65,6 @@ def outline(
         CheckpointError: as `HookedDLM.from_pretrained`, for everything that is not about weights.
     """
     said = loading.describe(name, revision, patterns=SMALL, family=family, mask_token_id=mask_token_id)
-    layers, heads = (int(said.arguments[field]) for field in ("num_hidden_layers", "num_attention_heads"))
-    return Outline(name, said.family, said.ids, said.tokenizer, layers, heads)
+    config = said.config
+    sizes = config.num_hidden_layers, config.num_attention_heads, config.max_position_embeddings, config.vocab_size
+    return Outline(name, said.family, said.ids, said.tokenizer, *sizes)

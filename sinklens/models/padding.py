@@ -43,7 +43,7 @@ class Pads:
 
     @classmethod
     def of(cls, dlm: Any) -> Pads:
-        """The pads of a `HookedDLM`: of its checkpoint and of its tokenizer. A mask token is a gap, and never a pad."""
+        """The pads of a checkpoint and of its tokenizer. A mask token is a gap, and never a pad."""
         ids: Any = dlm.ids
         own: Any = dlm.tokenizer
         kinds = ("bos", "eos", "unk", "sep", "cls", "mask")
@@ -52,7 +52,7 @@ class Pads:
         # A checkpoint that names no pad gets another token as one: EOS, BOS, or 0 where nothing is named.
         named = set(own.all_special_ids) if own is not None else pads if means - {None} else set()
         certain = (pads & named) - means
-        head = (ids.bos,) if own is not None and dlm.cfg.tokenizer_prepends_bos else ()
+        head = (ids.bos,) if dlm.prepends_bos else ()
         return cls(frozenset(certain), frozenset(pads - certain), head)
 
     def removed(self, row: Sequence[int], beside: int = 1) -> list[int]:

@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 from fuzzing import command
 
-from sinklens import HookedDLM, Plan, denoise
+from sinklens import HookedDLM, Plan, ablate, denoise
 from sinklens.errors import (
     CheckpointError,
     NeverExposed,
     PartlyExposed,
     PlanError,
+    PromptError,
     RecordError,
     ScopeError,
     SinklensError,
@@ -85,7 +86,10 @@ def options(fields: dict[str, Any]) -> list[str]:
     given: list[str] = []
     for name, value in fields.items():
         for each_name, each in value.items() if name == "plan" else [(name, value)]:
-            for one in each if isinstance(each, list) else [each]:
+            if each is True:
+                given.append(f"--{each_name}")
+                continue
+            for one in (each or ["none"]) if isinstance(each, list) else [each]:
                 given += [f"--{words.get(each_name, each_name).replace('_', '-')}", str(one)]
     model = given.index("--model") if "--model" in given else None
     return [given[model + 1], *given[:model], *given[model + 2 :]] if model is not None else ["tiny-dlm", *given]
@@ -129,6 +133,65 @@ def test_what_the_task_file_holds_is_refused_before_weights(task: str, tmp_path:
         assert says in command("ablate", *options({"edits": EDITS, "task": task}))[2]
 
 
+LONG = "dolko gake " * 70
+TASKS: list[tuple[dict[str, str], dict[str, Any], type[Exception], str]] = [
+    ({"prompt": LONG}, {}, PlanError, "exceeds the context of 128"),
+    ({"prompt": LONG}, {"model": "tiny-arm"}, PlanError, "exceeds the context of 128"),
+    ({}, {"plan": {"new_tokens": 127}}, PlanError, "with new_tokens=127 that exceeds the context of 128"),
+    ({"answer": "dolko gake"}, {"metrics": ["forced_accuracy"], "plan": {"new_tokens": 3}}, ValueError, "new_tokens=3"),
+    ({"answer": LONG}, {"metrics": ["log_likelihood"]}, PlanError, "within the context of 128"),
+    ({"prompt": ""}, {"model": "tiny-arm", "edits": ["mask:pos40"]}, ScopeError, "shortest row"),
+    ({}, {"metrics": ["log_likelihood"], "edits": ["mask:pos12"]}, ScopeError, "shortest row"),
+    ({}, {"metrics": ["log_likelihood"], "edits": ["mask:same/top1@steps=1"]}, ScopeError, "names steps"),
+    ({}, {"metrics": ["log_likelihood"], "plan": {"new_tokens": 0}}, ValueError, "filling gaps has none"),
+    ({}, {"plan": {"new_tokens": 0}}, PlanError, "holds no mask token"),
+    ({"prompt": "dolko <|mask|>"}, {}, PlanError, "holds 1 mask tokens"),
+    ({"prompt": "dolko <|mask|>"}, {"plan": {"new_tokens": 0, "steps": 2}}, PlanError, "more than the 1 gaps"),
+    ({}, {"plan": {"chat": True}}, PromptError, "cannot read"),
+    ({}, {"plan": {"cfg_scale": 1.0}}, PlanError, "no one meaning"),
+    ({}, {"edits": ["mask:token=99"]}, ScopeError, "token id 99 is outside the vocabulary of 67"),
+    ({}, {"edits": ["mask:token=digit"]}, ValueError, "is of class 'digit'"),
+    ({}, {"edits": ["sink_token=99"], "controls": []}, ScopeError, "token id 99 is outside the vocabulary of 67"),
+    ({}, {"edits": ["mask:same/top999"]}, ScopeError, "999 keys"),
+    ({}, {"edits": ["keep=400:recency"], "controls": []}, ScopeError, "keeps every key"),
+]
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize(("line", "fields", "kind", "says"), TASKS, ids=[says for *_, says in TASKS])
+def test_prompts_answers_and_edits_that_do_not_fit_are_refused_before_weights_with_the_words_of_after(
+    line: dict[str, str],
+    fields: dict[str, Any],
+    kind: type[Exception],
+    says: str,
+    task: str,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+) -> None:
+    Path(task).write_text(json.dumps({"prompt": "dolko gake", "answer": "dolko", **line}))
+    asked = Experiment(**{"task": task, "edits": EDITS, **fields})
+    dlm = HookedDLM.from_pretrained(asked.model)
+    request.getfixturevalue("no_forward")
+    with pytest.raises(kind, match=says) as after:
+        ablate(
+            dlm,
+            asked.make_task(),
+            asked.make_edits(),
+            asked.make_plan(),
+            controls=asked.controls,
+            metrics=asked.asked_metrics,
+        )
+    request.getfixturevalue("no_weights")
+    with pytest.raises(kind, match=says) as before:
+        asked.run(progress=False)
+    assert (type(before.value), str(before.value)) == (type(after.value), str(after.value))
+    if "cfg_scale" in str(fields):  # no option
+        return
+    code, _, err = command("ablate", *options({"task": task, "edits": EDITS, **fields}), "--out", str(tmp_path / "o"))
+    assert (code, says in err) == (2, True), err
+    assert not (tmp_path / "o").exists()
+
+
 @pytest.mark.usefixtures("no_weights")
 def test_published_tables_and_traces_too(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="seed 3 is named twice"):
@@ -144,6 +207,13 @@ def test_published_tables_and_traces_too(tmp_path: Path) -> None:
         (["trace", "tiny-arm", "dolko", "--steps", "8"], "steps=8 has no meaning"),
         (["trace", "tiny-dlm", "dolko", "--device", "quantum"], "device='quantum'"),
         (["trace", "tiny-dlm", "dolko", "--rule", "luck"], "luck"),
+        (["trace", "tiny-dlm", LONG], "exceeds the context of 128"),
+        (["trace", "tiny-dlm", "dolko", "--new-tokens", "127"], "exceeds the context of 128"),
+        (["trace", "tiny-dlm", "dolko", "--new-tokens", "0"], "holds no mask token"),
+        (["trace", "tiny-dlm", "dolko", "--chat"], "cannot read"),
+        (["trace", "tiny-dlm", "zebra"], "cannot read"),
+        (["trace", "tiny-dlm", "dolko", "--seed", "-1"], "-1"),
+        (["reproduce", "table1", "--new-tokens", "120"], "exceeds the context of 128"),
     ):
         code, _, err = command(*given, *out)
         assert (code, says in err) == (2, True), err
@@ -194,10 +264,14 @@ def test_what_is_only_partly_exposed_is_a_note_and_what_never_is_an_error(tmp_pa
 @pytest.mark.parametrize("name", ["tiny-dlm", "tiny-arm"])
 def test_an_outline_says_what_the_model_says(name: str) -> None:
     drawn, dlm = outline(name), HookedDLM.from_pretrained(name)
-    for field in ("name", "family", "ids", "n_layers", "n_heads", "is_causal"):
+    for field in ("name", "family", "ids", "n_layers", "n_heads", "n_ctx", "is_causal"):
         assert getattr(drawn, field) == getattr(dlm, field), field
     assert drawn.tokenizer.get_vocab() == dlm.tokenizer.get_vocab()
+    assert drawn.d_vocab == dlm.cfg.d_vocab
+    assert repr(drawn) == repr(dlm)
     assert Plan().resolved(drawn) == Plan().resolved(dlm)
+    for prompt in ("dolko gake", "", [5, 6], {"input_ids": [1, 5], "attention_mask": [0, 1]}):
+        assert drawn.encode(prompt) == dlm.encode(prompt)
 
 
 @pytest.mark.usefixtures("no_weights")
