@@ -208,6 +208,21 @@ def test_attaching(dlm: HookedDLM, clean: torch.Tensor, few: int) -> None:
     assert torch.equal(run(), right)
 
 
+@pytest.mark.parametrize("opcodes", [False, True], ids=["lines", "bytecodes"])
+def test_calls_of_the_wrapped_model(dlm: HookedDLM, clean: torch.Tensor, opcodes: bool) -> None:
+    """Every place of a call of the transformers model itself."""
+
+    def run() -> torch.Tensor:
+        return dlm.original_model(TOKENS).logits
+
+    count = places(run, opcodes)
+    assert count > 20
+    for at in range(count):
+        where = interrupted(run, at, opcodes).where
+        torch.set_grad_enabled(True)  # of transformers' own decorator around its rotary embedding
+        is_clean(dlm, clean, where)
+
+
 @pytest.mark.parametrize("few", [60, pytest.param(600, marks=pytest.mark.slow)])
 def test_ablate(dlm: HookedDLM, clean: torch.Tensor, tmp_path: Path, few: int) -> None:
     """Whatever is interrupted goes on to the result of an uninterrupted ablation, and loses no finished batch."""

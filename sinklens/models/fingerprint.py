@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sinklens.errors import ContentError
+from sinklens.models.rotary import Settled
 from sinklens.values.content import plain
 
 CHUNK = 2**26  # bytes that are hashed at once
@@ -41,6 +42,8 @@ def fingerprint(dlm: Any) -> str:
     }
     made.update(json.dumps(about, sort_keys=True, default=str).encode())
     for path, module in dlm.original_model.named_modules():
+        if isinstance(module, Settled):
+            module.settle()
         made.update(f"{path}:{type(module).__module__}.{type(module).__qualname__}".encode())
         made.update(json.dumps(_switches(module), sort_keys=True).encode())
         if "forward" in vars(module) and not hasattr(module, "_hf_hook"):  # accelerate's own only moves tensors

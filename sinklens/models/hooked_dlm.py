@@ -59,6 +59,7 @@ class HookedDLM(Text, Tools):
         self.name, self.revision = checkpoint.name, checkpoint.revision
         self._path = "auto"
         self.__dict__["wiring"] = Wiring(self, model)
+        rotary.keep_settled(model)
         # TransformerLens gives an unembedding without bias one of zeros: not to be saved.
         for module in (module for module in model.modules() if "bias" in module._buffers):
             module._non_persistent_buffers_set.add("bias")
@@ -168,8 +169,7 @@ class HookedDLM(Text, Tools):
 
     def fingerprint(self) -> str:
         """Hash of everything that decides what the model computes; scores are stored under it (`fingerprint`)."""
-        rotary.settle(self.original_model)
-        return fingerprint(self)
+        return self.wiring.held(lambda: fingerprint(self))
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Copies and pickles are made from the plain transformers model, and wrapped anew."""
@@ -238,7 +238,6 @@ class HookedDLM(Text, Tools):
         def told(serving: dict[Any, Any]) -> Any:
             serving = serving if self._path == "auto" else self.wiring.serving(everywhere=True)
             self.check_attention(serving)
-            rotary.settle(self.original_model)
             return attention.running(attention.Forward(serving, mask_token=self.ids.mask, path=self._path), inner)
 
         return self.wiring.run(told, everything=self.across(kwargs))

@@ -5,31 +5,42 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from sinklens.models.calls import Around, surround
 
 _STATEFUL = ("dynamic", "longrope")  # transformers changes their frequencies in a forward, and may keep the change
 
 
-@torch.no_grad()
-def settle(model: Any) -> None:
-    """Give a stock decoder the frequencies that it has when it is loaded.
+class Settled(Around):
+    """A rotary embedding of transformers that begins every call with the frequencies that it has when it is loaded.
 
     A cast (`dlm.to(torch.bfloat16)`) rounds them, loading in that dtype does not; and after a text beyond the context a
     dynamic scaling stays for texts that are shorter.
-
-    Args:
-        model: The transformers model.
     """
-    rotary = getattr(getattr(model, model.base_model_prefix, None), "rotary_emb", None)
-    if rotary is None:
-        return
-    rotary = getattr(rotary, "original_component", rotary)  # the bridge's component may stand in its place now
-    rounded = rotary.inv_freq.dtype != torch.float32
-    if not rounded and rotary.rope_type not in _STATEFUL:
-        return
-    make: Any = ROPE_INIT_FUNCTIONS.get(rotary.rope_type, rotary.compute_default_rope_parameters)
-    frequencies, rotary.attention_scaling = make(model.config)
-    frequencies = frequencies.to(device=rotary.inv_freq.device, dtype=torch.float32)
-    rotary.inv_freq, rotary.original_inv_freq = frequencies, frequencies.clone()
-    rotary.max_seq_len_cached = rotary.original_max_seq_len
-    rotary.__dict__.pop("long_inv_freq", None)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """As the module's own."""
+        self.settle()
+        return super().__call__(*args, **kwargs)
+
+    def settle(self) -> None:
+        """Take back what forwards and casts have done."""
+        rotary: Any = self
+        if rotary.inv_freq.dtype == torch.float32 and rotary.rope_type not in _STATEFUL:
+            return
+        make: Any = ROPE_INIT_FUNCTIONS.get(rotary.rope_type, rotary.compute_default_rope_parameters)
+        frequencies, rotary.attention_scaling = make(rotary.config)
+        frequencies = frequencies.to(device=rotary.inv_freq.device, dtype=torch.float32)
+        rotary.max_seq_len_cached = rotary.original_max_seq_len
+        rotary.__dict__.pop("long_inv_freq", None)
+        rotary.original_inv_freq = frequencies.clone()
+        rotary.inv_freq = frequencies  # last: an interrupt before it leaves everything to be done again
+
+
+def keep_settled(model: nn.Module) -> None:
+    """Let every call of a decoder's rotary embedding begin as that of a freshly loaded model."""
+    for module in model.modules():
+        if hasattr(module, "original_inv_freq"):
+            surround(module, Settled)

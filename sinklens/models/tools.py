@@ -10,7 +10,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from sinklens.errors import ModelError, Unsupported
-from sinklens.models import attention, rotary
+from sinklens.models import attention
 from sinklens.models.families import Family
 from sinklens.models.wiring import Wiring
 
@@ -153,6 +153,5 @@ class Tools(TransformerBridge):
             )
         if len(args) < 4 and self.ids.eos:  # the fourth is eos_token_id; by itself TransformerLens takes one of them
             kwargs.setdefault("eos_token_id", list(self.ids.eos))
-        rotary.settle(self.original_model)
         inner = getattr(super(), name)
         return self.wiring.run(lambda _: inner(*args, **kwargs), everything=self.wiring.hooked)

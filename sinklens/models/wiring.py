@@ -11,7 +11,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
-from weakref import WeakKeyDictionary
 
 from torch import nn
 from transformer_lens.hook_points import HookPoint
@@ -19,6 +18,8 @@ from transformer_lens.model_bridge.generalized_components.base import Generalize
 
 from sinklens.errors import HookNeverFired, ModelError
 from sinklens.interrupts import surely
+from sinklens.models.calls import surround
+from sinklens.models.turn import Held, turn_of
 
 R = TypeVar("R")
 _KINDS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -27,28 +28,6 @@ _KINDS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 def wrapped(model: nn.Module) -> str | None:
     """The path of a bridge component inside a transformers model, if somebody has wrapped it; else None."""
     return next((path for path, module in model.named_modules() if isinstance(module, GeneralizedComponent)), None)
-
-
-class Turn:
-    """Which thread runs or hooks a transformers model, and whose forward is running; several bridges may wrap it."""
-
-    def __init__(self) -> None:
-        self.lock: Any = threading.RLock()
-        self.owner: Any = None
-
-    def held(self, body: Callable[[], R]) -> R:
-        """What `body` gives while other threads wait."""
-        if self.lock._is_owned():  # asked of the lock itself: an interrupt may fall behind `acquire`
-            return body()
-
-        def within() -> R:
-            self.lock.acquire()
-            return body()
-
-        return surely(within, lambda: self.lock.release() if self.lock._is_owned() else None)
-
-
-_TURNS: WeakKeyDictionary[nn.Module, Turn] = WeakKeyDictionary()
 
 
 class Slot:
@@ -121,7 +100,8 @@ class Wiring:
         self._serving = [slot for slot in self.slots if slot.served is not None]
         self._watched = [hooks for slot in self.slots for hooks in slot.watched]  # asked at every forward: one list
         self._quiet = 0
-        self._turn = _TURNS.setdefault(model, Turn())
+        self._turn = turn_of(model)
+        surround(model, Held)
 
     @property
     def lock(self) -> threading.RLock:

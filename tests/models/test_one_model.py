@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
 import threading
 from collections.abc import Callable
@@ -452,6 +453,30 @@ def test_a_model_may_be_wrapped_twice(tiny_stock: Any) -> None:
             half = ("blocks.0.attn.hook_pattern", lambda pattern, *, hook: pattern * 0.5)
             edited = dlm.run_with_hooks(TOKENS, fwd_hooks=[half])
             assert float((edited - dlm(TOKENS)).abs().max()) > 1e-2
+
+
+def test_what_stands_around_its_calls_is_no_part_of_a_model(tiny_stock: Any, tmp_path: Any) -> None:
+    """Neither of its hooks, nor of what a class is called, nor of what is saved; and twice wrapped is wrapped once."""
+    stock = tiny_stock("Llama")
+    plain = [(path, type(module).__module__, type(module).__qualname__) for path, module in stock.named_modules()]
+    kind = type(stock)
+    HookedDLM.from_transformers(stock, None, "Llama")
+    once = type(stock)
+    HookedDLM.from_transformers(copy.deepcopy(stock), None, "Llama")
+    HookedDLM.from_transformers(stock, None, "Llama")
+    assert type(stock) is once
+    assert isinstance(stock, kind)
+    assert [(path, type(m).__module__, type(m).__qualname__) for path, m in stock.named_modules()] == plain
+    for module in stock.modules():
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks
+        assert "forward" not in vars(module)
+    stock.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
+    assert type(type(stock).from_pretrained(tmp_path)).__name__ == "LlamaForCausalLM"
+    loss = stock(TOKENS, labels=TOKENS).loss
+    loss.backward()
+    assert all(parameter.grad is not None for parameter in stock.parameters())
 
 
 def test_two_wraps_of_one_model_do_not_meet_in_one_forward(tiny_stock: Any) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -42,6 +44,33 @@ def test_a_forward_does_not_depend_on_those_before(
             torch.testing.assert_close(dlm(tokens[:, :length]), expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("rope", TYPES, ids=lambda rope: rope["rope_type"])
+@torch.no_grad()
+def test_a_call_of_the_wrapped_model_does_not_depend_on_those_before(
+    tiny_stock: Callable[..., Any], tiny_model: Callable[..., HookedDLM], rope: dict[str, Any]
+) -> None:
+    """Model, decoder and rotary embedding called by themselves, copies of them, and transformers' own writing."""
+    dlm = tiny_model("Llama", rope_parameters=rope)
+    tokens = torch.randint(0, 60, (1, 100), generator=torch.Generator().manual_seed(0))
+    model: Any = dlm.original_model
+    options: dict[str, Any] = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 1, "eos_token_id": None}
+    for length in LENGTHS:
+        fresh, now = tiny_stock("Llama", rope_parameters=rope), tokens[:, :length]
+        place = torch.arange(length)[None]
+        expected = fresh(now, use_cache=False)
+        for each in (model, pickle.loads(pickle.dumps(model)), copy.deepcopy(dlm).original_model):
+            torch.testing.assert_close(each(now, use_cache=False).logits, expected.logits, atol=1e-5, rtol=1e-5)
+        hidden = model.model(now, use_cache=False).last_hidden_state
+        torch.testing.assert_close(model.lm_head(hidden), expected.logits, atol=1e-5, rtol=1e-5)
+        fresh = tiny_stock("Llama", rope_parameters=rope)
+        for ours, theirs in zip(
+            model.model.rotary_emb(hidden, place), fresh.model.rotary_emb(hidden, place), strict=True
+        ):
+            assert torch.equal(ours, theirs)
+        fresh = tiny_stock("Llama", rope_parameters=rope)
+        assert torch.equal(model.generate(now, **options), fresh.generate(now, **options))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("cast", ["to", "half", "before"])
 def test_a_cast_model_is_the_loaded_one(dtype: torch.dtype, cast: str) -> None:
@@ -55,6 +84,7 @@ def test_a_cast_model_is_the_loaded_one(dtype: torch.dtype, cast: str) -> None:
     else:
         dlm = dlm.to(dtype)
     tokens = torch.randint(0, 60, (2, 40), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(dlm.original_model(tokens).logits, loaded(tokens))
     assert torch.equal(dlm(tokens), loaded(tokens))
     assert cast == "before" or dlm.fingerprint() == loaded.fingerprint()  # wrapped in memory it has another name
     assert torch.equal(dlm.original_model.model.rotary_emb.inv_freq, loaded.original_model.model.rotary_emb.inv_freq)

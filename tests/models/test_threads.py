@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 import sinklens as sl
@@ -73,6 +76,81 @@ def test_a_context_of_hooks_holds_other_threads_back(tiny_model: Callable[..., H
         assert not torch.equal(dlm(tokens), clean)
     thread.join()
     assert torch.equal(out[0], clean)
+
+
+def test_a_call_of_the_wrapped_model_waits_for_a_hooked_forward(tiny_model: Callable[..., HookedDLM]) -> None:
+    """While components and hooks of one thread's forward are in place, `dlm.original_model(...)` elsewhere waits."""
+    dlm, tokens, out, early = tiny_model("LLaDA"), torch.tensor([[3, 4, 5, 6]]), [], []
+    clean = dlm(tokens)
+    threads = [threading.Thread(target=lambda: out.append(dlm.original_model(tokens).logits)) for _ in range(2)]
+
+    def zero(tensor: torch.Tensor, hook: Any) -> torch.Tensor:
+        threads[0].start()
+        threads[0].join(0.2)
+        early.extend(out)
+        return tensor * 0
+
+    dlm.run_with_hooks(tokens, fwd_hooks=[("blocks.0.hook_out", zero)])
+    threads[0].join()
+    with dlm.hooks(fwd_hooks=[("blocks.0.hook_out", lambda tensor, hook: tensor * 0)]):
+        threads[1].start()
+        threads[1].join(0.2)
+        early.extend(out[1:])
+        dlm(tokens)
+    threads[1].join()
+    assert not early
+    assert [torch.equal(each, clean) for each in out] == [True, True]
+
+
+def test_a_hooked_forward_waits_for_a_call_of_the_wrapped_model(tiny_model: Callable[..., HookedDLM]) -> None:
+    """Else its components would come into the middle of the plain forward."""
+    dlm, tokens, out, early = tiny_model("LLaDA"), torch.tensor([[3, 4, 5, 6]]), [], []
+    clean = dlm(tokens)
+    zero = [("blocks.1.hook_out", lambda tensor, hook: tensor * 0)]
+    thread = threading.Thread(target=lambda: out.append(dlm.run_with_hooks(tokens, fwd_hooks=zero)))
+
+    def begin(*_: Any) -> None:
+        thread.start()
+        thread.join(0.2)
+        early.extend(out)
+
+    handle = dlm.original_model.model.layers[0].register_forward_pre_hook(begin)
+    plain = dlm.original_model(tokens).logits
+    handle.remove()
+    thread.join()
+    assert not early
+    assert torch.equal(plain, clean)
+    assert not torch.equal(out[0], clean)
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_a_call_that_fails_lets_others_go_on(tiny_model: Callable[..., HookedDLM], error: type[BaseException]) -> None:
+    dlm, tokens, out = tiny_model("LLaDA"), torch.tensor([[3, 4, 5, 6]]), []
+
+    def fail(*_: Any) -> None:
+        raise error
+
+    handle = dlm.original_model.model.layers[0].register_forward_pre_hook(fail)
+    with pytest.raises(error):
+        dlm.original_model(tokens)
+    handle.remove()
+    thread = threading.Thread(target=lambda: out.append(dlm(tokens)), daemon=True)
+    thread.start()
+    thread.join(20)
+    assert len(out) == 1
+
+
+def test_copies_are_calls_of_their_own(tiny_model: Callable[..., HookedDLM]) -> None:
+    """A copy of the wrapped model does not wait for the original, as replicas of DataParallel must not, either."""
+    dlm, tokens, out = tiny_model("LLaDA"), torch.tensor([[3, 4, 5, 6]]), []
+    copies = [copy.deepcopy(dlm.original_model), pickle.loads(pickle.dumps(dlm.original_model))]
+    expected = dlm(tokens)
+    with dlm.wiring.lock:
+        for each in copies:
+            thread = threading.Thread(target=lambda model=each: out.append(model(tokens).logits), daemon=True)
+            thread.start()
+            thread.join(20)
+    assert [torch.equal(each, expected) for each in out] == [True, True]
 
 
 def test_tools_of_transformer_lens_in_threads(tiny_model: Callable[..., HookedDLM]) -> None:
