@@ -28,6 +28,7 @@ OTHERS = {  # architectures that share a model_type with a family here, and are 
     "LLaDAMoEModelLM": "LLaDA-MoE is a mixture of experts",
     "StableDiffcoderForCausalLM": "Stable-DiffCoder is a diffusion model decoded in blocks, no Llama baseline",
 }
+_OF_LAYER = re.compile(r"(.*?\b(?:layers?|h)\.)(\d+)\.")  # a weight of a layer, in the stock classes' names
 
 
 @dataclass(frozen=True)
@@ -160,20 +161,19 @@ def _compare(model_class: Any, config: Any, family: Family, shapes: Mapping[str,
         for old, new in family.key_mapping.items():
             key = re.sub(old, new, key)  # noqa: PLW2901
         renamed[key] = shape
-    layers = 1 + max(
-        (int(found[1]) for key in renamed if (found := re.match(r"model\.layers\.(\d+)\.", key))), default=-1
-    )
+    of_layers = [found for key in renamed if (found := _OF_LAYER.match(key))]
+    layers = 1 + max((int(found[2]) for found in of_layers), default=-1)
     if config.num_hidden_layers > layers:
-        _misfit(
-            name, family, "missing", [f"model.layers.{layers}.* (config.json says {config.num_hidden_layers} layers)"]
-        )
+        stem = of_layers[0][1] if of_layers else "layers."
+        _misfit(name, family, "missing", [f"{stem}{layers}.* (config.json says {config.num_hidden_layers} layers)"])
     try:
         with torch.device("meta"):
-            expected = {key: tuple(value.shape) for key, value in model_class(config).state_dict().items()}
+            made = model_class(config)
     except (RuntimeError, ValueError, AssertionError) as error:
         raise CheckpointError(f"config.json of {name!r} makes no {family.layout} model: {error}") from error
-    free = {"lm_head.weight"} if config.tie_word_embeddings else set()
-    _misfit(name, family, "missing", [key for key in expected if key not in renamed and key not in free])
+    expected = {key: tuple(value.shape) for key, value in made.state_dict().items()}
+    tied = made.all_tied_weights_keys  # the copies; the checkpoint need not hold them
+    _misfit(name, family, "missing", [key for key in expected if key not in renamed and key not in tied])
     _misfit(name, family, "mismatched", [key for key, shape in expected.items() if renamed.get(key, shape) != shape])
 
 
