@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sinklens.errors import ContentError
+from sinklens.experiments.exposure import must_change
 from sinklens.experiments.results import UNMASKED
 from sinklens.hooks import Edit
 from sinklens.interventions import control
@@ -43,6 +44,7 @@ def arms_of(conditions: Mapping[str, Edit], controls: Controls) -> list[Arm]:
         ValueError: a name that is taken, a condition that is no edit, two conditions that are the same edit, an edit
             that no control can match.
         ContentError: an edit whose content cannot be told, with the name of its condition.
+        NeverExposed: every condition is the identity.
     """
     conditions = read("conditions", conditions, Mapping[str, Any])
     if UNMASKED in conditions:
@@ -56,6 +58,7 @@ def arms_of(conditions: Mapping[str, Edit], controls: Controls) -> list[Arm]:
                 f"conditions {other!r} and {condition!r} are one and the same edit, {edit!r}; leave one of them out"
             )
         arms += [arm, *(_arm(condition, kind, matched) for kind, matched in _controls(edit, controls))]
+    must_change(arms)
     return arms
 
 

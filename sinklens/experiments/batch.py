@@ -18,7 +18,7 @@ from sinklens.values.exact import Range
 SEEDS = 1_000_003  # a prompt's own seed is the repetition's times this, plus the prompt's index
 Repetition = Annotated[int, Range(0, 2**43 - 1)]  # so that a prompt's own seed is one
 
-FORM = 2  # of a stored score; those of another form are not read as if they were of this one
+FORM = 3  # of a stored score; those of another form are not read as if they were of this one
 
 
 class Measured(NamedTuple):
@@ -27,8 +27,9 @@ class Measured(NamedTuple):
     Attributes:
         value: The metric; nan if nothing counts.
         places: Of how many places it is the mean.
-        exposed: The share of them, 0 to 1, that were decided by a forward in which at least one key of this row was
-            edited; None if nothing counts, or nothing was to be edited.
+        exposed: The share of them, 0 to 1, that were decided by a forward in which the edit changed something of this
+            row (see `hooks.changed`); None if nothing counts, or nothing was to be edited (NoOp, or a dose that is the
+            identity).
     """
 
     value: float
@@ -43,7 +44,7 @@ class Exposure:
     """Where the forward that decided a place was an edited one.
 
     Attributes:
-        places: Committed by a forward that edited at least one key of the row [batch, pos].
+        places: Committed by a forward in which something of the row was edited [batch, pos].
     """
 
     def __init__(self, canvas: Canvas) -> None:
@@ -60,7 +61,7 @@ class Exposure:
 
 
 def edited_rows(step: Step) -> Bool[Tensor, " batch"]:
-    """Rows of which the step's forward edited at least one key."""
+    """Rows in which the step's forward was edited."""
     edited = [memory.edited for memory in step.memories if memory.edited is not None]
     rows = torch.zeros_like(step.active)
     return rows if not edited else torch.stack([each.to(rows.device) for each in edited]).any(0)

@@ -144,7 +144,7 @@ class Replayed:
             masked: Positions whose prediction counts.
             committed: Those that the unedited run commits at this step.
             same: Where the model says the token that is committed.
-            edited: Rows of which the forward edited at least one key; none when None.
+            edited: Rows in which the forward was edited; none when None.
         """
         edited = torch.zeros_like(masked[:, 0]) if edited is None else edited
         log_p = logits.float().log_softmax(-1).unflatten(0, (self.groups, -1))

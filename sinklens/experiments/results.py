@@ -37,7 +37,7 @@ class AblationResult:
         scores: One dict per prompt, seed, condition, kind and metric: model, task, prompt (index), name (the
             example's), seed, condition, kind (unmasked, sinks, or a control's name), metric, value (nan where nothing
             could be scored), places (how many tokens it is the mean of), exposed (the share of them, 0 to 1, that were
-            decided by a forward in which at least one key was edited; None where nothing was scored, or was to be
+            decided by a forward that an edit changed in this row; None where nothing was scored, or was to be
             edited), edited_keys (over steps, layers and heads), edited_mass (attention that these held, each query
             having 1).
         finished: False after an interrupt.

@@ -4,10 +4,10 @@ Nothing here measures or edits, and nothing runs a model.
 """
 
 from sinklens.hooks.attach import autoregressive, rotated, with_hooks
-from sinklens.hooks.by_query import ByQuery, HookFunction, block_of, by_query, watching
+from sinklens.hooks.by_query import ByQuery, Hook, HookFunction, block_of, by_query, watching
 from sinklens.hooks.canvas import Canvas
 from sinklens.hooks.memory import Memory
-from sinklens.hooks.protocols import Edit, Hook, Probe
+from sinklens.hooks.protocols import Edit, Probe
 from sinklens.hooks.scope import Scope, Selection, chosen
 from sinklens.hooks.seen import canvas_of, sight_of
 

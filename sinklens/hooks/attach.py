@@ -8,8 +8,7 @@ from typing import Any, Literal, TypeVar
 from torch import Tensor
 
 from sinklens.errors import HookNeverFired
-from sinklens.hooks.by_query import ByQuery
-from sinklens.hooks.protocols import Hook
+from sinklens.hooks.by_query import ByQuery, Hook
 from sinklens.interrupts import surely
 
 R = TypeVar("R")

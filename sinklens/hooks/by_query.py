@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 HookFunction = Callable[..., Tensor | None]
+Hook = tuple[str, HookFunction]
 
 
 class ByQuery:

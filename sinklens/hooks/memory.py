@@ -20,8 +20,8 @@ class Memory:
         notes: What the edit itself wants to find again at a later step or hook.
         parts: Memories of the edits that a composed edit is made of, in its order.
         names: What the edit counts; 0 until it has happened.
-        edited: Rows of which the last forward edited at least one key, parts included [batch]; None before the first
-            forward, and after one at which the edit was not at work.
+        edited: Rows in which the edit changed something in the last forward, parts included [batch]; None before the
+            first forward, and after one at which the edit was not at work.
         forwards: How many forwards have edited each row [batch]; None if none has.
     """
 
@@ -46,8 +46,12 @@ class Memory:
         self._counts[name] = amount if before is None else before.to(amount.device) + amount
 
     def touch(self, rows: Bool[Tensor, " batch"]) -> None:
-        """Note rows that the forward under way edits: of each at least one key of one head."""
+        """Note rows that the forward under way edits: of each something that changes what the model computes."""
         self._touched = rows if self._touched is None else self._touched.to(rows.device) | rows
+
+    def untouched(self, rows: Bool[Tensor, " batch"]) -> bool:
+        """Whether one of these rows was not touched yet."""
+        return self._touched is None or bool((rows & ~self._touched.to(rows.device)).any())
 
     def close(self) -> None:
         """The forward is done: which rows did it edit? Whoever runs forwards says so after each."""

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sinklens.hooks.by_query import Hook
 from sinklens.hooks.canvas import Canvas
+from sinklens.hooks.changed import noting
 from sinklens.hooks.memory import Memory
 from sinklens.hooks.scope import Scope
 from sinklens.values.content import Value
-
-Hook = tuple[str, Callable[..., Tensor | None]]
 
 
 class Probe(Value, ABC):
@@ -72,12 +73,17 @@ class Edit(Value, ABC):
     Attributes:
         where: Layers, heads and steps; the loop calls `hooks` at these steps only.
         stage: Where edits meet in scope: 0 edits come first, then 1 (an added key), then 2 (values).
-        changes: Whether the model computes something else under it; False for a control of the instrument itself.
+        changes: Whether the model may compute something else under it; False for a control of the instrument itself,
+            and for a dose that is the identity (a bias of 0).
     """
 
     where: Scope = Scope()
     stage: ClassVar[int] = 0
-    changes: ClassVar[bool] = True
+
+    @property
+    def changes(self) -> bool:
+        """As long as nothing else is said."""
+        return True
 
     @property
     def earliest(self) -> int:
@@ -128,18 +134,11 @@ class Edit(Value, ABC):
         if self.acts(canvas.step, memory):
             hooks = self.hooks(model, canvas, memory)
             if hooks:
-                self.touch(canvas, memory)
-            return hooks
+                memory.touch(torch.zeros_like(canvas.rows))  # at work; which rows it changes shows in its hooks
+            return noting(hooks, model, canvas, memory)
         if self.looks_back and self.acts(canvas.step + 1, memory):
             return self.watch(model, canvas, memory)
         return []
-
-    def touch(self, canvas: Canvas, memory: Memory) -> None:
-        """Note the rows that hooks on this canvas will edit: all that are still being decoded.
-
-        An edit of which only its hooks can tell leaves this empty, and has them call `memory.touch(rows)`.
-        """
-        memory.touch(canvas.rows)
 
     def clean_at_step(self, model: Any, canvas: Canvas, memory: Memory) -> list[Hook]:
         """What the loop attaches to a clean forward at a step, if anything."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from sinklens import (
     Plan,
     PreviousStep,
     SameStep,
+    SinkRule,
     Where,
     ablate,
     denoise,
@@ -28,15 +30,18 @@ from sinklens import (
 from sinklens.decoding.prompts import prepare
 from sinklens.errors import NeverExposed, PartlyExposed, RecordError
 from sinklens.experiments import runner
+from sinklens.experiments.ablation import doses
 from sinklens.experiments.batch import SEEDS
 from sinklens.hooks import Canvas, Edit, Hook, Memory
 from sinklens.interventions import (
     BiasSinks,
     InOrder,
+    KeepKeys,
     NoOp,
     NullKey,
     Pin,
     Redistribute,
+    ScaleSinks,
     SinkToken,
     Swap,
     ZeroSinks,
@@ -191,13 +196,13 @@ def test_only_scored_words_count(dlm: HookedDLM) -> None:
 
 @dataclass(frozen=True, repr=False)
 class Quiet(Edit):
-    """An edit of one's own."""
+    """An edit of one's own that changes next to nothing."""
 
     attaches: bool
 
     def hooks(self, model: Any, canvas: Canvas | None, memory: Memory) -> list[Hook]:
-        """One that does nothing, or none."""
-        return [("blocks.0.hook_out", lambda tensor, *, hook: tensor * 1.0)] if self.attaches else []
+        """One, or none."""
+        return [("blocks.0.hook_out", lambda tensor, *, hook: tensor * 1.0001)] if self.attaches else []
 
 
 @pytest.mark.usefixtures("no_forward")
@@ -227,6 +232,54 @@ def test_one_step_of_a_diffusion_model_too_and_so_do_controls(dlm: HookedDLM) ->
         run(dlm, PROMPTS, {"random": control(BACK)}, plan, metrics=["kl"])
     with pytest.raises(NeverExposed, match="1 step"):  # also where every prompt has one gap
         run(dlm, [[0, 20, dlm.ids.mask], [0, dlm.ids.mask]], {"top-1": BACK}, Plan(new_tokens=0), metrics=["kl"])
+
+
+IDENTITIES: dict[str, Edit] = {
+    "BiasSinks(0": BiasSinks(0, SameStep(top_k=1)),
+    "ScaleSinks(1.0": ScaleSinks(1.0, SameStep(top_k=1)),
+    "renormalise=True": ScaleSinks(1.0, SameStep(top_k=1), renormalise=True),
+    "share=0": Redistribute("uniform", SameStep(top_k=1), share=0.0),
+    "NullKey(-inf": NullKey(-math.inf),
+    "KeepKeys(1.0": KeepKeys(1.0),
+    "InOrder(BiasSinks(0": InOrder(BiasSinks(0, SameStep(top_k=1)), NoOp(SameStep(top_k=1))),
+}
+
+
+@pytest.mark.usefixtures("no_forward")
+@pytest.mark.parametrize("says", IDENTITIES)
+def test_only_identities_are_refused_before_the_first_forward(arm: HookedDLM, says: str) -> None:
+    with pytest.raises(NeverExposed, match=f"condition 'it': .*{re.escape(says)}.* is the identity.*'unmasked'"):
+        run(arm, PROMPTS, {"it": IDENTITIES[says], "noop": NoOp(SameStep(top_k=3))}, Plan(2), metrics=["agreement"])
+
+
+def test_an_identity_among_doses_is_a_point_of_the_curve_and_is_said(arm: HookedDLM) -> None:
+    """It has the numbers of the unedited model, and nothing was exposed to it, nor to its control."""
+    conditions = doses("bias", [-2.0, 0.0], lambda bias: BiasSinks(bias, SameStep(top_k=1)))
+    options: dict[str, Any] = {"controls": "random", "metrics": ["kl", "agreement"]}
+    with pytest.warns(PartlyExposed, match="'bias=0.0'.* is the identity") as caught:
+        result = run(arm, PROMPTS, conditions, Plan(new_tokens=3), **options)
+    assert len(caught) == 1
+    for metric, value in (("kl", 0.0), ("agreement", 1.0)):
+        for kind in ("sinks", "random"):
+            assert shares(result, "bias=0.0", metric, kind) == [None] * 3
+            assert shares(result, "bias=-2.0", metric, kind) != [None] * 3
+        points = [row["value"] for row in result.scores if (row["condition"], row["metric"]) == ("bias=0.0", metric)]
+        assert points == pytest.approx([value] * 6, abs=1e-9)
+    assert result.effect("bias=-2.0", "kl").value > 1e-6
+    assert math.isnan(result.summary().set_index("condition").loc["bias=0.0"]["exposed"].max())
+
+
+def test_an_amount_for_every_key_exposes_nothing(arm: HookedDLM) -> None:
+    """The softmax does not see it; that of one key it does."""
+    every = SameStep(SinkRule(epsilon=-1e3))
+    conditions = {"every": BiasSinks(3.0, every), "one": BiasSinks(3.0, SameStep(top_k=1))}
+    with pytest.raises(NeverExposed, match=r"condition 'every' .kl.") as caught:
+        run(arm, PROMPTS, conditions, Plan(new_tokens=3), metrics=["kl"])
+    result: Any = caught.value.result
+    assert shares(result, "every", "kl") == [0.0] * 3
+    assert shares(result, "one", "kl") == [1.0] * 3
+    assert result.effect("every", "kl").value == pytest.approx(0, abs=1e-7)
+    assert min(row["edited_keys"] for row in result.scores if row["condition"] == "every") > 0
 
 
 def test_one_step_is_enough_for_a_likelihood_and_for_the_same_step(arm: HookedDLM) -> None:

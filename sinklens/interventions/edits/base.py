@@ -61,10 +61,6 @@ class AttentionEdit(Brief, Edit):
             return []
         return self.acting(model, canvas, memory)
 
-    def touch(self, canvas: Canvas, memory: Memory) -> None:
-        """As in Edit, but for rows without a query in scope."""
-        memory.touch(canvas.rows & canvas.positions(self.queries).any(-1))
-
     @abstractmethod
     def acting(self, model: Any, canvas: Canvas | None, memory: Memory) -> list[Hook]:
         """The hooks at a step in scope."""
@@ -112,7 +108,6 @@ class SinkEdit(AttentionEdit, ActsOnKeys):
 
     _: KW_ONLY
     diagonal: bool = True
-    alone: ClassVar[bool] = True  # whether it changes a query that sees one key only
     hook_point: ClassVar[str] = "hook_pattern"
     counted: ClassVar[tuple[str, ...]] = (
         "keys",
@@ -140,9 +135,6 @@ class SinkEdit(AttentionEdit, ActsOnKeys):
     def earliest(self) -> int:
         """The first step at which the selector can find a key."""
         return self.selector.earliest
-
-    def touch(self, canvas: Canvas, memory: Memory) -> None:
-        """Nothing yet: whether there are keys to edit shows in the forward."""
 
     def check(self, model: Any, canvas: Canvas) -> None:
         """Raise for a selector that cannot work here."""

@@ -114,5 +114,10 @@ class KeepKeys(Masking):
         if isinstance(self.budget, int) and self.budget >= shortest:
             raise ScopeError(f"{self!r} keeps every key: the shortest row has {shortest} positions")
 
+    @property
+    def changes(self) -> bool:
+        """Unless all keys are kept."""
+        return self.unit == "keys" or self.budget != 1
+
     def __repr__(self) -> str:
         return brief(self, unit="")  # the budget shows it

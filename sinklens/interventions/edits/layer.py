@@ -205,7 +205,7 @@ class Acting(Reading):
             # Unless it was previewed, this is all of it, or the selector needs no attention of this forward.
             if not self.previewed or self.selected is None:
                 self._find(received, view)
-            self._count_found(view)
+            self._count_found()
         if self.selected is None:
             raise ScopeError(f"{self.edit!r}: blocks of queries must begin with the first")
         here = self._at(tensor, view, self.selected, self.memory.count)
@@ -229,26 +229,13 @@ class Acting(Reading):
         heads = self.edit.heads(view.canvas, received.shape[1], received.device)
         self.selected, self.found = selected & heads[..., None], (heads, short)
 
-    def _count_found(self, view: View) -> None:
+    def _count_found(self) -> None:
         if self.selected is None or self.found is None:
             return
         (heads, short), some, count = self.found, self.selected.any(-1), self.memory.count
-        if self.edit.changes:
-            self.memory.touch((self.selected & self._looked_at(view)).any((1, 2)))
         count("heads_without_sink", (heads & ~some).sum(-1))
         count("heads_with_fewer", (heads & short & some).sum(-1))
         count("keys", self.selected.sum((1, 2)))
-
-    def _looked_at(self, view: View) -> Bool[Tensor, "batch one key"]:
-        """Keys that some query in scope sees, beside others if it takes others: to edit any other changes nothing."""
-        sight, device = view.sight, self.selected.device if self.selected is not None else None
-        asked = view.canvas.positions(self.edit.queries)[:, sight.keys - sight.count :].to(sight.valid.device)
-        if not self.edit.alone:
-            asked = asked & (sight.sees() > 1)
-        seen = sight.seen_by(asked)
-        if not self.edit.diagonal:  # a real position sees itself
-            seen = seen - torch.nn.functional.pad((asked & sight.real).float(), (sight.keys - sight.count, 0))
-        return (seen > 0.5)[:, None].to(device)
 
     def _count_mass(self, pattern: Tensor, view: View, here: At) -> None:
         """What the touched entries held before, where it is not what the selector was shown."""

@@ -65,9 +65,6 @@ class Pin(AttentionEdit):
         if missing:
             raise ScopeError(f"{self!r} has no patterns of layer {min(missing)}; it has {known}")
 
-    def touch(self, canvas: Canvas, memory: Memory) -> None:
-        """Nothing yet: whether there is a pattern to replay shows in the forward."""
-
     def acting(self, model: Any, canvas: Canvas | None, memory: Memory) -> list[Hook]:
         """Hooks on the pattern."""
         if canvas is None:
@@ -76,7 +73,7 @@ class Pin(AttentionEdit):
         for layer in self.layers(model):
             pinned = self._pinned(layer, canvas, memory)
             replace, preview = (
-                partial(self._replace, model, canvas, pinned, count) for count in (_touching(memory), uncounted)
+                partial(self._replace, model, canvas, pinned, count) for count in (memory.count, uncounted)
             )
             hooks.append((f"blocks.{layer}.attn.hook_pattern", by_query(replace, preview=preview)))
         return hooks
@@ -126,14 +123,3 @@ class Pin(AttentionEdit):
 
     def __repr__(self) -> str:
         return brief(self, record=f"<{self.mark[:8]}>")
-
-
-def _touching(memory: Memory) -> Count:
-    """Count, and note the rows of which a query was pinned."""
-
-    def count(name: str, amount: Tensor) -> None:
-        memory.count(name, amount)
-        if name == "rows":
-            memory.touch(amount > 0)
-
-    return count

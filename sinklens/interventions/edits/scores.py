@@ -21,7 +21,6 @@ class ScoreEdit(SinkEdit):
     """Base of the edits of `hook_attn_scores`."""
 
     hook_point: ClassVar[str] = "hook_attn_scores"
-    alone: ClassVar[bool] = False
 
     def pattern(self, tensor: Tensor) -> Tensor:
         """Softmax of the scores (queries without any key: zero)."""
@@ -94,6 +93,11 @@ class BiasSinks(ScoreEdit):
         if not math.isfinite(self.bias):
             raise ValueError(f"bias={self.bias} must be finite; to remove sinks entirely use MaskSinks")
 
+    @property
+    def changes(self) -> bool:
+        """Unless the bias is 0."""
+        return self.bias != 0
+
     def apply(self, tensor: Tensor, at: At) -> Tensor:
         """Scores with the bias at the touched entries."""
         return at.add(tensor, self.bias)
@@ -127,6 +131,11 @@ class NullKey(AttentionEdit):
         super().__post_init__()
         if self.logit == math.inf:
             raise ValueError(f"logit={self.logit} must be finite or -inf; at +inf nothing would be left for real keys")
+
+    @property
+    def changes(self) -> bool:
+        """Unless the extra key gets nothing."""
+        return self.logit != -math.inf
 
     def acting(self, model: Any, canvas: Canvas | None, memory: Memory) -> list[Hook]:
         """Hooks on scores (looking) and pattern (scaling)."""

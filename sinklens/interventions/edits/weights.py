@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -36,7 +36,11 @@ class NoOp(SinkEdit):
     """
 
     selector: Selector = PREVIOUS_TOP1
-    changes: ClassVar[bool] = False
+
+    @property
+    def changes(self) -> bool:
+        """Never."""
+        return False
 
     def apply(self, tensor: Tensor, at: At) -> None:
         """Nothing."""
@@ -92,6 +96,11 @@ class ScaleSinks(SinkEdit):
     _: KW_ONLY
     renormalise: bool = False
 
+    @property
+    def changes(self) -> bool:
+        """Unless the factor is 1."""
+        return self.factor != 1
+
     def apply(self, tensor: Tensor, at: At) -> Tensor:
         """The pattern with scaled sinks."""
         scaled = torch.where(at.touched, tensor * self.factor, tensor)
@@ -132,9 +141,13 @@ class Redistribute(SinkEdit):
 
     to: To = "proportional"
     selector: Selector = PREVIOUS_TOP1
-    alone: ClassVar[bool] = False
     _: KW_ONLY
     share: Share = 1.0
+
+    @property
+    def changes(self) -> bool:
+        """Unless the share is 0."""
+        return self.share != 0
 
     def check(self, model: Any, canvas: Canvas) -> None:
         """Raise for a position that a row does not have."""
@@ -199,7 +212,6 @@ class Swap(SinkEdit):
     """
 
     selector: Selector = PREVIOUS_TOP1
-    alone: ClassVar[bool] = False
     _: KW_ONLY
     seed: Seed = 0
 

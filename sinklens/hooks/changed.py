@@ -1,0 +1,80 @@
+"""Which rows an edit changed: those of which a hook gave back something else than it was given."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from sinklens.hooks.by_query import ByQuery, Hook, HookFunction, block_of
+from sinklens.hooks.canvas import Canvas
+from sinklens.hooks.memory import Memory
+from sinklens.hooks.seen import sight_of
+
+SCORES, PATTERN, RECEIVED = "hook_attn_scores", "hook_pattern", "attn.hook_received"
+ROUNDING = 4  # of a sum, in units of the last place
+
+
+def noting(hooks: Sequence[Hook], model: Any, canvas: Canvas, memory: Memory) -> list[Hook]:
+    """The hooks of an edit, which also note in its memory the rows that they change. Once it is noted nobody looks."""
+
+    def wrap(name: str, inner: HookFunction) -> HookFunction:
+        def hook_function(tensor: Tensor, *, hook: Any) -> Tensor | None:
+            version = _version(tensor)
+            edited = inner(tensor, hook=hook)
+            if _version(tensor) != version:  # in place: what was there is gone
+                memory.touch(canvas.rows)
+            elif edited is not None and edited is not tensor and memory.untouched(canvas.rows):
+                memory.touch(canvas.rows & _changed(name, tensor, edited, model, canvas, hook))
+            return edited
+
+        return hook_function
+
+    def noted(name: str, function: HookFunction) -> HookFunction:
+        return function.around(partial(wrap, name)) if isinstance(function, ByQuery) else wrap(name, function)
+
+    return [(name, noted(name, function)) for name, function in hooks]
+
+
+def _version(tensor: Tensor) -> int:
+    """How often a tensor was changed in place; torch does not count it in inference mode."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _changed(name: str, before: Tensor, after: Tensor, model: Any, canvas: Canvas, hook: Any) -> Bool[Tensor, " batch"]:
+    """Rows of which a real position got something else; of scores, those whose weights are others."""
+    if RECEIVED in name:  # shown only
+        return torch.zeros_like(canvas.rows)
+    if name.endswith((SCORES, PATTERN)):
+        differs = _reweighed(before, after) if name.endswith(SCORES) else (before != after).any(-1)
+        real = sight_of(model, hook, before, canvas).real[:, block_of(hook, before)]
+        differs = differs & real[:, None].to(differs.device)
+    else:
+        differs = (before != after).flatten(2).any(-1)
+        if differs.shape == canvas.valid.shape:
+            differs = differs & canvas.valid.to(differs.device)
+    return differs.flatten(1).any(-1).to(canvas.rows.device)
+
+
+def _reweighed(before: Tensor, after: Tensor) -> Bool[Tensor, "batch head query"]:
+    """Queries to which other scores give other weights.
+
+    Not those of which only keys without any weight changed, and not those of which every key got the same amount.
+    """
+    least = math.log(torch.finfo(before.dtype).tiny)
+    weighed = [scores >= scores.amax(-1, keepdim=True) + least for scores in (before, after)]
+    counts = weighed[0] | weighed[1]
+    moved = counts & (before != after)
+    differs = moved.any(-1)
+    alike = differs & (moved == counts).all(-1)
+    if not bool(alike.any()):
+        return differs
+    by = after - before
+    spread = by.masked_fill(~counts, -math.inf).amax(-1) - by.masked_fill(~counts, math.inf).amin(-1)
+    size = torch.maximum(before.abs(), after.abs()).masked_fill(~counts, 0.0).amax(-1)
+    return differs & ~(alike & (spread <= ROUNDING * torch.finfo(before.dtype).eps * size))
