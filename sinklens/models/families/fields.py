@@ -16,7 +16,9 @@ REQUIRED = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_hea
 SIZES = (*REQUIRED, "intermediate_size", "num_key_value_heads", "head_dim", "max_position_embeddings")
 NUMBERS = ("rms_norm_eps", "rope_theta")
 FLAGS = ("attention_bias", "mlp_bias", "tie_word_embeddings")
+UNREAD = ("max_window_layers", "sliding_window", "pretraining_tp")  # sizes that change nothing
 LARGEST = 2**31 - 1
+MOST = 1e18  # what torch can still raise to a power
 INERT = {  # what a stock config.json may say besides, and why it changes no forward
     "read elsewhere": (
         "model_type architectures is_causal mask_token_id bos_token_id eos_token_id pad_token_id "
@@ -27,9 +29,8 @@ INERT = {  # what a stock config.json may say besides, and why it changes no for
         "_commit_hash auto_map unsloth_fixed "
         "unsloth_version _attn_implementation_autoset transformers.js_config is_llama_config model_max_length"
     ),
-    "only in training": (
-        "initializer_range attention_dropout gradient_checkpointing max_window_layers sliding_window pretraining_tp"
-    ),  # windows: without use_sliding_window, which is refused; pretraining_tp splits the same products
+    "only in training": ("initializer_range attention_dropout gradient_checkpointing"),
+    "without use_sliding_window, which is refused, and how products are split": " ".join(UNREAD),
     "what a forward returns, or a cache": "use_cache output_attentions output_hidden_states return_dict",
     "heads that are not loaded": "id2label label2id num_labels problem_type",
     "another class's, empty here": "chunk_size_feed_forward is_encoder_decoder unk_token_id",
@@ -115,12 +116,11 @@ def stock(config: Config, decoder: str, called: Mapping[str, str] | None = None)
                 f"config.json has {name}={short(config[name])}, which the stock {decoder} decoder does not know and "
                 "which is not known to change nothing; a model that needs it would be computed wrongly"
             )
-    if any(kind != "full_attention" for kind in _listed(config, "layer_types")):
-        raise CheckpointError(f"config.json has layer_types={short(config['layer_types'])}; only full attention is")
     arguments: dict[str, Any] = {name: size(names.get(name, name), config[name]) for name in SIZES if name in config}
     arguments |= {name: _positive(name, config[name]) for name in NUMBERS if name in config}
     arguments |= {name: _flag(name, config[name]) for name in FLAGS if name in config and name not in FIXED[decoder]}
     _divide(arguments, names)
+    _unread(config, arguments["num_hidden_layers"])
     default = getattr(transformers, f"{decoder}Config")().max_position_embeddings
     arguments["rope_parameters"] = rope(config, arguments.get("max_position_embeddings", default), _half(arguments))
     arguments.pop("rope_theta", None)
@@ -201,13 +201,27 @@ def _divide(sizes: Mapping[str, Any], names: Mapping[str, str]) -> None:
         raise CheckpointError(f"config.json gives heads of {each} dimensions; rotary positions need an even number")
 
 
+def _unread(config: Config, layers: int) -> None:
+    """Raise for what a forward does not read, where it is not what it says it is."""
+    for name in UNREAD:
+        value = config.get(name, 0)
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise CheckpointError(f"config.json has {name}={short(value)}; expected a whole number")
+    types = _listed(config, "layer_types")
+    if "layer_types" in config and (len(types) != layers or any(kind != "full_attention" for kind in types)):
+        raise CheckpointError(
+            f"config.json has layer_types={short(types)}; expected 'full_attention' {layers} times: sinklens computes "
+            "nothing else"
+        )
+
+
 def _half(sizes: Mapping[str, Any]) -> int:
     return sizes.get("head_dim", sizes["hidden_size"] // sizes["num_attention_heads"]) // 2
 
 
 def _positive(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e30:  # nan is not
-        raise CheckpointError(f"config.json has {name}={short(value)}; expected a finite number above 0")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < MOST:  # nan is not
+        raise CheckpointError(f"config.json has {name}={short(value)}; expected a number above 0, below {MOST:g}")
     return value
 
 
