@@ -20,7 +20,7 @@ from sinklens.interventions import parse
 from sinklens.models.hooked_dlm import HookedDLM
 from sinklens.models.placing import Placing
 from sinklens.tasks import Echo, Jsonl, Task
-from sinklens.tasks.jsonl import Match
+from sinklens.tasks.matching import Match
 from sinklens.values import kinds
 from sinklens.values.content import Value, build, rebuilt
 from sinklens.values.kinds import Count, Index, Share

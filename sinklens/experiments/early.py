@@ -10,7 +10,8 @@ from sinklens.experiments.job import Job
 from sinklens.experiments.outcomes import known
 from sinklens.models.outline import Sketched
 from sinklens.tasks import Task
-from sinklens.tasks.jsonl import check_extract, check_separator
+from sinklens.tasks.jsonl import check_separator
+from sinklens.tasks.matching import check_extract
 
 if TYPE_CHECKING:
     from sinklens.experiments.config import Experiment

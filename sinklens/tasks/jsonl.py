@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import re
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from sinklens.errors import TaskError
 from sinklens.tasks.base import Example, Score, Task
+from sinklens.tasks.matching import Match, check_extract, matches
 from sinklens.values.kinds import Count
-
-Match = Literal["last", "first", "full"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -42,7 +39,8 @@ class Jsonl(Task):
         examples: What the file holds; read from it if empty.
 
     Raises:
-        TaskError: naming the line that is not of this form, an expression that cannot be read, an unknown match.
+        TaskError: naming the line that is not of this form, an expression that cannot be read, an unknown match; from
+            `score`, an expression that takes longer than 5 seconds for one text.
     """
 
     path: str | Path
@@ -87,13 +85,8 @@ class Jsonl(Task):
 
     def _found(self, text: str) -> str | None:
         """What the expression finds in a text; None for nothing."""
-        expression = re.compile(self.extract or "")
-        if self.match == "full":
-            whole = expression.fullmatch(text.strip())
-            matches = [] if whole is None else [whole]
-        else:
-            matches = list(expression.finditer(text))
-        found = [said for match in matches if (said := _plain(match[min(1, expression.groups)] or ""))]
+        found = matches(self.extract or "", text, full=self.match == "full")
+        found = [said for each in found if (said := _plain(each))]
         return None if not found else found[0 if self.match == "first" else -1]
 
     def checkable(self, example: Example, answer: Sequence[int]) -> list[bool]:
@@ -103,24 +96,6 @@ class Jsonl(Task):
     def checker(self) -> Any:
         """What is compared."""
         return {"type": "Jsonl", "extract": self.extract or None, "match": self.match, "separator": self.separator}
-
-
-def check_extract(extract: str | None, match: str) -> None:
-    """Raise for an expression that cannot be read, or a match that is none.
-
-    Raises:
-        TaskError: quoting it.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # an expression that another Python reads otherwise
-            re.compile(extract or "")
-    except (re.error, RecursionError, OverflowError, Warning) as error:
-        raise TaskError(f"extract={extract!r} is no regular expression: {error}") from error
-    if match not in get_args(Match):
-        raise TaskError(f"match={match!r} is unknown; choose {', '.join(map(repr, get_args(Match)))}")
-    if match != "last" and not extract:
-        raise TaskError(f"match={match!r} says which match of extract is compared, and there is no extract")
 
 
 def check_separator(separator: str | None) -> None:
