@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -89,13 +90,13 @@ def tiny_model() -> TinyModel:
 
 
 @pytest.fixture(scope="module")
-def official(fidelity: Path) -> Callable[[str], HookedDLM]:
-    """Load the recorded checkpoint of one folder (llada, dream, mmada, a2d_qwen3), once per module."""
+def official(fidelity: Path) -> Callable[..., HookedDLM]:
+    """Load the recorded checkpoint of one folder (llada, dream, ...), once per module; options of `from_pretrained`."""
     loaded: dict[str, HookedDLM] = {}
 
-    def load(folder: str) -> HookedDLM:
+    def load(folder: str, **options: Any) -> HookedDLM:
         if folder not in loaded:
-            loaded[folder] = HookedDLM.from_pretrained(str(fidelity / folder / "checkpoint"))
+            loaded[folder] = HookedDLM.from_pretrained(str(fidelity / folder / "checkpoint"), **options)
         return loaded[folder]
 
     return load

@@ -2,22 +2,63 @@
 
 from __future__ import annotations
 
+import json
+from typing import Annotated, Any
+
 import typer
 
 from sinklens.cli import options
 
+AsJson = Annotated[bool, typer.Option("--json", help="As JSON, one object for each family.")]
 
-def models() -> None:
-    """The bundled models and the families whose checkpoints can be loaded."""
+
+def models(as_json: AsJson = False) -> None:
+    """The bundled models, and the families whose checkpoints can be loaded: sizes, licences, what runs on a laptop.
+
+    A size counts stored numbers; a licence is that of the weights, where their authors' pages at hand say it.
+    "laptop": small enough for a processor and a few gigabytes of memory. A family without model_type is none that
+    config.json could say: give --family (family= in Python), and --mask-token-id where the tokenizer names no mask.
+    """
     from sinklens.models.families import FAMILIES
     from sinklens.models.files import BUNDLED
 
+    if as_json:
+        typer.echo(json.dumps([{**_family(family), "models": _models(family)} for family in FAMILIES], indent=1))
+        return
     typer.echo("Bundled: " + ", ".join(BUNDLED))
     for family in FAMILIES:
-        kind = "autoregressive baseline" if family.causal else "diffusion"
-        typer.echo(
-            f"{family.name:10} {kind:24} model_type {', '.join(family.model_types):14} e.g. {', '.join(family.models)}"
-        )
+        said = _family(family)
+        known = f"model_type {', '.join(said['model_types'])}" if said["model_types"] else f"--family {family.name}"
+        typer.echo(f"{family.name:12} {said['kind']:24} {known:26} {said['computed_as']}")
+        for each in _models(family):
+            size = "" if each["parameters"] is None else f"{each['parameters'] / 1e9:.3g} B"
+            laptop = "laptop" if each["laptop"] else ""
+            typer.echo(f"  {each['name']:62} {size:>8} {laptop:6}  {each['licence']:10} {each['note']}".rstrip())
+
+
+def _family(family: Any) -> dict[str, Any]:
+    kind = "autoregressive baseline" if family.causal else "diffusion"
+    shifted = ", logits shifted" if family.shift else ""
+    return {
+        "family": family.name,
+        "kind": kind,
+        "model_types": list(family.model_types),
+        "computed_as": family.model_class + shifted,
+        "source": family.source,
+    }
+
+
+def _models(family: Any) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": model.name,
+            "parameters": model.parameters,
+            "laptop": model.on_a_laptop,
+            "licence": model.licence,
+            "note": model.note,
+        }
+        for model in family.models
+    ]
 
 
 def hooks(

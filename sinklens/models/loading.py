@@ -87,7 +87,7 @@ def family_of(config: Mapping[str, Any], asked: Family | str | None = None) -> F
         chosen = [family for family in chosen if any(name in family.architectures for name in architectures)]
     names = ", ".join(family.name for family in FAMILIES)
     if not chosen:
-        known = ", ".join(f"{family.model_types[0]} ({family.name})" for family in FAMILIES)
+        known = ", ".join(f"{kind} ({family.name})" for family in FAMILIES for kind in family.model_types[:1])
         why = next((f": {OTHERS[str(name)]}" for name in architectures or () if str(name) in OTHERS), "")
         raise CheckpointError(
             f"architectures={architectures!r} with model_type {kind!r} in config.json is not supported{why}; supported "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -49,6 +50,12 @@ def test_models_lists_the_bundle_and_every_family() -> None:
     text = invoke("models")
     for word in ("tiny-dlm", "tiny-arm", *(family.name for family in FAMILIES)):
         assert word in text
+    assert re.search(r"GSAI-ML/LLaDA-8B-Base +8 B +MIT\n", text)
+    assert re.search(r"Qwen3-0\.6B-diffusion-mdlm-v0\.1 +0\.75 B laptop\n", text)
+    for family in json.loads(invoke("models", "--json")):
+        for model in family["models"]:
+            assert model["laptop"] == (model["parameters"] is not None and model["parameters"] < 2.2e9)
+            assert re.search(rf"{model['name']} .*{model['licence']}", text)
 
 
 @pytest.mark.parametrize("name", ["tiny-arm", "tiny-dlm"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,25 @@ from safetensors.torch import load_file
 from sinklens import HookedDLM, Plan, denoising_steps
 
 DATA = Path(__file__).parents[1] / "data" / "fidelity"
-FOLDERS = ("llada", "dream", "mmada", "a2d_qwen3")
-CASES = ("unpadded", "ones_mask", "left_padded", "right_padded")
+FOLDERS = ("llada", "dream", "mmada", "a2d_qwen3", "a2d_qwen2", "a2d_llama")
+SHIFTED = ("dream",)
+LOADED: dict[str, dict[str, Any]] = {}  # how a folder is loaded whose config.json does not say what it is
+RECORDED = [
+    (folder, case) for folder in FOLDERS for case in json.loads((DATA / folder / "logits.json").read_text())["cases"]
+]
 
 # float32 rounding. Against sinklens in float64 the recorded official logits (of size 8) are off by up to 1.4e-5, and
 # by up to 3.1e-5 for MMaDA (larger products; it also adds 1.0 to every allowed score of a padded batch). The plain
 # path runs the official operations in the official order and lands closer; on the pattern path softmax(q k) v is two
 # matrix products instead of one fused kernel (measured: 8.6e-6, MMaDA 2.2e-5).
-PLAIN = {"llada": 1e-5, "dream": 1e-5, "a2d_qwen3": 1e-5, "mmada": 2e-5}
-PATTERN = {"llada": 1e-5, "dream": 1e-5, "a2d_qwen3": 1e-5, "mmada": 3e-5}
+PLAIN = dict.fromkeys(FOLDERS, 1e-5) | {"mmada": 2e-5}
+PATTERN = dict.fromkeys(FOLDERS, 1e-5) | {"mmada": 3e-5}
+
+
+@pytest.fixture(scope="module")
+def recorded(official: Any) -> Any:
+    """The recorded checkpoint of a folder, loaded as that folder needs it."""
+    return lambda folder: official(folder, **LOADED.get(folder, {}))
 
 
 # Logits.
@@ -35,18 +46,17 @@ def recorded_case(folder: str, case: str) -> tuple[torch.Tensor, torch.Tensor | 
     mask = None if inputs["attention_mask"] is None else torch.tensor(inputs["attention_mask"]).bool()
     logits = load_file(DATA / folder / "logits.safetensors")[case]
     real = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask
-    if folder == "dream":  # recorded raw: row i - 1 predicts position i; position 0 keeps its own row
+    if folder in SHIFTED:  # recorded raw: row i - 1 predicts position i; position 0 keeps its own row
         logits = torch.cat([logits[:, :1], logits[:, :-1]], 1)
         real = real & torch.cat([real[:, :1], real[:, :-1]], 1)
     return tokens, mask, logits, real
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("folder", FOLDERS)
-def test_plain_logits_are_the_official_ones(official: Any, folder: str, case: str) -> None:
+@pytest.mark.parametrize(("folder", "case"), RECORDED)
+def test_plain_logits_are_the_official_ones(recorded: Any, folder: str, case: str) -> None:
     tokens, mask, logits, real = recorded_case(folder, case)
     with torch.no_grad():
-        ours = official(folder)(tokens, attention_mask=mask)
+        ours = recorded(folder)(tokens, attention_mask=mask)
     torch.testing.assert_close(ours[real], logits[real], atol=PLAIN[folder], rtol=0)
 
 
@@ -60,20 +70,18 @@ def hooked_logits(dlm: HookedDLM, tokens: torch.Tensor, mask: torch.Tensor | Non
     return ours
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("folder", FOLDERS)
-def test_pattern_path_logits_are_the_official_ones(official: Any, folder: str, case: str) -> None:
+@pytest.mark.parametrize(("folder", "case"), RECORDED)
+def test_pattern_path_logits_are_the_official_ones(recorded: Any, folder: str, case: str) -> None:
     tokens, mask, logits, real = recorded_case(folder, case)
-    ours = hooked_logits(official(folder), tokens, mask, "hook_pattern")
+    ours = hooked_logits(recorded(folder), tokens, mask, "hook_pattern")
     torch.testing.assert_close(ours[real], logits[real], atol=PATTERN[folder], rtol=0)
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("folder", FOLDERS)
-def test_fused_path_of_the_bridge_gives_the_official_logits(official: Any, folder: str, case: str) -> None:
+@pytest.mark.parametrize(("folder", "case"), RECORDED)
+def test_fused_path_of_the_bridge_gives_the_official_logits(recorded: Any, folder: str, case: str) -> None:
     """A hook elsewhere (the attention output) runs the bridge without forming the pattern."""
     tokens, mask, logits, real = recorded_case(folder, case)
-    ours = hooked_logits(official(folder), tokens, mask, "hook_out")
+    ours = hooked_logits(recorded(folder), tokens, mask, "hook_out")
     torch.testing.assert_close(ours[real], logits[real], atol=PLAIN[folder], rtol=0)
 
 
@@ -98,10 +106,16 @@ LEFT_OUT: dict[str, dict[str, str]] = {
         "maskgit_plus_steps24_more_than_tokens": "more steps than tokens is a PlanError",
         "left_padded_batch_origin_temperature0_steps8": ONE_GENERATOR,
     },
-    "a2d_qwen3/trajectories.json": {},  # filled below: all but what coincides with LLaDA's even split
 }
-# Of dllm's sampler: greedy runs whose counts come out even, so that both samplers mean the same.
-SAME_AS_LLADA = ("greedy_steps16_block16", "greedy_steps8_block16", "greedy_steps16_block8", "cfg1.5_greedy_steps16")
+# Of dllm's sampler: runs whose counts come out even, so that both samplers mean the same.
+SAME_AS_LLADA = (
+    "greedy_steps16_block16",
+    "greedy_steps8_block16",
+    "greedy_steps16_block8",
+    "cfg1.5_greedy_steps16",
+    "temperature0.7_steps16",
+    "right_padded_batch_greedy_steps16_block8",
+)
 
 
 def records(file: str) -> list[dict[str, Any]]:
@@ -109,9 +123,10 @@ def records(file: str) -> list[dict[str, Any]]:
     return json.loads((DATA / file).read_text())["records"]
 
 
-LEFT_OUT["a2d_qwen3/trajectories.json"] = {
-    record["name"]: MDLM for record in records("a2d_qwen3/trajectories.json") if record["name"] not in SAME_AS_LLADA
-}
+for made in ("a2d_qwen3", "a2d_qwen2", "a2d_llama"):
+    LEFT_OUT[f"{made}/trajectories.json"] = {
+        record["name"]: MDLM for record in records(f"{made}/trajectories.json") if record["name"] not in SAME_AS_LLADA
+    }
 COMPARED = [(file, record) for file in LEFT_OUT for record in records(file) if record["name"] not in LEFT_OUT[file]]
 
 
@@ -122,7 +137,7 @@ def plan_of(file: str, arguments: dict[str, Any]) -> Plan:
     same += ("top_p", "top_k", "alg_temp", "eps")
     given = {names.get(name, name): value for name, value in arguments.items()}
     plan = {name: value for name, value in given.items() if name in same}
-    if file.startswith("dream"):
+    if "alg" in given:
         plan |= {"sampler": "dream", "remasking": {"topk_margin": "margin"}.get(given["alg"], given["alg"])}
     if given.get("logits_eos_inf"):
         plan["suppress_eos"] = "logits"
@@ -137,15 +152,24 @@ def prompts_of(record: dict[str, Any]) -> list[list[int]]:
     return [row[mask.index(1) :] for row, mask in zip(record["prompt"], masks, strict=True)]
 
 
+def without_pads(record: dict[str, Any], canvas: list[list[int]]) -> list[list[int]]:
+    """The rows of an official canvas, whichever side was padded; a mask may say so of the prompts alone."""
+    masks = record["attention_mask"] or [[] for _ in canvas]
+    return [
+        [token for token, real in itertools.zip_longest(row, mask, fillvalue=1) if real]
+        for row, mask in zip(canvas, masks, strict=True)
+    ]
+
+
 @pytest.mark.parametrize(("file", "record"), COMPARED, ids=[f"{f.split('.')[0]}-{r['name']}" for f, r in COMPARED])
 def test_canvases_are_the_official_ones(
-    official: Any, monkeypatch: pytest.MonkeyPatch, file: str, record: dict[str, Any]
+    recorded: Any, monkeypatch: pytest.MonkeyPatch, file: str, record: dict[str, Any]
 ) -> None:
     """Every canvas that the official sampler saw, token for token, and the output.
 
     The default plan's likewise, where the official run never chooses the mask.
     """
-    dlm = official(Path(file).parent.name)
+    dlm = recorded(Path(file).parent.name)
     if record["arguments"].get("confidence_eos_eot_inf"):  # the recordings hard-code EOT, and there is no tokenizer
         monkeypatch.setattr(dlm, "ids", dataclasses.replace(dlm.ids, eot=2))
     plan = plan_of(file, record["arguments"])
@@ -155,11 +179,12 @@ def test_canvases_are_the_official_ones(
             return
         seen, final = [], None
         for step in denoising_steps(dlm, prompts_of(record), used, seed=record["seed"]):
-            seen.append(step.canvas.tokens.tolist())
-            final = step.tokens.tolist()
+            seen.append([row[real].tolist() for row, real in zip(step.canvas.tokens, step.canvas.valid, strict=True)])
+            final = [row[real].tolist() for row, real in zip(step.tokens, step.canvas.valid, strict=True)]
             chosen |= bool((step.canvas.masked & (step.predicted == dlm.ids.mask)).any())
-        assert seen == record["canvases"][:-1]
-        assert final == record["canvases"][-1] == record["output"]
+        assert seen == [without_pads(record, canvas) for canvas in record["canvases"][:-1]]
+        assert final == without_pads(record, record["output"])
+        assert record["output"] == record["canvases"][-1]
 
 
 def test_the_records_left_out_are_those_named_here() -> None:
@@ -170,7 +195,7 @@ def test_the_records_left_out_are_those_named_here() -> None:
         names = {record["name"] for record in records(file)}
         assert set(reasons) == names - {record["name"] for f, record in COMPARED if f == file}
         assert set(reasons) <= names
-    assert len(COMPARED) == 74
+    assert len(COMPARED) == 88
 
 
 def test_random_numbers_of_this_build_are_those_of_the_recordings() -> None:

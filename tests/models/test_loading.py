@@ -89,6 +89,7 @@ def test_special_ids_come_from_config_and_tokenizer(official: Any) -> None:
     assert official("a2d_qwen3").ids.mask == 62  # only in the tokenizer files
     assert official("a2d_qwen3").ids.eos == (2, 1)  # config.json and tokenizer say 2, generation_config.json [2, 1]
     assert official("a2d_qwen3").tokenizer is not None
+    assert official("a2d_qwen2").ids.mask == 62  # of the tokenizer files only special_tokens_map.json says so
     assert official("llada").tokenizer is None
 
 

@@ -1,13 +1,23 @@
 """What differs between model families: one frozen Family per file."""
 
-from sinklens.models.families.base import Family
+from sinklens.models.families.a2d import A2D_LLAMA, A2D_QWEN2, A2D_QWEN3
+from sinklens.models.families.base import Family, Model
 from sinklens.models.families.causal import LLAMA, QWEN2, QWEN3
 from sinklens.models.families.dream import DREAM
 from sinklens.models.families.llada import LLADA
 from sinklens.models.families.mmada import MMADA
-from sinklens.models.families.qwen3 import A2D_QWEN3
 
-FAMILIES: tuple[Family, ...] = (LLADA, MMADA, DREAM, A2D_QWEN3, LLAMA, QWEN2, QWEN3)
+FAMILIES: tuple[Family, ...] = (
+    LLADA,
+    MMADA,
+    DREAM,
+    A2D_QWEN3,
+    A2D_QWEN2,
+    A2D_LLAMA,
+    LLAMA,
+    QWEN2,
+    QWEN3,
+)
 
 
 def named(name: str) -> Family:
@@ -18,4 +28,4 @@ def named(name: str) -> Family:
     raise ValueError(f"family {name!r} is unknown; the families are {', '.join(family.name for family in FAMILIES)}")
 
 
-__all__ = ["A2D_QWEN3", "DREAM", "FAMILIES", "LLADA", "LLAMA", "MMADA", "QWEN2", "QWEN3", "Family", "named"]
+__all__ = ["FAMILIES", "Family", "Model", "named"]

@@ -10,6 +10,30 @@ import transformers
 
 from sinklens.models.families.fields import Config
 
+LAPTOP = 2.1e9  # parameters that a laptop holds in bfloat16, and runs on its processor
+
+
+@dataclass(frozen=True)
+class Model:
+    """A public checkpoint.
+
+    Attributes:
+        name: Its Hub id.
+        parameters: How many numbers it stores; None where no source at hand says so.
+        licence: Of the weights, as their authors' own pages say; "" where none at hand does.
+        note: What one must know of it.
+    """
+
+    name: str
+    parameters: float | None = None
+    licence: str = ""
+    note: str = ""
+
+    @property
+    def on_a_laptop(self) -> bool:
+        """Whether it is small enough for a processor and a few gigabytes of memory."""
+        return self.parameters is not None and self.parameters <= LAPTOP
+
 
 @dataclass(frozen=True)
 class Family:
@@ -17,7 +41,7 @@ class Family:
 
     Attributes:
         name: What users call it.
-        model_types: `model_type` values of config.json that belong to it.
+        model_types: `model_type` values of config.json that belong to it; none if only `family=` can say so.
         architectures: `architectures` values of config.json that belong to it.
         model_class: The stock transformers class that computes it, for example "LlamaForCausalLM".
         causal: True for the autoregressive baselines.
@@ -45,7 +69,7 @@ class Family:
     mask_tokens: tuple[str, ...] = ("<|mdm_mask|>", "<|mask|>", "<|MASK|>", "[MASK]")
     tokenizer: str = "PreTrainedTokenizerFast"
     plan: Mapping[str, Any] = field(default_factory=dict)
-    models: tuple[str, ...] = ()
+    models: tuple[Model, ...] = ()
 
     @property
     def stock(self) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from sinklens.models.families.base import Family
+from sinklens.models.families.base import Family, Model
 from sinklens.models.families.fields import stock
 
 LLAMA = Family(
@@ -14,7 +14,7 @@ LLAMA = Family(
     model_class="LlamaForCausalLM",
     causal=True,
     translate=partial(stock, decoder="Llama"),
-    models=("meta-llama/Llama-3.1-8B-Instruct",),
+    models=(Model("meta-llama/Llama-3.1-8B-Instruct", 8e9),),
     source="transformers LlamaForCausalLM",
 )
 QWEN2 = Family(
@@ -25,7 +25,7 @@ QWEN2 = Family(
     causal=True,
     translate=partial(stock, decoder="Qwen2"),
     tokenizer="Qwen2Tokenizer",
-    models=("Qwen/Qwen2.5-7B-Instruct",),
+    models=(Model("Qwen/Qwen2.5-7B-Instruct", 7e9),),
     source="transformers Qwen2ForCausalLM",
 )
 QWEN3 = Family(
@@ -36,6 +36,6 @@ QWEN3 = Family(
     causal=True,
     translate=partial(stock, decoder="Qwen3"),
     tokenizer="Qwen2Tokenizer",
-    models=("Qwen/Qwen3-8B",),
+    models=(Model("Qwen/Qwen3-8B", 8e9),),
     source="transformers Qwen3ForCausalLM",
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from sinklens.models.families.base import Family
+from sinklens.models.families.base import Family, Model
 from sinklens.models.families.fields import stock
 
 DREAM = Family(
@@ -18,10 +18,10 @@ DREAM = Family(
     tokenizer="Qwen2Tokenizer",
     plan={"sampler": "dream", "remasking": "entropy"},
     models=(
-        "Dream-org/Dream-v0-Base-7B",
-        "Dream-org/Dream-v0-Instruct-7B",
-        "Dream-org/Dream-Coder-v0-Instruct-7B",
-        "apple/DiffuCoder-7B-Instruct",
+        Model("Dream-org/Dream-v0-Base-7B", 7e9),
+        Model("Dream-org/Dream-v0-Instruct-7B", 7e9),
+        Model("Dream-org/Dream-Coder-v0-Instruct-7B", 7e9),
+        Model("apple/DiffuCoder-7B-Instruct", 7e9),
     ),
     source="github DreamLM/Dream; class DreamModel, generation_utils",
 )

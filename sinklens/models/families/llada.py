@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sinklens.errors import CheckpointError
-from sinklens.models.families.base import Family
+from sinklens.models.families.base import Family, Model
 from sinklens.models.families.fields import Config, refuse, require, short, size, stock
 
 # What the official LLaDAModelLM computes as a Llama decoder; anything else is another model.
@@ -93,10 +93,10 @@ LLADA = Family(
     key_mapping=KEY_MAPPING,
     plan={"sampler": "llada", "remasking": "low_confidence", "block_length": 32},
     models=(
-        "GSAI-ML/LLaDA-8B-Base",
-        "GSAI-ML/LLaDA-8B-Instruct",
-        "GSAI-ML/LLaDA-1.5",
-        "UltraLLaDA",
+        Model("GSAI-ML/LLaDA-8B-Base", 8e9, "MIT"),
+        Model("GSAI-ML/LLaDA-8B-Instruct", 8e9, "MIT"),
+        Model("GSAI-ML/LLaDA-1.5", 8e9),
+        Model("UltraLLaDA", 8e9),
     ),
     source="github ML-GSAI/LLaDA; class LLaDAModelLM",
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sinklens.models.families.base import Family
+from sinklens.models.families.base import Family, Model
 from sinklens.models.families.llada import KEY_MAPPING, translate
 
 MMADA = Family(
@@ -14,6 +14,6 @@ MMADA = Family(
     translate=translate,
     key_mapping=KEY_MAPPING,
     plan={"sampler": "llada", "remasking": "low_confidence", "block_length": 128},
-    models=("Gen-Verse/MMaDA-8B-Base", "Gen-Verse/MMaDA-8B-MixCoT"),
+    models=(Model("Gen-Verse/MMaDA-8B-Base", 8e9), Model("Gen-Verse/MMaDA-8B-MixCoT", 8e9)),
     source="github Gen-Verse/MMaDA; class MMadaModelLM, a LLaDAModelLM",
 )
