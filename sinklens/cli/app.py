@@ -11,8 +11,9 @@ import typer
 
 from sinklens.cli import options
 from sinklens.cli.ablate import ablate
-from sinklens.cli.about import hooks, models
+from sinklens.cli.about import hooks
 from sinklens.cli.demo import demo
+from sinklens.cli.get import group
 from sinklens.cli.reproduce import reproduce
 from sinklens.cli.trace import trace
 
@@ -36,8 +37,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (demo, trace, ablate, reproduce, models, hooks):
+for command in (demo, trace, ablate, reproduce, hooks):
     app.command()(_stoppable(command))
+app.add_typer(group, name="models")
 
 
 def main() -> None:

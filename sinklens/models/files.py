@@ -13,6 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from safetensors import SafetensorError, safe_open
 
 from sinklens.errors import CheckpointError
+from sinklens.models import packages
 
 TWINS = Path(__file__).parents[1] / "twins"
 BUNDLED = ("tiny-dlm", "tiny-arm")
@@ -21,19 +22,21 @@ FILES = ["*.safetensors", *SMALL]
 
 
 def find(name: str, revision: str | None = None, files: Sequence[str] = FILES) -> Path:
-    """The folder of a bundled name, a local folder, or a Hub id (from the local cache when offline).
+    """The folder of a bundled name, a fetched model, a local folder, or a Hub id (from the local cache when offline).
 
     Raises:
-        CheckpointError: it is none of these, or a folder and a revision.
+        CheckpointError: it is none of these, was not fetched yet, or is something without revisions and has one.
     """
     if name in BUNDLED:
         return _bundled(name, revision)
-    folder = Path(name).expanduser()
+    fetched = name in packages.PACKAGES
+    folder = packages.find(name) if fetched else Path(name).expanduser()
     if folder.is_dir():
         if revision is not None:
-            raise CheckpointError(f"{name!r} is a folder here, which has no revision {revision!r}; leave it out")
+            kind = "a package's model" if fetched else "a folder here"
+            raise CheckpointError(f"{name!r} is {kind}, which has no revision {revision!r}; leave it out")
         return folder
-    hint = f"it is no folder here, none of the bundled names ({', '.join(BUNDLED)})"
+    hint = f"it is no folder here, none of the bundled names ({', '.join((*BUNDLED, *packages.PACKAGES))})"
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(files)))
     except HFValidationError as error:

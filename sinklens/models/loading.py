@@ -21,6 +21,7 @@ from sinklens.errors import CheckpointError
 from sinklens.models import files
 from sinklens.models.direction import set_direction
 from sinklens.models.families import FAMILIES, Family, named
+from sinklens.models.gguf import Gguf
 from sinklens.models.special_ids import SpecialIds, special_ids
 
 OTHERS = {  # architectures that share a model_type with a family here, and are none of it
@@ -49,6 +50,7 @@ class Described:
 
     Attributes:
         folder: Where it is.
+        gguf: Its one file, if it is a GGUF file.
         family: What kind of checkpoint it is.
         config: In the stock config class.
         tokenizer: Its tokenizer, if it ships one.
@@ -56,6 +58,7 @@ class Described:
     """
 
     folder: Path
+    gguf: Gguf | None
     family: Family
     config: Any
     tokenizer: PreTrainedTokenizerBase | None
@@ -114,22 +117,24 @@ def describe(
     mask_token_id: int | None = None,
 ) -> Described:
     """Read everything of a checkpoint but its weights."""
-    folder = files.find(name, revision, patterns)
-    files.check(folder)
-    config = files.read_json(folder / "config.json")
+    gguf = Gguf(Path(name).expanduser(), revision) if name.endswith(".gguf") else None
+    folder = gguf.path.parent if gguf else files.find(name, revision, patterns)
+    if gguf is None:
+        files.check(folder)
+    config = gguf.config() if gguf else files.read_json(folder / "config.json")
     if not config:
         raise CheckpointError(f"{name!r} has no config.json; give the checkpoint's own folder or Hub id")
     family = family_of(config, family)
     arguments = family.translate(config)
-    tokenizer = read_tokenizer(folder, family)
-    configs = (config, files.read_json(folder / "generation_config.json"))
+    tokenizer = gguf.tokenizer() if gguf else read_tokenizer(folder, family)
+    configs = (config, {} if gguf else files.read_json(folder / "generation_config.json"))
     size = arguments["vocab_size"]
     ids = special_ids(configs, tokenizer, family, name, vocabulary=size, mask=mask_token_id)
     try:
         stock = family.stock.config_class(**arguments, **ids.stock(), is_causal=family.causal)
     except (ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"config.json of {name!r} makes no {family.layout} model: {error}") from error
-    return Described(folder, family, stock, tokenizer, ids)
+    return Described(folder, gguf, family, stock, tokenizer, ids)
 
 
 def load(
@@ -145,9 +150,12 @@ def load(
     """Load a checkpoint as the stock transformers model of its family."""
     read = describe(name, revision, family=family, mask_token_id=mask_token_id)
     family, folder = read.family, read.folder
-    shapes = files.weights(folder, name)
+    shapes = read.gguf.weights() if read.gguf else files.weights(folder, name)
     _compare(family.stock, read.config, family, shapes, name)
-    model = _weights(family.stock, folder, read.config, family, dtype=dtype, device_map=device_map, name=name)
+    if read.gguf:
+        model = read.gguf.model(read.config, family.stock, dtype, device_map)
+    else:
+        model = _weights(family.stock, folder, read.config, family, dtype=dtype, device_map=device_map, name=name)
     if device is not None and device_map is None:
         model = model.to(device)  # pyright: ignore[reportArgumentType]
     set_direction(model, causal=family.causal)
