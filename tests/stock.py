@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import sinklens
@@ -126,6 +126,11 @@ def weights(folder: Path) -> dict[str, Tensor]:
                     name = name.replace(old, new)
             found[name] = tensor.float()
     return found
+
+
+def save(tensors: dict[str, Tensor], folder: Path) -> None:
+    """Write tensors with stock names as the only weights of a folder."""
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 COUNT = 10

@@ -18,6 +18,7 @@ from sinklens.models import packages
 TWINS = Path(__file__).parents[1] / "twins"
 BUNDLED = ("tiny-dlm", "tiny-arm")
 SMALL = ["*.json", "*.txt", "*.jinja"]
+FLOATS = ("F64", "F32", "F16", "BF16")
 FILES = ["*.safetensors", *SMALL]
 
 
@@ -119,10 +120,17 @@ def weights(folder: Path, name: str) -> dict[str, tuple[int, ...]]:
     for file in files:
         try:
             with safe_open(folder / file, "pt") as opened:
-                shapes = {key: tuple(opened.get_slice(key).get_shape()) for key in opened.keys()}  # noqa: SIM118
+                slices = {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118
+                shapes = {key: tuple(each.get_shape()) for key, each in slices.items()}
+                kinds = {key: str(each.get_dtype()) for key, each in slices.items()}
         except (SafetensorError, OSError, ValueError) as error:
             raise CheckpointError(f"the weights of {name!r} could not be read: {file}: {error}") from error
         for key, shape in shapes.items():
+            if kinds[key] not in FLOATS:
+                raise CheckpointError(
+                    f"{name!r} holds the weight {key} as {kinds[key]}, in {file}; expected {', '.join(FLOATS)}: "
+                    "other numbers are no weights without the scales of a quantisation"
+                )
             if key in found:
                 raise CheckpointError(f"{name!r} has the weight {key} twice, in {found[key][0]} and in {file}")
             found[key] = (file, shape)
