@@ -1,58 +1,64 @@
-"""Forwards whose logits are no numbers stop the run, and say where they ceased to be."""
+"""Forwards whose logits, or what is normalised on the way to them, are no numbers stop the run, and say where."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from sinklens.errors import NotFinite
 from sinklens.hooks import Canvas, Hook
+from sinklens.models import norms
 from sinklens.models.hooked_dlm import HookedDLM
 
 
-def check_finite(
-    dlm: HookedDLM, canvas: Canvas, logits: Float[Tensor, "batch pos vocab"], hooks: Sequence[Hook] = ()
-) -> None:
-    """Raise for logits of a real position of an active row that are no numbers; -inf rules a token out.
+def finite(dlm: HookedDLM, canvas: Canvas, forward: Callable[[], Tensor], hooks: Sequence[Hook] = ()) -> Tensor:
+    """The logits that a forward gives, which are numbers; -inf rules a token out.
 
-    Nan, infinity, or logits that are all 0 because the residual stream is so large that the last normalisation, which
-    squares it, overflows: the model then says nothing, in numbers that look like any others.
+    They are none where a real position of an active row has nan or infinity, in its logits or in the input of any
+    normalisation, or there something so large that its squares overflow: the normalisation then gives 0, and the model
+    says in numbers that look like any others what it would say of nothing.
 
     Args:
         dlm: The model.
-        canvas: What the forward saw.
-        logits: What it gave.
-        hooks: The hooks that it ran under, with which it is repeated to find the layer.
+        canvas: What the forward sees.
+        forward: Gives logits [batch, pos, vocab].
+        hooks: The hooks that it runs under, with which it is repeated to find the layer.
 
     Raises:
         NotFinite: naming the step, the first row and position, and the first layer that gave something else than
             numbers.
     """
+    lengths: list[tuple[nn.Module, Tensor]] = []
+    logits = norms.watching(lambda norm, tensor: lengths.append((norm, norms.length(norm, tensor))), forward)
     wanted = canvas.valid if canvas.active is None else canvas.valid & canvas.active[:, None]
     # A sum over the vocabulary is finite where all of it is; in float32, which float16 cannot make overflow.
     total = logits.sum(-1, dtype=_wide(logits.dtype))
-    wrong = wanted & (total.isnan() | total.isposinf())
+    wrong = total.isnan() | total.isposinf()
     if bool(total.isneginf().any()):  # tokens that are ruled out, unless they all are
-        wrong |= wanted & logits.amax(-1).isneginf()
-    blank = wanted & (total == 0)
-    if bool(blank.any()):
-        blank &= (logits == 0).all(-1)
-    suspect = wrong | blank
-    if not bool(suspect.any()):
-        return
-    where = _where(dlm, canvas, suspect, hooks)
-    if where is None and not bool(wrong.any()):  # a model may really say nothing: planted ones do
-        return
-    row, position = suspect.nonzero()[0].tolist()
+        wrong |= logits.amax(-1).isneginf()
+    lost = [_lost(length, wanted) for _, length in lengths]
+    wrong = wanted & torch.stack([wrong, *lost]).any(0)
+    if not bool(wrong.any()):
+        return logits
+    norm = next((norm for (norm, _), each in zip(lengths, lost, strict=True) if bool((each & wanted).any())), None)
+    row, position = wrong.nonzero()[0].tolist()
     raise NotFinite(
         f"step {canvas.step}: the logits of row {row}, position {position}, are no numbers (nan, infinity, or lost "
-        f"in an overflow), since {where or 'the unembedding'}. A weight, an edit or the dtype makes them so; nothing "
-        "that is read off this forward would mean anything"
+        f"in an overflow), since {_where(dlm, canvas, wrong, hooks) or _layer(dlm, norm)}. A weight, an edit or the "
+        "dtype makes them so; nothing that is read off this forward would mean anything"
     )
+
+
+def _lost(length: Tensor, wanted: Tensor) -> Tensor:
+    """Where something that was normalised is not finite [batch, pos], or anywhere, if it has no such axes."""
+    found = ~length.isfinite()
+    found = found.flatten(2).any(-1) if found.shape[:2] == wanted.shape and found.ndim > 2 else found
+    found = found if found.shape == wanted.shape else found.any().expand_as(wanted)
+    return found.to(wanted.device)
 
 
 def _where(dlm: HookedDLM, canvas: Canvas, wanted: Tensor, hooks: Sequence[Hook]) -> str | None:
@@ -61,15 +67,30 @@ def _where(dlm: HookedDLM, canvas: Canvas, wanted: Tensor, hooks: Sequence[Hook]
 
     def look(tensor: Tensor, *, hook: Any) -> None:
         if not bool(tensor[wanted].to(_wide(tensor.dtype)).square().mean(-1).isfinite().all()):
-            broken.append(hook.name)
+            broken.append("the embedding" if hook.name == names[0] else f"layer {hook.name.split('.')[1]}")
+
+    def watch(norm: nn.Module, tensor: Tensor) -> None:
+        if bool((_lost(norms.length(norm, tensor), wanted) & wanted).any()):
+            broken.append(_layer(dlm, norm))
 
     names = ["embed.hook_out", *(f"blocks.{layer}.hook_out" for layer in range(dlm.n_layers))]
-    with dlm.hooks(fwd_hooks=[*hooks, *((name, look) for name in names)]), torch.no_grad():
-        dlm(canvas.tokens, attention_mask=canvas.valid)
-    first = next((name for name in names if name in broken), None)
-    if first is None:
-        return None
-    return "the embedding" if first == names[0] else f"layer {first.split('.')[1]}"
+
+    def again() -> None:
+        with dlm.hooks(fwd_hooks=[*hooks, *((name, look) for name in names)]), torch.no_grad():
+            dlm(canvas.tokens, attention_mask=canvas.valid)
+
+    norms.watching(watch, again)
+    return next(iter(broken), None)
+
+
+def _layer(dlm: HookedDLM, norm: nn.Module | None) -> str:
+    """Where a normalisation is; without one it is the unembedding that gives no numbers."""
+    if norm is None:
+        return "the unembedding"
+    places = [*dlm.original_model.named_modules(), *((slot.place, slot.component) for slot in dlm.wiring.slots)]
+    path = next((path for path, module in places if module is norm), "")
+    numbers = re.findall(r"\.(\d+)\.", path)
+    return f"layer {numbers[0]} ({path})" if numbers else f"the normalisation {path}"
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

@@ -16,6 +16,7 @@ from sinklens.decoding.prompts import left_padded, seeds_for
 from sinklens.errors import PlanError, ScopeError
 from sinklens.hooks import Canvas, Edit, Memory
 from sinklens.models.hooked_dlm import HookedDLM
+from sinklens.models.norms import keep_watched
 from sinklens.models.outline import Sketched
 from sinklens.models.prompts import Given
 from sinklens.values.kinds import read, whole_number
@@ -70,6 +71,7 @@ def log_likelihood(
         if leaf.where.steps is not None:
             raise ScopeError(f"{leaf!r} names steps, and a likelihood has none; use a metric of the denoising run")
     check_edits(dlm, whole, interventions)
+    keep_watched(dlm)
     totals = [edit.memory() for edit in interventions] if memories is None else memories
     if dlm.is_causal:
         scored = _log_probabilities(dlm, whole, whole, interventions, totals)

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sinklens.decoding.finite import check_finite
+from sinklens.decoding.finite import finite
 from sinklens.decoding.fold import Trajectory
 from sinklens.decoding.plan import Plan
 from sinklens.decoding.prompts import Start, forced_tokens, prepare
@@ -22,6 +22,7 @@ from sinklens.errors import PlanError, ScopeError
 from sinklens.hooks import Canvas, Edit, Hook, Memory, Probe, with_hooks
 from sinklens.interrupts import surely
 from sinklens.models.hooked_dlm import HookedDLM
+from sinklens.models.norms import keep_watched
 from sinklens.models.outline import Sketched
 from sinklens.models.prompts import Given
 from sinklens.values.kinds import Seed, reads
@@ -153,6 +154,7 @@ def _loop(
     forced: Tensor | None,
     when: Tensor | None,
 ) -> Iterator[Step]:
+    keep_watched(dlm)
     plan, canvas, limits, total = start.plan, start.canvas, start.limits, start.steps
     sampler = sampler_for(dlm, start)
     memories = tuple(edit.memory(total, canvas) for edit in interventions)
@@ -213,7 +215,6 @@ def forward(
     pairs = zip(probes, seen, strict=True)
     hooks += [[] if shown is None else probe.hooks(dlm, canvas, shown) for probe, shown in pairs]
     logits = _hooked(dlm, canvas, list(zip(labels, hooks, strict=True)), fired)
-    check_finite(dlm, canvas, logits, [hook for part in hooks for hook in part])
     for memory in memories:
         memory.close()
     return logits
@@ -258,12 +259,15 @@ def _look(
 def _hooked(
     dlm: HookedDLM, canvas: Canvas, parts: Sequence[tuple[str, Sequence[Hook]]], fired: dict[str, int]
 ) -> Tensor:
-    """Logits of a canvas under hooks, which no other thread's forward meets."""
+    """Logits of a canvas under hooks, which no other thread's forward meets, and which are numbers."""
 
     def plain() -> Tensor:
         return dlm(canvas.tokens, attention_mask=canvas.valid)
 
-    return dlm.wiring.held(lambda: with_hooks(dlm, parts, fired, plain))
+    def hooked() -> Tensor:
+        return dlm.wiring.held(lambda: with_hooks(dlm, parts, fired, plain))
+
+    return finite(dlm, canvas, hooked, [hook for _, hooks in parts for hook in hooks])
 
 
 def _labels(parts: Sequence[Edit | Probe]) -> list[str]:

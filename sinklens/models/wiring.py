@@ -58,6 +58,11 @@ class Slot:
         self.quiet, self._quiet_itself = (sum(map(len, hooks)) for hooks in (self.watched, self._itself))
 
     @property
+    def place(self) -> str:
+        """Its path in the transformers model."""
+        return ".".join((*self.parent, self.leaf))
+
+    @property
     def wanted(self) -> bool:
         """Whether somebody uses the component's hook points, beyond those that are served."""
         return sum(map(len, self.watched)) != self.quiet
@@ -125,7 +130,7 @@ class Wiring:
 
     def hooked_components(self) -> list[tuple[str, Any]]:
         """Components that carry module hooks of somebody's own, by the place that they belong to."""
-        return [(".".join((*slot.parent, slot.leaf)), slot.component) for slot in self.slots if slot.hooked_itself]
+        return [(slot.place, slot.component) for slot in self.slots if slot.hooked_itself]
 
     def needed(self, everything: bool) -> list[Slot]:
         """The components that the next forward needs."""
@@ -211,7 +216,7 @@ class Wiring:
             parent = parent.original_component if isinstance(parent, GeneralizedComponent) else parent
         module = None if parent is None else parent._modules.get(slot.leaf)
         if parent is None or module is None:
-            where = ".".join((*slot.parent, slot.leaf))
+            where = slot.place
             raise HookNeverFired(
                 f"{slot.component.hook_out.name or where} cannot fire: there is no {where} in the model any more; "
                 "a module above it was replaced. Wrap the changed model again, HookedDLM.from_transformers(...)"

@@ -13,6 +13,7 @@ import torch
 import sinklens as sl
 from sinklens import HookedDLM, Plan
 from sinklens.errors import CheckFailed, NotFinite, PlanError
+from sinklens.models import norms
 
 PROMPT = [3, 4, 5]
 run = partial(sl.denoise, progress=False)
@@ -100,6 +101,94 @@ def test_an_edit_that_overflows_stops_the_run(tiny_model: Any, family: str, fact
     edit = sl.interventions.parse(f"scale={factor}:same/top2")
     with pytest.raises(NotFinite, match=r"step 0: .*layer \d"):
         run(tiny_model(family), PROMPT, Plan(new_tokens=4), interventions=[edit])
+
+
+def scaled(point: str, factor: float) -> tuple[str, Callable[..., torch.Tensor]]:
+    """A hook that multiplies what its point carries."""
+    return point, lambda tensor, hook: tensor * factor
+
+
+# The stream, or a part of a layer, made huge and then small again: nothing that is left of it is large.
+INNER = [
+    ("Qwen3", [scaled("blocks.1.attn.q.hook_out", 1e25)], "layer 1"),
+    ("Qwen3", [scaled("blocks.0.attn.k.hook_out", 1e25)], "layer 0"),
+    ("Qwen3", [scaled("blocks.0.attn.k.hook_out", float("inf"))], "layer 0"),
+    *(
+        (family, [scaled("blocks.0.hook_in", 1e25), scaled("blocks.1.hook_in", 1e-25)], "layer 0")
+        for family in (*FAMILIES, "Qwen3")
+    ),
+    ("LLaDA", [scaled("blocks.1.ln1.hook_in", 1e25), scaled("blocks.1.ln1.hook_normalized", 2.0)], "layer 1"),
+    ("LLaDA", [scaled("blocks.1.mlp.hook_in", 1.0), scaled("blocks.1.ln2.hook_in", 1e25)], "layer 1"),
+    ("Llama", [scaled("ln_final.hook_in", 1e25)], "the normalisation model.norm"),
+]
+
+
+@pytest.mark.filterwarnings("ignore:A forward hook edited:UserWarning")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(("family", "hooks", "where"), INNER)
+def test_an_inner_normalisation_that_overflows_stops_the_run(
+    tiny_model: Any, family: str, hooks: Any, where: str, dtype: torch.dtype
+) -> None:
+    """Its output would be 0, and every logit finite."""
+    dlm = tiny_model(family).to(dtype)
+    with dlm.hooks(fwd_hooks=hooks), pytest.raises(NotFinite, match=rf"step 0: .*since {where}\b"):
+        run(dlm, PROMPT, Plan(new_tokens=4))
+    if dlm.is_causal:
+        with dlm.hooks(fwd_hooks=hooks), pytest.raises(NotFinite, match=where):
+            sl.log_likelihood(dlm, [PROMPT], [[6, 7]])
+
+
+@pytest.mark.parametrize("what", ["module hook", "replaced forward", "another norm", "a later step"])
+def test_whoever_makes_an_inner_normalisation_overflow_it_stops(tiny_model: Any, what: str) -> None:
+    dlm, step = tiny_model("Qwen3"), 0
+    attention = dlm.original_model.model.layers[1].self_attn
+    inner = attention.q_proj.forward
+    if what == "module hook":
+        attention.q_proj.register_forward_hook(lambda module, args, out: out * 1e25)
+    elif what == "replaced forward":
+        attention.q_proj.forward = lambda stream: inner(stream) * 1e25
+    elif what == "another norm":
+        attention.q_norm = torch.nn.RMSNorm(8)
+        attention.q_proj.register_forward_hook(lambda module, args, out: out * 1e25)
+    else:
+        step, seen = 2, []
+
+        def late(module: Any, args: Any, out: torch.Tensor) -> torch.Tensor:
+            seen.append(1)
+            return out * (1e25 if len(seen) == 3 else 1)  # repeated to find the layer, it is small again
+
+        attention.q_proj.register_forward_hook(late)
+    with pytest.raises(NotFinite, match=rf"step {step}: .*since layer 1\b"):
+        run(dlm, PROMPT, Plan(new_tokens=4))
+
+
+def test_only_positions_that_are_there_count(tiny_model: Any) -> None:
+    """What is huge at a pad, or in a row that is done, is nobody's."""
+    dlm = tiny_model("Qwen3")
+
+    def at_the_pad(tensor: torch.Tensor, hook: Any) -> torch.Tensor:
+        tensor = tensor.clone()
+        tensor[1, 0] = 1e25
+        return tensor
+
+    prompts = [[3, 4, 5, 6], [7, 8]]
+    plain = run(dlm, prompts, Plan(new_tokens=4))
+    with dlm.hooks(fwd_hooks=[("blocks.0.attn.q.hook_out", at_the_pad)]):
+        assert torch.equal(run(dlm, prompts, Plan(new_tokens=4)).tokens, plain.tokens)
+        with pytest.raises(NotFinite, match=r"step 0: the logits of row 1, position 0"):
+            run(dlm, [[3, 4, 5, 6], [7, 8, 9, 10]], Plan(new_tokens=4))
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "Qwen3"])
+def test_watching_changes_no_bit(tiny_model: Any, family: str) -> None:
+    dlm = tiny_model(family)
+    tokens = torch.tensor([[3, 4, 5, 6, 7, 62]])
+    plain, lengths = dlm(tokens), []
+    norms.keep_watched(dlm)
+    watched = norms.watching(lambda norm, tensor: lengths.append(norms.length(norm, tensor)), lambda: dlm(tokens))
+    assert torch.equal(watched, plain)
+    assert len(lengths) == dlm.n_layers * (4 if family == "Qwen3" else 2) + 1
+    assert all(bool(each.isfinite().all()) for each in lengths)
 
 
 def test_a_likelihood_of_what_is_no_number_is_none(tiny_model: Any) -> None:

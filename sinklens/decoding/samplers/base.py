@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sinklens.decoding import remasking as rm
 from sinklens.decoding.draws import Draws
-from sinklens.decoding.finite import check_finite
+from sinklens.decoding.finite import finite
 from sinklens.decoding.prompts import Start
 from sinklens.hooks import Canvas
 from sinklens.models.hooked_dlm import HookedDLM
@@ -116,8 +116,8 @@ class Diffusion(Sampler):
 
     def _guided(self, logits: Tensor, canvas: Canvas) -> Tensor:
         blind = canvas.tokens.masked_fill(self.given.prompt, self._mask)
-        without = self.dlm(blind, attention_mask=canvas.valid)
-        check_finite(self.dlm, replace(canvas, tokens=blind), without)
+        seen = replace(canvas, tokens=blind)
+        without = finite(self.dlm, seen, lambda: self.dlm(blind, attention_mask=canvas.valid))
         return without + (self.plan.cfg_scale + 1) * (logits - without)
 
     def _allowed(self, logits: Tensor) -> Tensor:
