@@ -63,7 +63,7 @@ def _lost(length: Tensor, wanted: Tensor) -> Tensor:
 
 def _where(dlm: HookedDLM, canvas: Canvas, wanted: Tensor, hooks: Sequence[Hook]) -> str | None:
     """The first place of the forward that gives no numbers, or too large ones, found by running it again."""
-    broken: list[str] = []
+    broken: list[str | nn.Module] = []
 
     def look(tensor: Tensor, *, hook: Any) -> None:
         if not bool(tensor[wanted].to(_wide(tensor.dtype)).square().mean(-1).isfinite().all()):
@@ -71,7 +71,7 @@ def _where(dlm: HookedDLM, canvas: Canvas, wanted: Tensor, hooks: Sequence[Hook]
 
     def watch(norm: nn.Module, tensor: Tensor) -> None:
         if bool((_lost(norms.length(norm, tensor), wanted) & wanted).any()):
-            broken.append(_layer(dlm, norm))
+            broken.append(norm)  # its path is read when the components are out again
 
     names = ["embed.hook_out", *(f"blocks.{layer}.hook_out" for layer in range(dlm.n_layers))]
 
@@ -80,7 +80,8 @@ def _where(dlm: HookedDLM, canvas: Canvas, wanted: Tensor, hooks: Sequence[Hook]
             dlm(canvas.tokens, attention_mask=canvas.valid)
 
     norms.watching(watch, again)
-    return next(iter(broken), None)
+    first = next(iter(broken), None)
+    return _layer(dlm, first) if isinstance(first, nn.Module) else first
 
 
 def _layer(dlm: HookedDLM, norm: nn.Module | None) -> str:

@@ -131,8 +131,9 @@ def test_an_inner_normalisation_that_overflows_stops_the_run(
 ) -> None:
     """Its output would be 0, and every logit finite."""
     dlm = tiny_model(family).to(dtype)
-    with dlm.hooks(fwd_hooks=hooks), pytest.raises(NotFinite, match=rf"step 0: .*since {where}\b"):
+    with dlm.hooks(fwd_hooks=hooks), pytest.raises(NotFinite, match=rf"step 0: .*since {where}\b") as caught:
         run(dlm, PROMPT, Plan(new_tokens=4))
+    assert "original_component" not in str(caught.value)
     if dlm.is_causal:
         with dlm.hooks(fwd_hooks=hooks), pytest.raises(NotFinite, match=where):
             sl.log_likelihood(dlm, [PROMPT], [[6, 7]])
