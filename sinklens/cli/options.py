@@ -101,7 +101,8 @@ def text_of(frame: Any) -> str:
 
 def placed(params: Mapping[str, Any]) -> Placing:
     """How a command loads its model: as the options say, on the best device if they name none."""
-    from sinklens.models.placing import Placing, best_device
+    from sinklens.models.devices import best_device
+    from sinklens.models.placing import Placing
 
     said = {name: params[name] for name in PLACING if _is_said(params.get(name))}
     anywhere = {"device": best_device()} if not {"device", "device_map"} & set(said) else {}
@@ -112,7 +113,7 @@ def on_best_device(experiment: Experiment) -> Experiment:
     """An experiment that names no device, on the best one."""
     from dataclasses import replace
 
-    from sinklens.models.placing import best_device
+    from sinklens.models.devices import best_device
 
     free = experiment.device is None and experiment.device_map is None
     return replace(experiment, device=best_device()) if free else experiment

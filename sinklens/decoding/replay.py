@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
 import xarray as xr
 
 from sinklens.decoding.plan import Plan
@@ -15,6 +14,7 @@ from sinklens.decoding.run import Run, denoise
 from sinklens.errors import RecordError
 from sinklens.hooks import Edit, Probe
 from sinklens.models.hooked_dlm import HookedDLM
+from sinklens.models.placing import Placing
 from sinklens.models.prompts import Unpadded
 from sinklens.records import made
 from sinklens.values.content import digest
@@ -81,8 +81,9 @@ def replay(
 
 def _loaded(origin: dict[str, Any]) -> HookedDLM:
     """The model of a record, loaded as it was then; on the CPU."""
-    said = {name: origin[name] for name in ("revision", "family")}
-    mask, dtype = origin.get("mask_token_id"), getattr(torch, origin["dtype"])
-    dlm = HookedDLM.from_pretrained(origin["model"], dtype=dtype, mask_token_id=mask, **said)
-    dlm.attention = origin.get("attention", dlm.attention)
-    return dlm
+    try:
+        said = {name: origin[name] for name in ("dtype", "revision", "family")}
+        more = {name: origin.get(name) for name in ("attention", "mask_token_id")}
+        return Placing(**said, **more).load(origin["model"])
+    except KeyError as error:
+        raise RecordError(f"this record cannot be replayed, its provenance lacks {error}; give the model") from error

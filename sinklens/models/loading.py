@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from sinklens.errors import CheckpointError
 from sinklens.models import files
+from sinklens.models.devices import check_place
 from sinklens.models.direction import set_direction
 from sinklens.models.families import FAMILIES, Family, named
 from sinklens.models.gguf import Gguf
@@ -129,6 +130,11 @@ def describe(
     tokenizer = gguf.tokenizer() if gguf else read_tokenizer(folder, family)
     configs = (config, {} if gguf else files.read_json(folder / "generation_config.json"))
     size = arguments["vocab_size"]
+    if tokenizer is not None and tokenizer.vocab_size > size:
+        raise CheckpointError(
+            f"the tokenizer of {name!r} has {tokenizer.vocab_size} words besides added tokens, and its embedding has "
+            f"{size} rows; they are not of one checkpoint"
+        )
     ids = special_ids(configs, tokenizer, family, name, vocabulary=size, mask=mask_token_id)
     try:
         stock = family.stock.config_class(**arguments, **ids.stock(), is_causal=family.causal)
@@ -148,6 +154,7 @@ def load(
     mask_token_id: int | None = None,
 ) -> Checkpoint:
     """Load a checkpoint as the stock transformers model of its family."""
+    check_place(device, device_map)
     read = describe(name, revision, family=family, mask_token_id=mask_token_id)
     family, folder = read.family, read.folder
     shapes = read.gguf.weights() if read.gguf else files.weights(folder, name)

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 import torch
 
 from sinklens.errors import CheckpointError
+from sinklens.models.devices import check_place
 from sinklens.models.hooked_dlm import PATHS, HookedDLM
 from sinklens.models.outline import Outline, outline
 
@@ -45,16 +46,11 @@ class Placing:
             given = getattr(self, name)
             if given is not None and given not in known:
                 raise CheckpointError(f"{name}={given!r} is unknown; choose {', '.join(known)}")
-        if self.device is not None and self.device_map is not None:
-            raise CheckpointError(
-                f"device={self.device!r} and device_map={self.device_map!r} both say where the model goes; give one"
-            )
+        check_place(self.device, self.device_map)
         if self.device_map is not None and find_spec("accelerate") is None:
             raise CheckpointError(
                 f"device_map={self.device_map!r} needs the package accelerate: pip install accelerate"
             )
-        if self.device is not None:
-            _check_device(self.device)
 
     def outline(self, name: str) -> Outline:
         """What is known of the model before its weights are read."""
@@ -74,23 +70,3 @@ class Placing:
         if self.attention is not None:
             dlm.attention = self.attention
         return dlm
-
-
-def best_device() -> str:
-    """The best device that there is: "cuda", "mps" or "cpu"."""
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def _check_device(device: str) -> None:
-    there = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
-    there += ["mps"] if torch.backends.mps.is_available() else []
-    try:
-        asked = torch.device(device)
-        if asked.type == "meta":
-            raise RuntimeError("it holds no numbers")
-        torch.empty(1, device=asked)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch has no one error for this
-        why = str(error).splitlines()[0]
-        raise CheckpointError(f"device={device!r} cannot be used ({why}); there are {', '.join(there)}") from error

@@ -20,7 +20,7 @@ from sinklens.experiments.config import Experiment, read
 from sinklens.experiments.results import AblationResult
 from sinklens.hooks import Scope
 from sinklens.interventions import SameStep, ScaleSinks, parse
-from sinklens.models.placing import best_device
+from sinklens.models.devices import best_device
 from sinklens.tasks import Echo, Jsonl
 
 FIELDS = {

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from sinklens import HookedDLM
 from sinklens.errors import CheckpointError
+from sinklens.models import files
 from sinklens.models.special_ids import SpecialIds
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -337,3 +338,29 @@ def test_refuses_a_tokenizer_that_misreads_its_special_tokens(fidelity: Any, tmp
     folder = dream_with_vocabulary(fidelity, tmp_path, mask=40)
     with pytest.raises(CheckpointError, match=r"'<\|mask\|>' as id 30, and tokenizer_config.json says 40"):
         HookedDLM.from_pretrained(str(folder), check=False)
+
+
+@pytest.mark.parametrize(
+    ("given", "quoted"),
+    [
+        ({"device": "quantum"}, "device='quantum' cannot be used"),
+        ({"device": "cpu", "device_map": "auto"}, "device='cpu' and device_map='auto'"),
+        ({"device": torch.device("meta")}, "device='meta' cannot be used"),
+    ],
+)
+def test_a_device_that_is_none_is_refused_before_weights_are_read(given, quoted, monkeypatch):
+    monkeypatch.setattr(files, "weights", lambda *_: pytest.fail("weights were read"))
+    with pytest.raises(CheckpointError, match=quoted):
+        HookedDLM.from_pretrained("tiny-dlm", **given)
+
+
+def test_a_tokenizer_with_more_words_than_the_embedding_has_rows_is_refused(tmp_path):
+    folder = tmp_path / "twin"
+    shutil.copytree(files.TWINS / "tiny-dlm", folder)
+    path = folder / "tokenizer.json"
+    words = json.loads(path.read_text())
+    vocabulary = words["model"]["vocab"]
+    vocabulary["beyond"] = len(vocabulary)
+    path.write_text(json.dumps(words))
+    with pytest.raises(CheckpointError, match="words besides added tokens"):
+        HookedDLM.from_pretrained(str(folder))
