@@ -26,6 +26,7 @@ hypothesis.settings.load_profile("sinklens")
 FIDELITY = Path(__file__).parent / "data" / "fidelity"
 IDS = SpecialIds(mask=62, eos=1, bos=0, pad=1)
 DECODER = {family.name: family.layout for family in FAMILIES}
+CLASS = {family.layout: family.model_class for family in FAMILIES}
 
 TinyStock = Callable[..., transformers.PreTrainedModel]
 TinyModel = Callable[..., HookedDLM]
@@ -50,32 +51,33 @@ def fidelity() -> Path:
 
 def _stock(decoder: str, *, layers: int = 2, heads: int = 4, kv_heads: int = 2, seed: int = 0, **config: object):
     config = {"max_position_embeddings": 64, **config}
+    if CLASS[decoder].endswith("ForCausalLM"):
+        config |= {"num_key_value_heads": kv_heads, "head_dim": 8}
     model_config = getattr(transformers, f"{decoder}Config")(
         vocab_size=64,
         hidden_size=8 * heads,
         intermediate_size=48,
         num_hidden_layers=layers,
         num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        head_dim=8,
         bos_token_id=0,
         eos_token_id=1,
         pad_token_id=1,
         tie_word_embeddings=False,
         **config,
     )
-    model = getattr(transformers, f"{decoder}ForCausalLM")(model_config).eval()
+    model = getattr(transformers, CLASS[decoder])(model_config).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():  # large enough weights that attention is far from uniform and every layer matters
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            parameter.copy_(1 + 0.3 * noise if "norm" in name else 0.4 * noise)
+            norm = "norm" in name.lower() and name.endswith("weight")
+            parameter.copy_(1 + 0.3 * noise if norm else 0.4 * noise)
     return model
 
 
 @pytest.fixture(scope="session")
 def tiny_stock() -> TinyStock:
-    """Make a random stock decoder ("Llama", "Qwen2" or "Qwen3") with weights large enough to matter."""
+    """Make a random stock model ("Llama", "Qwen2", "Bert", ...) with weights large enough to matter."""
     return _stock
 
 

@@ -73,14 +73,13 @@ def hooks(
     mask_token_id: options.MaskTokenId = None,
 ) -> None:
     """The hook points of a model: the shape of each for one prompt of 5 tokens, and what the main ones mean."""
-    from sinklens.models.attention import MEANING
-
     placing = options.placed(context.params)
     placing.outline(model)
     options.tell_model(model, placing)
     dlm = placing.load(model)
     typer.echo(f"{dlm}; layer 0 stands for all {dlm.n_layers} layers")
+    means = dlm.hook_meanings()
     for name, shape in dlm.hook_table().items():
         if not name.startswith("blocks.") or name.startswith("blocks.0."):
-            meaning = MEANING.get(name.removeprefix("blocks.0."), "")
+            meaning = means.get(name.removeprefix("blocks.0."), "")
             typer.echo(f"  {name.replace('blocks.0.', 'blocks.{i}.'):42} {list(shape)!s:16} {meaning}".rstrip())

@@ -53,7 +53,7 @@ def answered_rows(
     return [
         _joined(dlm, prompt, answer, separator, chat, besides[0])
         if isinstance(answer, str)
-        else Answered(dlm.encode(prompt, chat=chat, beside=besides[0]), _given(dlm, answer, besides[1]))
+        else _beside(dlm, dlm.encode(prompt, chat=chat, beside=besides[0]), _given(dlm, answer, besides[1]))
         for prompt, answer in zip(asked, said, strict=True)
     ]
 
@@ -72,8 +72,8 @@ def _joined(dlm: Sketched, prompt: Prompt, answer: str, separator: str | None, c
         ids = dlm.encode(prompt, chat=chat, beside=beside)
         text = dlm.whole_text(ids)
         between = _between(dlm, text, ids, separator)
-    if not text:
-        return Answered(ids, dlm.encode_piece(between + said))
+    if not text or dlm.closing == ids[-1:]:
+        return _beside(dlm, ids, dlm.encode_piece(between + said))
     whole = encode(text + between + said)
     if whole[: len(ids)] != ids or len(whole) == len(ids):
         raise PromptError(
@@ -102,6 +102,20 @@ def answer_text(answer: str, separator: str | None) -> str:
             "say separator=None (as-written) to take answers as they are written, or leave it out"
         )
     return said
+
+
+def _beside(dlm: Sketched, prompt: list[int], answer: list[int]) -> Answered:
+    """A prompt and an answer that is put behind it as it is.
+
+    Raises:
+        PromptError: a prompt that an encoder's tokenizer has closed: an answer is in it, not behind it.
+    """
+    if dlm.closing and prompt[-1:] == dlm.closing:
+        raise PromptError(
+            f"a text of {dlm.name} ends in {dlm.closing}, and no answer follows that; put mask tokens where the answer "
+            "is and fill them, or give the prompt as token ids without that end"
+        )
+    return Answered(prompt, answer)
 
 
 def _given(dlm: Sketched, answer: Any, beside: int) -> list[int]:

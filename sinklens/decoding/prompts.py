@@ -114,6 +114,7 @@ def first_canvas(
     """
     # A baseline has no mask token; what stands at a position that it has not generated is never seen.
     mask = dlm.ids.mask if dlm.ids.mask is not None else _padding(dlm)
+    closing = dlm.closing
     for index, row in enumerate(rows):
         gaps = sum(token == dlm.ids.mask for token in row) if dlm.ids.mask is not None else 0
         if not row and dlm.is_causal:
@@ -128,6 +129,12 @@ def first_canvas(
             )
         if plan.new_tokens == 0 and not gaps:
             raise PlanError(f"new_tokens=0 fills gaps, and prompt {index} holds no mask token")
+        if plan.new_tokens > 0 and closing and list(row[-1:]) == closing:
+            raise PlanError(
+                f"prompt {index} ends in {closing}, as every text of {dlm.name} does, and nothing follows that. Put "
+                "mask tokens where they belong in the text, and say new_tokens=0; or give messages, or token ids "
+                "without that end, behind which new tokens are appended"
+            )
         if plan.new_tokens > 0 and gaps and not plan.allow_mask:
             raise PlanError(f"prompt {index} holds {gaps} mask tokens; to fill gaps say new_tokens=0")
         if dlm.is_causal and plan.new_tokens == 0 and row[0] == dlm.ids.mask:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -31,6 +32,18 @@ class AlignedUnembedding(UnembeddingBridge):
         return super().forward(align(hidden_states, FORWARD.get().valid), *args, **kwargs)
 
 
+HEADED = (
+    "between the residual stream and the unembedding of an encoder stands a head that is no projection, so no "
+    "direction of the stream is a token's; use sinklens.probes.LogitLens, which runs the head"
+)
+
+
+def read(model: Any, stream: Tensor) -> Tensor:
+    """Logits of a residual stream: the final norm and the unembedding that a bridge wraps."""
+    unembed = model.unembed.original_component
+    return unembed(model.ln_final.original_component(stream.to(unembed.weight.device)))
+
+
 def align(rows: Tensor, valid: Tensor | None) -> Tensor:
     """Rows [batch, pos, ...] moved one position to the right; each row's first real position keeps its own."""
     moved = torch.cat([rows[:, :1], rows[:, :-1]], 1)
@@ -40,22 +53,32 @@ def align(rows: Tensor, valid: Tensor | None) -> Tensor:
     return torch.where(first[..., None].to(rows.device), rows, moved)
 
 
-class _Adapter(ArchitectureAdapter):
-    """What sinklens changes of a stock adapter."""
+class Adapter(ArchitectureAdapter):
+    """What sinklens changes of a stock adapter.
 
+    Attributes:
+        plain: Logits are the normalised residual stream times the unembedding, and the bridge's reconstructions of
+            decoders hold.
+        meaning: What hook points of a layer carry where it is something else than in a decoder (`attention.MEANING`).
+    """
+
+    plain: ClassVar[bool] = True
+    meaning: ClassVar[Mapping[str, str]] = {}
     _attention_bridge_cls = OpenAttention
     supports_hf_output_attentions = False  # patterns come from hook points
 
     def prepare_model(self, hf_model: Any) -> None:
         """Nothing: the model stays as it is, and keeps its attention function."""
 
-    def limit(self, *, causal: bool, shifted: bool) -> None:
+    def limit(self, *, causal: bool, shifted: bool, first_position: int = 0) -> None:
         """Say of a model what TransformerLens's own tools must not do with it.
 
         Args:
             causal: An autoregressive baseline: everything is allowed.
             shifted: The family predicts position i at i - 1.
+            first_position: What the first position is called; the table of positions has so many rows less to use.
         """
+        self.cfg.n_ctx -= first_position
         self.cfg.attention_dir = "causal" if causal else "bidirectional"
         if not causal:
             self.supports_causal_loss = self.supports_generation = False
@@ -65,8 +88,14 @@ class _Adapter(ArchitectureAdapter):
             mapping["unembed"] = AlignedUnembedding(name=unembed.name, config=unembed.config)
         self.shifted = shifted
 
+    def read(self, model: Any, stream: Tensor) -> Tensor:
+        """Logits of a residual stream after some layer, its rows as they are, with no hook point fired."""
+        return read(model, stream)
+
     def validate_output_logits_transform(self) -> None:
-        """Tools that read the residual stream at a row as the prediction of that row are wrong for shifted families."""
+        """Tools that read the stream at a row as the prediction of that row, by a projection, are wrong for some."""
+        if not self.plain:
+            raise Unsupported(HEADED)
         if getattr(self, "shifted", False):
             raise Unsupported(
                 "this family predicts position i from the residual stream at i - 1, and this tool reads it at i; use "
@@ -74,25 +103,24 @@ class _Adapter(ArchitectureAdapter):
             )
 
 
-class SinklensLlamaAdapter(_Adapter, LlamaArchitectureAdapter):
+class SinklensLlamaAdapter(Adapter, LlamaArchitectureAdapter):
     """Llama decoders, bidirectional or causal as the wrapped model says."""
 
 
-class SinklensQwen2Adapter(_Adapter, Qwen2ArchitectureAdapter):
+class SinklensQwen2Adapter(Adapter, Qwen2ArchitectureAdapter):
     """Qwen2 decoders (Dream), bidirectional or causal."""
 
 
-class SinklensQwen3Adapter(_Adapter, Qwen3ArchitectureAdapter):
+class SinklensQwen3Adapter(Adapter, Qwen3ArchitectureAdapter):
     """Qwen3 decoders (A2D), bidirectional or causal."""
 
 
-def register() -> None:
-    """Register the adapters where the entry points are not seen (a source tree on the path)."""
+DECODERS = {"Llama": SinklensLlamaAdapter, "Qwen2": SinklensQwen2Adapter, "Qwen3": SinklensQwen3Adapter}
+
+
+def register(adapters: Mapping[str, type[Adapter]]) -> None:
+    """Register adapters, by what they are of, where the entry points are not seen (a source tree on the path)."""
     ArchitectureAdapterFactory.discover_entry_points()
-    for decoder, adapter in (
-        ("Llama", SinklensLlamaAdapter),
-        ("Qwen2", SinklensQwen2Adapter),
-        ("Qwen3", SinklensQwen3Adapter),
-    ):
-        if f"Sinklens{decoder}" not in ArchitectureAdapterFactory._adapters:
-            ArchitectureAdapterFactory.register_adapter(f"Sinklens{decoder}", adapter)
+    for layout, adapter in adapters.items():
+        if f"Sinklens{layout}" not in ArchitectureAdapterFactory._adapters:
+            ArchitectureAdapterFactory.register_adapter(f"Sinklens{layout}", adapter)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar, cast
+from typing import Any, ClassVar, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ from sinklens.sinks import Sight
 R = TypeVar("R")
 NAME = "sinklens"  # of this function, in transformers
 RECEIVED = ("hook_received", "hook_received_masked", "hook_received_committed", "hook_received_last")
+ROTATED = ("hook_rot_q", "hook_rot_k")  # of every model, also where nothing is rotated
 MEANING = {  # of a layer's hook points, by what follows "blocks.{i}."
     "hook_in": "residual stream before the layer",
     "hook_out": "residual stream after it",
@@ -104,14 +105,30 @@ def running(forward: Forward, body: Callable[[], R]) -> R:
 
 
 class Driver(TransformersDriver):
-    """Runs the transformers model, and tells attention what it is run on, however TransformerLens came by it."""
+    """Runs the transformers model, and tells attention what it is run on, however TransformerLens came by it.
+
+    Attributes:
+        first_position: What the first position of a text is called, where positions are not counted from 0.
+    """
+
+    first_position = 0
 
     def forward(self, input_ids: Any = None, **kwargs: Any) -> Any:
         """As TransformersDriver's; text has become token ids and a mask by now."""
         mask = kwargs.get("attention_mask")
         valid = mask.bool() if isinstance(mask, Tensor) and mask.ndim == 2 else None
+        given = kwargs.get("inputs_embeds") if input_ids is None else input_ids
+        first = self.first_position
+        if first and isinstance(given, Tensor) and kwargs.get("position_ids") is None:
+            real = torch.ones(given.shape[:2], dtype=torch.bool, device=given.device) if valid is None else valid
+            kwargs["position_ids"] = positions(real, first)
         inner = super().forward
         return running(replace(FORWARD.get(), tokens=input_ids, valid=valid), lambda: inner(input_ids, **kwargs))
+
+
+def positions(valid: Tensor, first: int = 0) -> Tensor:
+    """The number of each position, counted from each row's first real one."""
+    return (valid.long().cumsum(-1) - 1).clamp(min=0) + first
 
 
 class OpenAttention(PositionEmbeddingsAttentionBridge):
@@ -129,13 +146,26 @@ class OpenAttention(PositionEmbeddingsAttentionBridge):
     that do not, and each row's last. They only show: an edit of them changes nothing.
     """
 
+    below: ClassVar[str] = ""  # the module that calls the attention function, as an attribute of the wrapped one
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        for name in RECEIVED:
+        for name in (*RECEIVED, *(name for name in ROTATED if name not in self._modules)):
             setattr(self, name, HookPoint())
         rotated, received = (self.hook_rot_q, self.hook_rot_k), [getattr(self, name) for name in RECEIVED]
         # Past the bridge component's own attribute logic, which looks at the wrapped module first.
         self.__dict__["served"] = Points(self.hook_attn_scores, self.hook_pattern, rotated, received)
+
+    def caller(self, module: torch.nn.Module) -> torch.nn.Module:
+        """Which module it is that calls the attention function, if the component wraps this one."""
+        return getattr(module, self.below) if self.below else module
+
+    @property
+    def scaling(self) -> float:
+        """What the products of queries and keys are multiplied by."""
+        caller: Any = self.caller(cast(torch.nn.Module, self.original_component))
+        known = getattr(caller, "scaling", None)
+        return float(caller.head_dim**-0.5 if known is None else known)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Attention output [batch, pos, d_model] as the wrapped module gives it, hooked before and after."""
@@ -145,7 +175,7 @@ class OpenAttention(PositionEmbeddingsAttentionBridge):
             return super().forward(*args, **kwargs)
         if kwargs.get("position_embeddings") is not None:
             kwargs["position_embeddings"] = self._apply_position_embedding_hooks(kwargs["position_embeddings"])
-        now, inner = FORWARD.get(), cast(torch.nn.Module, self.original_component)
+        now, inner = FORWARD.get(), self.caller(cast(torch.nn.Module, self.original_component))
         if inner in now.serving or not any(point.has_hooks() for point in self.served.all):
             return GeneralizedComponent.forward(self, *args, **kwargs)
         alone = Forward(serving={inner: self.served}, mask_token=now.mask_token, path=now.path)

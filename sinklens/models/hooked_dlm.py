@@ -12,8 +12,9 @@ from transformer_lens.factories.architecture_adapter_factory import Architecture
 from transformer_lens.model_bridge.sources import build_bridge_config_from_hf
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sinklens.models import adapters, attention, copying, loading, rotary
-from sinklens.models.calibration import calibrate, hook_table
+from sinklens.errors import PromptError
+from sinklens.models import adapters, attention, copying, encoders, loading, rotary
+from sinklens.models.calibration import calibrate
 from sinklens.models.families import Family
 from sinklens.models.fingerprint import fingerprint
 from sinklens.models.loading import Checkpoint
@@ -48,13 +49,15 @@ class HookedDLM(Text, Tools):
     def __init__(self, checkpoint: Checkpoint, *, check: bool = True) -> None:
         model: Any = checkpoint.model
         refuse_wrapped(model)
-        adapters.register()
+        adapters.register({**adapters.DECODERS, **encoders.ENCODERS})
         family, dtype = checkpoint.family, next(model.parameters()).dtype
         config = build_bridge_config_from_hf(model.config, family.architecture, checkpoint.name, dtype)
         adapter: Any = ArchitectureAdapterFactory.select_architecture_adapter(config)
         adapter.cfg.device = str(next(model.parameters()).device)
-        adapter.limit(causal=family.causal, shifted=family.shift)
-        super().__init__(model, adapter, None, driver=attention.Driver(model, adapter, None))
+        driver = attention.Driver(model, adapter, None)
+        driver.first_position = family.first_position(model.config)
+        adapter.limit(causal=family.causal, shifted=family.shift, first_position=driver.first_position)
+        super().__init__(model, adapter, None, driver=driver)
         self.family, self.ids = family, checkpoint.ids
         self.name, self.revision = checkpoint.name, checkpoint.revision
         self._path = "auto"
@@ -227,6 +230,8 @@ class HookedDLM(Text, Tools):
             input = tokens.to(self.device)
             attention_mask = real.to(self.device) if attention_mask is None else attention_mask
         plain = isinstance(input, Tensor) and input.ndim == 2 and not input.is_floating_point()
+        if plain and self.family.positions != "rotary" and input.shape[1] > self.n_ctx:
+            raise PromptError(f"{input.shape[1]} tokens exceed the {self.n_ctx} positions that {self.name} knows")
         valid = attention_mask.bool() if attention_mask is not None and attention_mask.ndim == 2 else None
         if valid is not None and bool(valid.all()):
             valid = attention_mask = None
@@ -246,8 +251,8 @@ class HookedDLM(Text, Tools):
         """The transformers model's own logits, without TransformerLens's handling of everything else."""
         arguments: dict[str, Any] = {"use_cache": False}
         if valid is not None:
-            mask = valid.long()
-            arguments |= {"attention_mask": mask, "position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
+            places = attention.positions(valid, self._driver.first_position)
+            arguments |= {"attention_mask": valid.long(), "position_ids": places}
         elif attention_mask is not None:
             arguments["attention_mask"] = attention_mask
         return self._driver.forward(tokens, **arguments).logits
@@ -270,7 +275,3 @@ class HookedDLM(Text, Tools):
             CheckFailed: naming the claim that does not hold and by how much.
         """
         return calibrate(self)
-
-    def hook_table(self) -> dict[str, tuple[int, ...]]:
-        """Every hook point that fires, with the shape it carries for one prompt of 5 tokens (batch first)."""
-        return hook_table(self)

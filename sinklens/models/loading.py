@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
@@ -24,6 +23,7 @@ from sinklens.models.direction import set_direction
 from sinklens.models.families import FAMILIES, Family, named
 from sinklens.models.gguf import Gguf
 from sinklens.models.special_ids import SpecialIds, special_ids
+from sinklens.models.vocabularies import read_tokenizer
 
 OTHERS = {  # architectures that share a model_type with a family here, and are none of it
     "LLaDAMoEModel": "LLaDA-MoE is a mixture of experts",
@@ -137,7 +137,7 @@ def describe(
         )
     ids = special_ids(configs, tokenizer, family, name, vocabulary=size, mask=mask_token_id)
     try:
-        stock = family.stock.config_class(**arguments, **ids.stock(), is_causal=family.causal)
+        stock = family.stock.config_class(**(ids.stock() | arguments), is_causal=family.causal)
     except (ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"config.json of {name!r} makes no {family.layout} model: {error}") from error
     return Described(folder, gguf, family, stock, tokenizer, ids)
@@ -247,37 +247,10 @@ def _weights(
         if bars:
             transformers_logging.enable_progress_bar()
     for kind in ("missing", "unexpected", "mismatched"):
-        _misfit(name, family, kind, sorted(map(str, info.get(f"{kind}_keys") or [])))
+        keys = [key for key in map(str, info.get(f"{kind}_keys") or []) if not _dropped(family, key)]
+        _misfit(name, family, kind, sorted(keys))
     return model
 
 
-def read_tokenizer(folder: Path, family: Family) -> PreTrainedTokenizerBase | None:
-    """The checkpoint's tokenizer from its own files; None when it ships none."""
-    if files.present(folder / "tokenizer.json"):
-        reader = transformers.PreTrainedTokenizerFast
-    elif files.present(folder / "vocab.json") and files.present(folder / "merges.txt"):
-        reader = getattr(transformers, family.tokenizer)
-    else:
-        return None
-    declared = files.read_json(folder / "tokenizer_config.json").get("added_tokens_decoder", {})
-    if not isinstance(declared, dict) or not all(_is_added(*entry) for entry in declared.items()):
-        raise CheckpointError(
-            f"tokenizer_config.json has added_tokens_decoder={str(declared)[:60]!r}; expected ids, tokens"
-        )
-    try:
-        tokenizer = reader.from_pretrained(folder, trust_remote_code=False)
-        tokenizer("")
-    except Exception as error:  # tokenizers raises bare Exceptions, and transformers whatever a wrong type leads to
-        raise CheckpointError(f"the tokenizer in {str(folder)!r} could not be read: {str(error)[:300]}") from error
-    for number, token in declared.items():
-        found = tokenizer.convert_tokens_to_ids(token["content"])
-        if found != int(number):
-            raise CheckpointError(
-                f"the tokenizer reads {token['content']!r} as id {found}, and tokenizer_config.json says {number}; "
-                "its vocabulary files are not the checkpoint's own"
-            )
-    return tokenizer
-
-
-def _is_added(number: str, token: Any) -> bool:
-    return number.isdecimal() and isinstance(token, dict) and isinstance(token.get("content"), str)
+def _dropped(family: Family, key: str) -> bool:
+    return any(re.match(pattern, key) for pattern in family.dropped)

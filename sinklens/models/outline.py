@@ -66,5 +66,6 @@ def outline(
     """
     said = loading.describe(name, revision, patterns=SMALL, family=family, mask_token_id=mask_token_id)
     config = said.config
-    sizes = config.num_hidden_layers, config.num_attention_heads, config.max_position_embeddings, config.vocab_size
+    n_ctx = config.max_position_embeddings - said.family.first_position(config)
+    sizes = config.num_hidden_layers, config.num_attention_heads, n_ctx, config.vocab_size
     return Outline(name, said.family, said.ids, said.tokenizer, *sizes)

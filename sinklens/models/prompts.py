@@ -106,6 +106,9 @@ def _encoded(given: Mapping[str, Any]) -> list[Prompt]:
     if unknown:
         raise PromptError(f"an encoding with {unknown[0]!r} says more than prompts; give input_ids and attention_mask")
     rows = _rows("input_ids", given["input_ids"])
+    types = given.get("token_type_ids")
+    if types is not None and any(map(any, _rows("token_type_ids", types))):
+        raise PromptError(f"token_type_ids={shown(_listed(types))}: a prompt is one segment, whose types are all 0")
     if given.get("attention_mask") is None:
         return list(rows)
     masks = _rows("attention_mask", given["attention_mask"])

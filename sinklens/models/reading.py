@@ -21,7 +21,8 @@ class Reading:
 
     One rule for special tokens, whoever asks: those that the checkpoint's own tokenizer puts in front of a text. A text
     that begins with them (one out of a chat template) gets no second ones, and what a tokenizer puts behind a text (an
-    EOS) is left off, for a prompt goes on. An empty prompt is BOS, where there is one.
+    EOS) is left off, for a prompt goes on; a text for an encoder is whole, and keeps it ([SEP]). An empty prompt is
+    BOS, where there is one.
 
     Attributes:
         name: What the checkpoint is called.
@@ -125,10 +126,27 @@ class Reading:
         bare = self.encode_piece(text)
         if not bare:
             return self._empty()
+        self._refuse_unknown(text, bare)
         for start in range(len(own) - len(bare) + 1):
             if own[start : start + len(bare)] == bare:
-                return bare if bare[:start] == own[:start] else own[:start] + bare
+                front, behind = own[:start], own[start + len(bare) :] if self.family.closes else []
+                front = [] if bare[:start] == front else front
+                return front + bare + ([] if behind and bare[-len(behind) :] == behind else behind)
         return self._known(own)  # the tokenizer reads a text by itself and a text with special tokens differently
+
+    @property
+    def closing(self) -> list[int]:
+        """What stands at the end of every text of an encoder ([SEP]); nothing for other models."""
+        return self._empty()[1:] if self.family.closes else []
+
+    def _refuse_unknown(self, text: str, ids: list[int]) -> None:
+        """Raise for a text of which an encoder's vocabulary of whole words, or of residues, has nothing at all."""
+        unknown = getattr(self.tokenizer, "unk_token_id", None)
+        if self.family.closes and set(ids) == {unknown}:
+            raise PromptError(
+                f"{text!r:.60} is nothing but unknown tokens to {self.name}; are its words (or residues) apart, and in "
+                "the right case?"
+            )
 
     def _empty(self) -> list[int]:
         """What stands before everything: what the tokenizer puts before a text, or else BOS if there is one."""
@@ -136,6 +154,8 @@ class Reading:
         if tokenizer is None:
             return [] if self.ids.bos is None else [self.ids.bos]
         own = list(tokenizer("")["input_ids"])
+        if self.family.closes:
+            return own
         if own and own[-1] == tokenizer.eos_token_id != self.ids.bos:
             own = own[:-1]
         return own or ([] if self.ids.bos is None else [self.ids.bos])

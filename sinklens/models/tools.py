@@ -11,8 +11,12 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from sinklens.errors import ModelError, Unsupported
 from sinklens.models import attention
+from sinklens.models.adapters import HEADED
+from sinklens.models.calibration import hook_table
 from sinklens.models.families import Family
 from sinklens.models.wiring import Wiring
+
+SWITCHES = ("use_attn_result", "use_split_qkv_input", "use_attn_in", "use_hook_mlp_in")
 
 
 class Tools(TransformerBridge):
@@ -21,6 +25,7 @@ class Tools(TransformerBridge):
     family: Family
     name: str
     wiring: Wiring
+    adapter: Any
     points: dict[str, Any]
 
     @property
@@ -43,9 +48,8 @@ class Tools(TransformerBridge):
 
     def across(self, kwargs: dict[str, Any]) -> bool:
         """Whether all components must be in place: what TransformerLens does across several of them."""
-        flags = ("use_attn_result", "use_split_qkv_input", "use_attn_in", "use_hook_mlp_in")
         across = kwargs.get("stop_at_layer") is not None or kwargs.get("start_at_layer") is not None
-        return across or bool(self.compatibility_mode) or any(getattr(self.cfg, flag, False) for flag in flags)
+        return across or bool(self.compatibility_mode) or any(getattr(self.cfg, flag, False) for flag in SWITCHES)
 
     def check_attention(self, serving: Any) -> None:
         """Hooks on attention need sinklens's attention function; somebody may have chosen another."""
@@ -64,6 +68,9 @@ class Tools(TransformerBridge):
             Unsupported: a next-token loss or a key-value cache of a diffusion model.
             TypeError: a mask in the place of return_type.
         """
+        for switch in SWITCHES:
+            if getattr(self.cfg, switch, False):
+                self.refuse_encoder(f"{switch}=True rebuilds a decoder's layer")
         if isinstance(return_type, Tensor):
             raise TypeError("the second argument is return_type; give the mask by name, attention_mask=...")
         if self.is_causal:
@@ -75,6 +82,15 @@ class Tools(TransformerBridge):
             )
         if kwargs.get("past_key_values") is not None or kwargs.get("use_past_kv_cache") or kwargs.get("use_cache"):
             raise Unsupported(f"{self.name} sees the whole canvas at every step, so a key-value cache is never right")
+
+    def refuse_encoder(self, what: str) -> None:
+        """Raise for what TransformerLens does to decoders only.
+
+        Raises:
+            Unsupported: this is an encoder.
+        """
+        if not self.adapter.plain:
+            raise Unsupported(f"{what}, and {self.name} is an encoder ({self.family.name}), whose layers are others")
 
     @contextmanager
     def hooks(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
@@ -95,6 +111,7 @@ class Tools(TransformerBridge):
 
     def enable_compatibility_mode(self, *args: Any, **kwargs: Any) -> Any:
         """TransformerLens's weight folding and old hook names; every forward then runs all of its components."""
+        self.refuse_encoder("compatibility mode folds a decoder's norms into the weights behind them")
         inner = super().enable_compatibility_mode
         result = self.wiring.run(lambda _: inner(*args, **kwargs), everything=True)
         self.settle()
@@ -102,6 +119,7 @@ class Tools(TransformerBridge):
 
     def process_weights(self, *args: Any, **kwargs: Any) -> Any:
         """TransformerLens's weight folding."""
+        self.refuse_encoder("process_weights folds a decoder's norms into the weights behind them")
         inner = super().process_weights
         return self.wiring.run(lambda _: inner(*args, **kwargs), everything=True)
 
@@ -136,14 +154,24 @@ class Tools(TransformerBridge):
 
         Raises:
             Unsupported: a family whose residual stream at i - 1 predicts position i: attribution would be of the row
-                beside it.
+                beside it; an encoder, whose head is no projection.
         """
+        if not self.adapter.plain:
+            raise Unsupported(HEADED)
         if self.family.shift:
             raise Unsupported(
                 f"{self.name} predicts position i from the residual stream at i - 1, and TransformerLens's logit "
                 "attribution reads it at i; use dlm.W_U[:, token] with the stream at i - 1"
             )
         return super().tokens_to_residual_directions(*args, **kwargs)
+
+    def hook_table(self) -> dict[str, tuple[int, ...]]:
+        """Every hook point that fires, with the shape it carries for one prompt of 5 tokens (batch first)."""
+        return hook_table(self)
+
+    def hook_meanings(self) -> dict[str, str]:
+        """What the main hook points of a layer carry, by what follows "blocks.{i}."; encoders have their own."""
+        return {**attention.MEANING, **self.adapter.meaning}
 
     def _generation(self, name: str, args: Any, kwargs: Any) -> Any:
         if not self.is_causal:

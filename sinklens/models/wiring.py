@@ -201,12 +201,14 @@ class Wiring:
 
     def serving(self, *, everywhere: bool = False) -> dict[nn.Module, Any]:
         """The points that attention serves, by the module that runs, where one of them is hooked, or everywhere."""
-        return {self._plain(slot): slot.served for slot in self._serving if everywhere or slot.shown}
+        return {self._caller(slot): slot.served for slot in self._serving if everywhere or slot.shown}
 
-    def _plain(self, slot: Slot) -> nn.Module:
+    def _caller(self, slot: Slot) -> nn.Module:
+        """The module that calls attention: what stands in the place, or a part of it."""
         module: Any = self._place(slot)[1]
         plain: Any = module.original_component if isinstance(module, GeneralizedComponent) else module
-        return plain
+        component: Any = slot.component
+        return component.caller(plain)
 
     def _place(self, slot: Slot) -> tuple[nn.Module, nn.Module]:
         """The parent and what stands in the place now."""

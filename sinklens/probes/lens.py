@@ -7,7 +7,7 @@ from dataclasses import KW_ONLY, dataclass
 from torch import Tensor
 
 from sinklens.hooks import Scope
-from sinklens.models.adapters import align
+from sinklens.models.adapters import align, read
 from sinklens.probes.base import Layer, LayerProbe, derived
 from sinklens.probes.scores import CHUNK, SCORES, Score, score_positions
 from sinklens.sinks import Positions
@@ -63,10 +63,10 @@ class LogitLens(LayerProbe):
     def measure(self, layer: Layer, *tensors: Tensor) -> Tensor:
         """The scores."""
         (stream,) = tensors
-        norm, unembed = layer.model.ln_final.original_component, layer.model.unembed.original_component
+        own = getattr(getattr(layer.model, "adapter", None), "read", read)
 
         def to_logits(some: Tensor) -> Tensor:
-            return unembed(norm(some.to(unembed.weight.device)))
+            return own(layer.model, some)
 
         if getattr(getattr(layer.model, "family", None), "shift", False):
             stream = align(stream, layer.canvas.valid.to(stream.device))

@@ -140,8 +140,9 @@ def test_an_edited_pattern_is_what_mixes_the_values(model: Model, family: str) -
     edits = {"hook_pattern": lambda pattern: torch.eye(6).expand_as(pattern).clone()}
     _, seen = watched(model(family, 2), tokens, mask, edits, QKVZ)
     for layer in range(LAYERS):
-        values = seen[f"blocks.{layer}.attn.v.hook_out"].repeat_interleave(2, 2)
-        torch.testing.assert_close(seen[f"blocks.{layer}.attn.o.hook_in"], values, **CLOSE)
+        values, mixed = (seen[f"blocks.{layer}.attn.{point}"] for point in ("v.hook_out", "o.hook_in"))
+        values = values.repeat_interleave(mixed.shape[2] // values.shape[2], 2)
+        torch.testing.assert_close(mixed, values, **CLOSE)
 
 
 @pytest.mark.parametrize("point", ["hook_attn_scores", "hook_pattern"])

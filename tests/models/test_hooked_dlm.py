@@ -247,7 +247,7 @@ def test_it_is_a_transformer_lens_model(model: Any, family: str) -> None:
     assert dlm.cfg.n_layers == dlm.n_layers == 2
     assert dlm.cfg.n_heads == dlm.n_heads == 4
     assert dlm.cfg.attention_dir == ("causal" if dlm.is_causal else "bidirectional")
-    assert dlm.n_ctx == 64
+    assert dlm.n_ctx == 64 - dlm.family.first_position(dlm.original_model.config)
 
 
 def test_run_with_cache_gives_an_activation_cache(model: Any) -> None:

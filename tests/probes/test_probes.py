@@ -274,7 +274,7 @@ def test_qwen3_reads_the_normalised_keys(models: Any) -> None:
 
 
 @pytest.mark.parametrize("make", EVERY.values(), ids=EVERY.keys())
-@pytest.mark.parametrize("family", ["LLaDA", "Dream", "Llama"])
+@pytest.mark.parametrize("family", ["LLaDA", "Dream", "Llama", "BERT"])
 def test_left_padding_changes_nothing(models: Any, family: str, make: Callable[[], Probe]) -> None:
     dlm, canvas = models(family), canvas_of(ids(2, 6, seed=3))
     alone, batched = measure(dlm, make(), canvas), measure(dlm, probe := make(), padded(canvas, 3))
@@ -445,7 +445,7 @@ def test_norms_and_cosine_give_the_scores(models: Any) -> None:
 # Predictions.
 
 
-@pytest.mark.parametrize("family", ["LLaDA", "Dream", "A2D-Qwen3", "Llama"])
+@pytest.mark.parametrize("family", ["LLaDA", "Dream", "A2D-Qwen3", "Llama", "BERT"])
 @pytest.mark.parametrize("left", [0, 3])
 def test_predictions_are_the_models_own(models: Any, family: str, left: int) -> None:
     dlm, canvas = models(family), padded(canvas_of(ids(2, 6)), left)
@@ -615,7 +615,7 @@ def test_names_tell_sets_apart() -> None:
 # In the loop.
 
 
-@pytest.mark.parametrize("family", ["LLaDA", "Dream", "Llama"])
+@pytest.mark.parametrize("family", ["LLaDA", "Dream", "Llama", "BERT"])
 def test_every_probe_in_the_loop(models: Any, family: str) -> None:
     dlm, plan = models(family), sl.Plan(new_tokens=4)
     prompts = [ids(1, 3)[0].tolist(), ids(1, 5, seed=1)[0].tolist()]

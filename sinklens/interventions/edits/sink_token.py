@@ -45,8 +45,13 @@ class SinkToken(AttentionEdit):
     counted: ClassVar[tuple[str, ...]] = ("mass", "rows")
 
     def check(self, model: Any, canvas: Canvas) -> None:
-        """Raise for a model without BOS, or a token that is not in the vocabulary."""
+        """Raise for a model without BOS, a token that is not in the vocabulary, or a model that has no place for it."""
         in_vocabulary(model, [self._id(model)], self)
+        if model.family.positions != "rotary":
+            raise ScopeError(
+                f"{self!r}: {model.name} embeds positions, and has no position before the first; put the token "
+                "in front of the prompt"
+            )
 
     def _id(self, model: Any) -> int:
         token = self.token if self.token is not None else getattr(getattr(model, "ids", None), "bos", None)
@@ -141,4 +146,4 @@ class _Token:
 
 
 def _scaling(model: Any, layer: int) -> float:
-    return float(model.blocks[layer].attn.original_component.scaling)
+    return float(model.blocks[layer].attn.scaling)

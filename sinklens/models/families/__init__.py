@@ -2,6 +2,7 @@
 
 from sinklens.models.families.a2d import A2D_LLAMA, A2D_QWEN2, A2D_QWEN3
 from sinklens.models.families.base import Family, Model
+from sinklens.models.families.bert import BERT, ROBERTA
 from sinklens.models.families.causal import LLAMA, QWEN2, QWEN3
 from sinklens.models.families.dream import DREAM
 from sinklens.models.families.llada import LLADA
@@ -17,6 +18,8 @@ FAMILIES: tuple[Family, ...] = (
     LLAMA,
     QWEN2,
     QWEN3,
+    BERT,
+    ROBERTA,
 )
 
 

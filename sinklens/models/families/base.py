@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import transformers
 
@@ -51,6 +51,9 @@ class Family:
         shift: The prediction for position i sits at i - 1 in the raw logits (Dream). Undone by HookedDLM.
         mask_tokens: Names under which the tokenizer may carry the mask token, if config.json has no
             `mask_token_id`.
+        dropped: Weights of a checkpoint that are left out, as regular expressions: heads that predict no token.
+        positions: "rotary"; "absolute", embedded, from 0 on; "fairseq", embedded, from the pad's id + 1 on.
+        closes: What the tokenizer puts behind a text belongs to it ([SEP]): an encoder fills gaps in a whole text.
         tokenizer: Which transformers tokenizer class reads the checkpoint when there is no tokenizer.json.
         plan: Default decoding plan, as keyword arguments of `Plan`.
         models: Checkpoints known to be in this layout.
@@ -66,6 +69,9 @@ class Family:
     source: str
     key_mapping: Mapping[str, str] = field(default_factory=dict)
     shift: bool = False
+    dropped: tuple[str, ...] = ()
+    positions: Literal["rotary", "absolute", "fairseq"] = "rotary"
+    closes: bool = False
     mask_tokens: tuple[str, ...] = ("<|mdm_mask|>", "<|mask|>", "<|MASK|>", "[MASK]")
     tokenizer: str = "PreTrainedTokenizerFast"
     plan: Mapping[str, Any] = field(default_factory=dict)
@@ -80,6 +86,10 @@ class Family:
     def layout(self) -> str:
         """What transformers calls that kind of model: "Llama", "Qwen2", ..."""
         return self.stock.config_class.__name__.removesuffix("Config")
+
+    def first_position(self, config: Any) -> int:
+        """What the first position of a text is called: a row of the table of positions, 0 without one."""
+        return config.pad_token_id + 1 if self.positions == "fairseq" else 0
 
     @property
     def architecture(self) -> str:

@@ -74,7 +74,7 @@ ROPE = {  # the numbers of each kind of rope: those that must be there, and thos
 }
 
 
-def refuse(config: Config, supported: Mapping[str, tuple[Any, ...]]) -> None:
+def refuse(config: Config, supported: Mapping[str, tuple[Any, ...]], kind: str = "decoder") -> None:
     """Raise for a field whose value is not among the supported ones (an absent field or null is fine)."""
     for name, values in supported.items():
         given = config.get(name)
@@ -82,7 +82,7 @@ def refuse(config: Config, supported: Mapping[str, tuple[Any, ...]]) -> None:
             allowed = " or ".join(repr(value) for value in values) or "null"
             raise CheckpointError(
                 f"config.json has {name}={short(given)}, and sinklens loads this family only with "
-                f"{name}={allowed}: the stock decoder it uses computes nothing else"
+                f"{name}={allowed}: the stock {kind} it uses computes nothing else"
             )
 
 
@@ -117,8 +117,8 @@ def stock(config: Config, decoder: str, called: Mapping[str, str] | None = None)
                 "which is not known to change nothing; a model that needs it would be computed wrongly"
             )
     arguments: dict[str, Any] = {name: size(names.get(name, name), config[name]) for name in SIZES if name in config}
-    arguments |= {name: _positive(name, config[name]) for name in NUMBERS if name in config}
-    arguments |= {name: _flag(name, config[name]) for name in FLAGS if name in config and name not in FIXED[decoder]}
+    arguments |= {name: positive(name, config[name]) for name in NUMBERS if name in config}
+    arguments |= {name: flag(name, config[name]) for name in FLAGS if name in config and name not in FIXED[decoder]}
     _divide(arguments, names)
     _unread(config, arguments["num_hidden_layers"])
     default = getattr(transformers, f"{decoder}Config")().max_position_embeddings
@@ -166,14 +166,14 @@ def rope(config: Config, n_ctx: int, half: int) -> dict[str, Any]:
         if name == "partial_rotary_factor" and value == 1:
             continue
         if name == "truncate" and kind == "yarn":
-            _flag(name, value)
+            flag(name, value)
         elif name in ("short_factor", "long_factor") and name in needed:
-            if len([_positive(name, each) for each in _listed(given, name)]) != half:
+            if len([positive(name, each) for each in _listed(given, name)]) != half:
                 raise CheckpointError(f"config.json has {name}={short(value)}; expected {half} numbers, half a head")
         elif name == whole and name in (*needed, *more):
             size(name, value)
         elif name in (*needed, *more, "rope_theta"):
-            _positive(name, value)
+            positive(name, value)
         elif name != "rope_type":
             raise CheckpointError(
                 f"config.json has {name}={short(value)} for a rope of type {kind!r}, which has no such"
@@ -219,13 +219,15 @@ def _half(sizes: Mapping[str, Any]) -> int:
     return sizes.get("head_dim", sizes["hidden_size"] // sizes["num_attention_heads"]) // 2
 
 
-def _positive(name: str, value: Any) -> float:
+def positive(name: str, value: Any) -> float:
+    """A number above 0."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < MOST:  # nan is not
         raise CheckpointError(f"config.json has {name}={short(value)}; expected a number above 0, below {MOST:g}")
     return value
 
 
-def _flag(name: str, value: Any) -> bool:
+def flag(name: str, value: Any) -> bool:
+    """A truth value."""
     if not isinstance(value, bool):
         raise CheckpointError(f"config.json has {name}={short(value)}; expected true or false")
     return value

@@ -1,0 +1,99 @@
+"""TransformerLens adapters of stock encoders: hook points in their layers, and their heads, which are no projection."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from torch import Tensor
+from torch.nn.functional import gelu
+from transformer_lens.model_bridge.generalized_components import BlockBridge
+from transformer_lens.model_bridge.supported_architectures.bert import BertArchitectureAdapter
+from transformer_lens.model_bridge.supported_architectures.roberta import RobertaArchitectureAdapter
+
+from sinklens.models.adapters import Adapter
+from sinklens.models.attention import OpenAttention
+
+Step = str | Callable[[Tensor], Tensor]  # of a head: a module, by its path in the transformers model, or a function
+POST_LN = {  # what the hook points of a layer carry that normalises after it has added
+    "hook_in": "residual stream before the layer, normalised",
+    "hook_out": "residual stream after it, normalised",
+    "attn.hook_rot_q": "queries as attention uses them",
+    "attn.hook_rot_k": "keys, likewise",
+    "attn.hook_out": "residual stream after attention, normalised",
+    "attn.o.hook_out": "what attention adds to the residual stream, before the normalisation",
+    "mlp.out.hook_out": "what the MLP adds, before the normalisation",
+}
+
+
+class EncoderBlock(BlockBridge):
+    """A layer of an encoder, whatever the list is called that it is in."""
+
+    def _extract_layer_idx(self) -> int | None:
+        found = re.search(r"\.(\d+)$", self.name or "")
+        return int(found[1]) if found else None
+
+
+class EncoderAttention(OpenAttention):
+    """Attention whose projections are in a module of their own, below the one that the layer calls."""
+
+    below = "self"
+
+
+class Encoder(Adapter):
+    """What encoders have in common: between residual stream and unembedding stands a head that is no projection."""
+
+    plain = False
+    head: ClassVar[tuple[Step, ...]] = ()
+
+    def open(self, attention: type[OpenAttention]) -> None:
+        """Put sinklens's attention and block into the stock adapter's layers."""
+        mapping: Any = self.component_mapping
+        old = mapping["blocks"]
+        parts = dict(old.submodules)
+        parts["attn"] = attention(name=parts["attn"].name, config=self.cfg, submodules=parts["attn"].submodules)
+        aliases = {"hook_mlp_out": "mlp.out.hook_out", "hook_attn_out": "attn.o.hook_out"}
+        aliases |= {"hook_resid_mid": "ln1.hook_out"}
+        mapping["blocks"] = EncoderBlock(name=old.name, submodules=parts, hook_alias_overrides=aliases)
+
+    def read(self, model: Any, stream: Tensor) -> Tensor:
+        """Logits of a residual stream: the head's own modules, one after the other, with no hook point fired."""
+        for step in self.head:
+            stream = (_plain(model.original_model, step) if isinstance(step, str) else step)(stream)
+        return stream
+
+
+def _plain(model: Any, path: str) -> Any:
+    """A module of a transformers model, without the bridge's components that may stand in for it now."""
+    for name in path.split("."):
+        model = getattr(model, name)
+        model = getattr(model, "original_component", model)
+    return model
+
+
+class SinklensBertAdapter(Encoder, BertArchitectureAdapter):
+    """BERT encoders."""
+
+    head = tuple(f"cls.predictions.{name}" for name in (
+        "transform.dense", "transform.transform_act_fn", "transform.LayerNorm", "decoder"
+    ))  # fmt: skip
+    meaning = POST_LN
+
+    def __init__(self, cfg: Any) -> None:
+        super().__init__(cfg)
+        self.open(EncoderAttention)
+
+
+class SinklensRobertaAdapter(Encoder, RobertaArchitectureAdapter):
+    """RoBERTa encoders: BERT's layers, another head, positions counted from the pad's id + 1."""
+
+    head = ("lm_head.dense", gelu, "lm_head.layer_norm", "lm_head.decoder")
+    meaning = POST_LN
+
+    def __init__(self, cfg: Any) -> None:
+        super().__init__(cfg)
+        self.open(EncoderAttention)
+
+
+ENCODERS: dict[str, type[Adapter]] = {"Bert": SinklensBertAdapter, "Roberta": SinklensRobertaAdapter}
