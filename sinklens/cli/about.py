@@ -37,7 +37,7 @@ def models(as_json: AsJson = False) -> None:
 
 
 def _family(family: Any) -> dict[str, Any]:
-    kind = "autoregressive baseline" if family.causal else "diffusion"
+    kind = "autoregressive baseline" if family.causal else "encoder" if family.closes else "diffusion"
     shifted = ", logits shifted" if family.shift else ""
     return {
         "family": family.name,
