@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 Model = Annotated[str, typer.Argument(help="tiny-dlm, tiny-arm, a folder, or a Hub id.")]
 Task = Annotated[
-    str | None, typer.Option(help="echo, or a JSONL file of prompt and answer (GSM8K, say).", show_default="echo")
+    str | None,
+    typer.Option(
+        help="echo, facts, antibodies, or a JSONL file of prompt and answer (GSM8K, say).", show_default="echo"
+    ),
 ]
 Prompts = Annotated[int | None, typer.Option(min=1, help="How many examples.", show_default="64")]
 Extract = Annotated[

@@ -19,7 +19,7 @@ from sinklens.hooks import Edit
 from sinklens.interventions import parse
 from sinklens.models.hooked_dlm import HookedDLM
 from sinklens.models.placing import Placing
-from sinklens.tasks import Echo, Jsonl, Task
+from sinklens.tasks import Echo, Jsonl, Task, bundled
 from sinklens.tasks.matching import Match
 from sinklens.values import kinds
 from sinklens.values.content import Value, build, rebuilt
@@ -34,7 +34,8 @@ class Experiment(Value):
         model: A bundled twin, a folder or a Hub id.
         edits: Edits by the name of the condition: texts of the grammar ("mask:top1", `interventions.GRAMMAR`), or what
             `to_dict` says of an edit. Of a list of texts each is its own name.
-        task: "echo" (the twins' language), or a JSONL file of {"prompt", "answer"}.
+        task: "echo" (the twins' language), "facts" or "antibodies" (`tasks.facts`, `tasks.antibodies`), or a JSONL file
+            of {"prompt", "answer"}.
         prompts: How many examples.
         gaps: For echo: the share of rule-decided words to fill in; 0 continues texts instead.
         extract: For a JSONL file: what to compare (`tasks.Jsonl`).
@@ -111,8 +112,11 @@ class Experiment(Value):
         """
         if self.task == "echo":
             return Echo(self.prompts, seed=self.seeds[0], gaps=self.gaps)
+        if self.task in bundled.NAMES:
+            return bundled.bundled(self.task, self.prompts)
         if not Path(self.task).is_file():
-            raise PlanError(f"task {self.task!r} is neither 'echo' nor a JSONL file that exists")
+            names = ", ".join(repr(name) for name in ("echo", *bundled.NAMES))
+            raise PlanError(f"task {self.task!r} is none of {names}, and no JSONL file that exists")
         between = None if self.separator == "as-written" else self.separator
         return Jsonl(self.task, extract=self.extract, match=self.match, separator=between, limit=self.prompts)
 

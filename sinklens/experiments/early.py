@@ -9,7 +9,7 @@ from sinklens.experiments.arms import arms_of
 from sinklens.experiments.job import Job
 from sinklens.experiments.outcomes import known
 from sinklens.models.outline import Sketched
-from sinklens.tasks import Task
+from sinklens.tasks import Task, bundled
 from sinklens.tasks.jsonl import check_separator
 from sinklens.tasks.matching import check_extract
 
@@ -28,10 +28,9 @@ def check_fields(asked: Experiment) -> None:
     check_extract(asked.extract, asked.match)
     if asked.separator != "as-written":
         check_separator(asked.separator)
-    if asked.task == "echo" and asked.separator != " ":
-        raise PlanError(f"separator={asked.separator!r} is for tasks from a file; 'echo' has spaces between its words")
-    if asked.task == "echo" and asked.extract:
-        raise PlanError(f"extract={asked.extract!r} is for tasks from a file; 'echo' checks words by its rule")
+    if asked.task in ("echo", *bundled.NAMES) and (asked.separator != " " or asked.extract):
+        told = f"extract={asked.extract!r}" if asked.extract else f"separator={asked.separator!r}"
+        raise PlanError(f"{told} is for tasks from a file; {asked.task!r} is checked in its own way")
     if asked.task != "echo" and asked.gaps:
         raise PlanError(f"gaps={asked.gaps:g} is for the task 'echo'; of {asked.task!r} new_tokens=0 fills the gaps")
     twice = [seed for seed in asked.seeds if asked.seeds.count(seed) > 1]

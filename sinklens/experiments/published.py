@@ -53,7 +53,7 @@ def table1(
 
     Args:
         model: As in `HookedDLM.from_pretrained`.
-        task: "echo" or a JSONL file.
+        task: "echo", "facts", "antibodies" or a JSONL file.
         ks: How many sinks.
         save_to: As in `ablate`; an interrupted table goes on where it was.
         progress: As in `ablate`.

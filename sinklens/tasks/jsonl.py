@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sinklens.errors import TaskError
 from sinklens.tasks.base import Example, Score, Task
@@ -34,6 +34,8 @@ class Jsonl(Task):
             model reads the answer: "Paris" and " Paris" are one answer. "" for languages without spaces. None takes
             prompt and answer as they are written (code, whose first indentation counts); then white space in front of a
             completion counts, too. White space behind answers and completions never does.
+        by: What counts as one place: the whole "answer", which is right or wrong, or each "character" of it (residues
+            of a protein, say), white space aside; then `extract` has no meaning.
         limit: Read only so many examples.
         name: What results call it; the file's name if empty.
         examples: What the file holds; read from it if empty.
@@ -47,6 +49,7 @@ class Jsonl(Task):
     extract: str | None = field(default=None, kw_only=True)
     match: Match = field(default="last", kw_only=True)
     separator: str | None = field(default=" ", kw_only=True)
+    by: Literal["answer", "character"] = field(default="answer", kw_only=True)
     limit: Count | None = field(default=None, kw_only=True)
     name: str = field(default="", kw_only=True)
     examples: tuple[Example, ...] = field(default=(), kw_only=True)
@@ -54,6 +57,8 @@ class Jsonl(Task):
     def __post_init__(self) -> None:
         check_extract(self.extract, self.match)
         check_separator(self.separator)
+        if self.by == "character" and self.extract:
+            raise TaskError(f"extract={self.extract!r} and by='character' both say what is compared; give one")
         examples = self.examples or _read(Path(self.path), self.name or Path(self.path).name)[: self.limit]
         object.__setattr__(self, "name", self.name or Path(self.path).name)
         object.__setattr__(self, "path", str(self.path))
@@ -69,13 +74,18 @@ class Jsonl(Task):
     @property
     def scoring(self) -> str:
         """Which text is compared with the answer."""
+        if self.by == "character":
+            return "every character of the answer is compared with that of the completion at its place"
         if not self.extract:
             return "the whole completion is compared with the answer"
         which = {"last": "the last match", "first": "the first match", "full": "the completion, if all of it matches"}
         return f"{which[self.match]} of {self.extract!r} in the completion is compared with the answer"
 
     def score(self, example: Example, completion: str) -> Score:
-        """1 of 1 if completion and answer are the same text."""
+        """1 of 1 if completion and answer are the same text; by characters, how many of the answer's are right."""
+        if self.by == "character":
+            said, true = ("".join(text.split()) for text in (completion, example.answer))
+            return Score(sum(a == b for a, b in zip(said, true, strict=False)), len(true))
         if not self.extract:
             both = completion, example.answer
             said, true = (text.strip() if self.separator is not None else text.rstrip() for text in both)
@@ -95,7 +105,8 @@ class Jsonl(Task):
 
     def checker(self) -> Any:
         """What is compared."""
-        return {"type": "Jsonl", "extract": self.extract or None, "match": self.match, "separator": self.separator}
+        checked = {"type": "Jsonl", "extract": self.extract or None, "match": self.match, "separator": self.separator}
+        return checked if self.by == "answer" else {**checked, "by": self.by}
 
 
 def check_separator(separator: str | None) -> None:

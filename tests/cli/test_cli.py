@@ -208,7 +208,7 @@ def test_ablate_shows_how_edits_are_written() -> None:
     [
         (["ablate", "tiny-dlm"], "there are no edits; name at least one, for example mask:top1"),
         (["ablate", "tiny-dlm", "--edit", "maks:top1"], "the edit 'maks:top1' cannot be read"),
-        (["ablate", "--edit", "mask:top1", "--task", "none.jsonl"], "'none.jsonl' is neither 'echo' nor a JSONL file"),
+        (["ablate", "--edit", "mask:top1", "--task", "none.jsonl"], "'none.jsonl' is none of 'echo'"),
         (["ablate", "--spec", "none.yaml"], "'none.yaml' cannot be read as YAML or JSON"),
         (["ablate", "--edit", "mask:top1", "--metric", "luck"], "metric 'luck' is unknown"),
         (["ablate", "--edit", "mask:top1", "--control", "luck"], "control 'luck' is unknown"),

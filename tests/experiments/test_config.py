@@ -185,7 +185,7 @@ def test_a_jsonl_task_with_what_is_compared(tmp_path: Path) -> None:
 
 
 def test_a_task_that_is_not_there_is_named() -> None:
-    with pytest.raises(PlanError, match=r"'gsm8k\.jsonl' is neither 'echo' nor a JSONL file that exists"):
+    with pytest.raises(PlanError, match=r"'gsm8k\.jsonl' is none of 'echo'"):
         Experiment(task="gsm8k.jsonl").make_task()
 
 

@@ -63,7 +63,7 @@ FIELDS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"controls": ["random", "random"]}, ValueError, "control 'random' is named twice"),
     ({"edits": ["null_key=0"]}, ValueError, "no control can match it"),
     ({"seeds": [1, 1]}, PlanError, "seed 1 is named twice"),
-    ({"task": "none.jsonl"}, PlanError, "'none.jsonl' is neither"),
+    ({"task": "none.jsonl"}, PlanError, "'none.jsonl' is none of"),
     ({"extract": "x"}, PlanError, "extract='x' is for tasks from a file"),
     ({"match": "first"}, TaskError, "there is no extract"),
     ({"device": "quantum"}, CheckpointError, "device='quantum' cannot be used"),

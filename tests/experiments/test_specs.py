@@ -52,7 +52,7 @@ def test_what_looks_like_a_number_or_a_truth_value_is_one(text: str, plan: dict[
         ("prompts: 12:30", "prompts='12:30' must be a whole number"),
         ("prompts: 3.0", r"prompts=3\.0 must be a whole number"),
         ("prompts: 0", "prompts=0 must be a whole number of at least 1"),
-        ("task: 2024-01-01", "'2024-01-01' is neither 'echo' nor a JSONL file"),
+        ("task: 2024-01-01", "'2024-01-01' is none of 'echo'"),
         ("seeds: [-1]", r"seeds=\(-1,\) must be a list of whole numbers from 0 to"),
         ("gaps: .nan", r"gaps='\.nan' must be a number from 0 to 1"),
         ("gaps: 1.5", r"gaps=1\.5 must be a number from 0 to 1"),
