@@ -175,6 +175,7 @@ def save(model: LlamaForCausalLM, kind: str, folder: Path) -> None:
         config = {
             "model_type": "llama",
             "architectures": ["LlamaForCausalLM"],
+            "is_causal": True,  # its tokenizer has the mask token of its twin
             "hidden_act": "silu",
             "rope_theta": 10000.0,
             "max_position_embeddings": 128,

@@ -21,6 +21,8 @@ def demo(
     seed: Annotated[int, typer.Option(help="Of the texts and of the sampling.")] = 0,
     device: options.Device = None,
     dtype: options.Dtype = None,
+    device_map: options.DeviceMap = None,
+    revision: options.Revision = None,
     attention: options.Attention = None,
 ) -> None:
     """The main job on the two bundled models: where sinks are, how they move, what removing them does.
@@ -29,8 +31,11 @@ def demo(
     """
     from sinklens.cli.demo_job import FILES, main_job
     from sinklens.cli.demo_page import tell, write_report
+    from sinklens.models.files import BUNDLED
 
     placing = options.placed(context.params)
+    for name in BUNDLED:
+        placing.outline(name)
     options.folder(out, FILES)
     options.few_threads()
     try:

@@ -81,7 +81,8 @@ def main_job(out: Path, placing: Placing, *, prompts: int = 64, seed: int = 0) -
     edits = {f"top-{k}": MaskSinks(PreviousStep(top_k=k)) for k in KS}
     for name in BUNDLED:
         dlm = placing.load(name)
-        typer.echo(f"{name} on {dlm.device}: {dlm.n_layers} layers x {dlm.n_heads} heads, calibrated")
+        which = f", {dlm.revision}" if dlm.revision else ""
+        typer.echo(f"{name} on {dlm.device}{which}: {dlm.n_layers} layers x {dlm.n_heads} heads, calibrated")
         run = _whole(_traced(dlm, continued, seed, f"{name}: sinks"))
         recorded[name] = run.record
         records.save(run.record, out / ("record.nc" if name == "tiny-dlm" else "record-arm.nc"))

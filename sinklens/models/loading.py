@@ -22,6 +22,7 @@ from sinklens.models.devices import check_place
 from sinklens.models.direction import set_direction
 from sinklens.models.families import FAMILIES, Family, named
 from sinklens.models.gguf import Gguf
+from sinklens.models.signs import refuse_unasked
 from sinklens.models.special_ids import SpecialIds, special_ids
 from sinklens.models.vocabularies import read_tokenizer
 
@@ -74,7 +75,7 @@ def family_of(config: Mapping[str, Any], asked: Family | str | None = None) -> F
         asked: The family that the user says it is.
 
     Raises:
-        CheckpointError: a kind that sinklens does not compute, or a diffusion model that says no family.
+        CheckpointError: a kind that sinklens does not compute, or one that does not see as config.json says.
     """
     if asked is not None:
         family = named(asked) if isinstance(asked, str) else asked
@@ -97,13 +98,6 @@ def family_of(config: Mapping[str, Any], asked: Family | str | None = None) -> F
             f"architectures={architectures!r} with model_type {kind!r} in config.json is not supported{why}; supported "
             f"are {known}. If it is one of them in all but name, say family= ({names})"
         )
-    says = [f"{name}={config[name]!r}" for name in ("mask_token_id",) if config.get(name) is not None]
-    says += ["is_causal=False"] if config.get("is_causal") is False else []
-    if chosen[0].causal and says:
-        raise CheckpointError(
-            f"config.json says {' and '.join(says)}, so this is no autoregressive {chosen[0].name}; say which it is, "
-            f"family= ({names}), or wrap the model that you have loaded yourself, HookedDLM.from_transformers"
-        )
     if not chosen[0].causal and config.get("is_causal") is True:
         raise CheckpointError(f"config.json has is_causal=True, and {chosen[0].name} is a diffusion family")
     return chosen[0]
@@ -125,10 +119,13 @@ def describe(
     config = gguf.config() if gguf else files.read_json(folder / "config.json")
     if not config:
         raise CheckpointError(f"{name!r} has no config.json; give the checkpoint's own folder or Hub id")
-    family = family_of(config, family)
-    arguments = family.translate(config)
-    tokenizer = gguf.tokenizer() if gguf else read_tokenizer(folder, family)
+    chosen = family_of(config, family)
     configs = (config, {} if gguf else files.read_json(folder / "generation_config.json"))
+    tokenizer = gguf.tokenizer() if gguf else read_tokenizer(folder, chosen)
+    if family is None:
+        refuse_unasked(chosen, name, gguf.path if gguf else folder, configs, tokenizer)
+    family = chosen
+    arguments = family.translate(config)
     size = arguments["vocab_size"]
     if tokenizer is not None and tokenizer.vocab_size > size:
         raise CheckpointError(

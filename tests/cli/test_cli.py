@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_type_hints
 
 import pandas as pd
 import pytest
@@ -17,6 +19,7 @@ from typer.testing import CliRunner
 
 import sinklens
 from sinklens.cli import app as cli
+from sinklens.cli import options
 from sinklens.experiments import runner
 from sinklens.models import files
 
@@ -282,3 +285,25 @@ def test_reproduce_table_1(tmp_path: Path) -> None:
     assert "Published (arXiv 2510.15731, table 1)" in text
     assert "Llama-3.1-8B" in text
     assert text.rstrip().endswith("report.html")
+
+
+def test_every_command_that_loads_a_model_takes_the_same_options() -> None:
+    """Also those that a later command adds: `models` alone loads none."""
+    told = {
+        "device": options.Device,
+        "dtype": options.Dtype,
+        "device_map": options.DeviceMap,
+        "revision": options.Revision,
+        "attention": options.Attention,
+        "family": options.Family,
+        "mask_token_id": options.MaskTokenId,
+    }
+    assert set(told) == set(options.PLACING)
+    for info in cli.app.registered_commands:
+        callback = inspect.unwrap(info.callback)
+        if callback.__name__ == "models":
+            continue
+        given = get_type_hints(callback, include_extras=True)
+        bundled = {"family", "mask_token_id"} if callback.__name__ == "demo" else set()  # it loads the twins alone
+        for name in set(told) - bundled:
+            assert given.get(name) == told[name], (callback.__name__, name)

@@ -213,6 +213,8 @@ def test_published_tables_and_traces_too(tmp_path: Path) -> None:
         (["trace", "tiny-dlm", "dolko", "--chat"], "cannot read"),
         (["trace", "tiny-dlm", "zebra"], "cannot read"),
         (["trace", "tiny-dlm", "dolko", "--seed", "-1"], "-1"),
+        (["demo", "--revision", "step-7"], "tiny-dlm has no revision 'step-7'"),
+        (["demo", "--device", "cpu", "--device-map", "auto"], "give one"),
         (["reproduce", "table1", "--new-tokens", "120"], "exceeds the context of 128"),
     ):
         code, _, err = command(*given, *out)
