@@ -53,6 +53,8 @@ def _stock(decoder: str, *, layers: int = 2, heads: int = 4, kv_heads: int = 2, 
     config = {"max_position_embeddings": 64, **config}
     if CLASS[decoder].endswith("ForCausalLM"):
         config |= {"num_key_value_heads": kv_heads, "head_dim": 8}
+    if decoder == "Qwen3Moe":
+        config = {"moe_intermediate_size": 16, "num_experts": 6, "num_experts_per_tok": 2, **config}
     model_config = getattr(transformers, f"{decoder}Config")(
         vocab_size=64,
         hidden_size=8 * heads,

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 group = typer.Typer()
-AsJson = Annotated[bool, typer.Option("--json", help="As JSON, one object for each family.")]
+AsJson = Annotated[bool, typer.Option("--json", help="As JSON: bundled, packages, families with their checkpoints.")]
 
 
 @group.callback(invoke_without_command=True)
@@ -27,7 +27,9 @@ def models(context: typer.Context, as_json: AsJson = False) -> None:
     if context.invoked_subcommand is not None:
         return
     if as_json:
-        typer.echo(json.dumps([{**_family(family), "models": _models(family)} for family in FAMILIES], indent=1))
+        packages = [{"name": name, "about": it.about, "licence": it.licence} for name, it in PACKAGES.items()]
+        families = [{**_family(family), "models": _models(family)} for family in FAMILIES]
+        typer.echo(json.dumps({"bundled": list(BUNDLED), "packages": packages, "families": families}, indent=1))
         return
     typer.echo("Bundled: " + ", ".join(BUNDLED))
     for name, package in PACKAGES.items():

@@ -13,9 +13,11 @@ from transformer_lens.model_bridge.generalized_components import UnembeddingBrid
 from transformer_lens.model_bridge.supported_architectures.llama import LlamaArchitectureAdapter
 from transformer_lens.model_bridge.supported_architectures.qwen2 import Qwen2ArchitectureAdapter
 from transformer_lens.model_bridge.supported_architectures.qwen3 import Qwen3ArchitectureAdapter
+from transformer_lens.model_bridge.supported_architectures.qwen3_moe import Qwen3MoeArchitectureAdapter
 
 from sinklens.errors import Unsupported
 from sinklens.models.attention import FORWARD, OpenAttention
+from sinklens.models.experts import OpenRouter
 
 
 class AlignedUnembedding(UnembeddingBridge):
@@ -115,7 +117,24 @@ class SinklensQwen3Adapter(Adapter, Qwen3ArchitectureAdapter):
     """Qwen3 decoders (A2D), bidirectional or causal."""
 
 
-DECODERS = {"Llama": SinklensLlamaAdapter, "Qwen2": SinklensQwen2Adapter, "Qwen3": SinklensQwen3Adapter}
+class SinklensQwen3MoeAdapter(Adapter, Qwen3MoeArchitectureAdapter):
+    """Qwen3-MoE decoders (LLaDA-MoE, RND1), bidirectional or causal."""
+
+    def __init__(self, cfg: Any) -> None:
+        super().__init__(cfg)
+        mapping: Any = self.component_mapping
+        layer = mapping["blocks"].submodules
+        attention = layer["attn"]
+        layer["attn"] = OpenAttention(name=attention.name, config=attention.config, submodules=attention.submodules)
+        layer["mlp"].submodules["gate"] = OpenRouter(name="gate")
+
+
+DECODERS = {
+    "Llama": SinklensLlamaAdapter,
+    "Qwen2": SinklensQwen2Adapter,
+    "Qwen3": SinklensQwen3Adapter,
+    "Qwen3Moe": SinklensQwen3MoeAdapter,
+}
 
 
 def register(adapters: Mapping[str, type[Adapter]]) -> None:

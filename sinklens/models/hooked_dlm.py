@@ -67,6 +67,8 @@ class HookedDLM(Text, Tools):
         for module in (module for module in model.modules() if "bias" in module._buffers):
             module._non_persistent_buffers_set.add("bias")
         model.set_attn_implementation(attention.NAME)
+        if model._can_set_experts_implementation():
+            model.set_experts_implementation("eager")  # the class's own loop: every dtype, the official order of sums
         if checkpoint.tokenizer is not None:
             self.tokenizer = checkpoint.tokenizer
         # TransformerLens wires its own module hooks at the first forward; count them as nobody's.

@@ -5,7 +5,6 @@ No remote code, no pickle: config.json is read as JSON, weights as safetensors, 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,17 +20,15 @@ from sinklens.models import files
 from sinklens.models.devices import check_place
 from sinklens.models.direction import set_direction
 from sinklens.models.families import FAMILIES, Family, named
+from sinklens.models.fitting import compare, misfit
 from sinklens.models.gguf import Gguf
 from sinklens.models.signs import refuse_unasked
 from sinklens.models.special_ids import SpecialIds, special_ids
 from sinklens.models.vocabularies import read_tokenizer
 
 OTHERS = {  # architectures that share a model_type with a family here, and are none of it
-    "LLaDAMoEModel": "LLaDA-MoE is a mixture of experts",
-    "LLaDAMoEModelLM": "LLaDA-MoE is a mixture of experts",
     "StableDiffcoderForCausalLM": "Stable-DiffCoder is a diffusion model decoded in blocks, no Llama baseline",
 }
-_OF_LAYER = re.compile(r"(.*?\b(?:layers?|h)\.)(\d+)\.")  # a weight of a layer, in the stock classes' names
 
 
 @dataclass(frozen=True)
@@ -77,13 +74,18 @@ def family_of(config: Mapping[str, Any], asked: Family | str | None = None) -> F
     Raises:
         CheckpointError: a kind that sinklens does not compute, or one that does not see as config.json says.
     """
+    kind, architectures = config.get("model_type"), config.get("architectures")
+    chosen = [family for family in FAMILIES if kind in family.model_types]
     if asked is not None:
         family = named(asked) if isinstance(asked, str) else asked
         if family.causal and config.get("is_causal") is False:
             raise CheckpointError(f"config.json has is_causal=False, and {family.name} is an autoregressive family")
+        if chosen and not chosen[0].causal and family not in chosen:  # of a baseline's name it may be anything
+            raise CheckpointError(
+                f"config.json has model_type {kind!r}, which is {chosen[0].name}, and family= says {family.name}; the "
+                "weights might fit and the numbers would be wrong. Leave family= out"
+            )
         return family
-    kind, architectures = config.get("model_type"), config.get("architectures")
-    chosen = [family for family in FAMILIES if kind in family.model_types]
     if architectures:
         if not isinstance(architectures, list):
             raise CheckpointError(
@@ -155,7 +157,7 @@ def load(
     read = describe(name, revision, family=family, mask_token_id=mask_token_id)
     family, folder = read.family, read.folder
     shapes = read.gguf.weights() if read.gguf else files.weights(folder, name)
-    _compare(family.stock, read.config, family, shapes, name)
+    compare(family, read.config, shapes, name)
     if read.gguf:
         model = read.gguf.model(read.config, family.stock, dtype, device_map)
     else:
@@ -164,35 +166,6 @@ def load(
         model = model.to(device)  # pyright: ignore[reportArgumentType]
     set_direction(model, causal=family.causal)
     return Checkpoint(model.eval(), read.tokenizer, family, read.ids, name, _commit(folder) or revision)
-
-
-def _compare(model_class: Any, config: Any, family: Family, shapes: Mapping[str, tuple[int, ...]], name: str) -> None:
-    """Raise for sizes in config.json that are not those of the weights, before anything of these sizes is made."""
-    renamed = {}
-    for key, shape in shapes.items():
-        for old, new in family.key_mapping.items():
-            key = re.sub(old, new, key)  # noqa: PLW2901
-        renamed[key] = shape
-    of_layers = [found for key in renamed if (found := _OF_LAYER.match(key))]
-    layers = 1 + max((int(found[2]) for found in of_layers), default=-1)
-    if config.num_hidden_layers > layers:
-        stem = of_layers[0][1] if of_layers else "layers."
-        _misfit(name, family, "missing", [f"{stem}{layers}.* (config.json says {config.num_hidden_layers} layers)"])
-    try:
-        with torch.device("meta"):
-            made = model_class(config)
-    except (RuntimeError, ValueError, AssertionError) as error:
-        raise CheckpointError(f"config.json of {name!r} makes no {family.layout} model: {error}") from error
-    expected = {key: tuple(value.shape) for key, value in made.state_dict().items()}
-    tied = made.all_tied_weights_keys  # the copies; the checkpoint need not hold them
-    _misfit(name, family, "missing", [key for key in expected if key not in renamed and key not in tied])
-    _misfit(name, family, "mismatched", [key for key, shape in expected.items() if renamed.get(key, shape) != shape])
-
-
-def _misfit(name: str, family: Family, kind: str, keys: Sequence[str]) -> None:
-    if keys:
-        shown = ", ".join(keys[:4]) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
-        raise CheckpointError(f"{name!r} does not fit the {family.name} layout: {kind} weights {shown}")
 
 
 def in_memory(
@@ -244,10 +217,5 @@ def _weights(
         if bars:
             transformers_logging.enable_progress_bar()
     for kind in ("missing", "unexpected", "mismatched"):
-        keys = [key for key in map(str, info.get(f"{kind}_keys") or []) if not _dropped(family, key)]
-        _misfit(name, family, kind, sorted(keys))
+        misfit(name, family, kind, sorted(map(str, info.get(f"{kind}_keys") or [])))
     return model
-
-
-def _dropped(family: Family, key: str) -> bool:
-    return any(re.match(pattern, key) for pattern in family.dropped)

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from sinklens.errors import CheckpointError
 from sinklens.models.families import Family
 
-END_OF_TURN = ("<|eot_id|>", "<|im_end|>")
+END_OF_TURN = ("<|eot_id|>", "<|im_end|>", "<|role_end|>")
 
 
 @dataclass(frozen=True, init=False)

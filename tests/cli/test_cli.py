@@ -55,7 +55,12 @@ def test_models_lists_the_bundle_and_every_family() -> None:
         assert word in text
     assert re.search(r"GSAI-ML/LLaDA-8B-Base +8 B +MIT\n", text)
     assert re.search(r"Qwen3-0\.6B-diffusion-mdlm-v0\.1 +0\.75 B laptop\n", text)
-    for family in json.loads(invoke("models", "--json")):
+    said = json.loads(invoke("models", "--json"))
+    assert said["bundled"] == ["tiny-dlm", "tiny-arm"]
+    for package in said["packages"]:
+        assert f"sinklens models get {package['name']}`" in text
+        assert package["about"] in text
+    for family in said["families"]:
         for model in family["models"]:
             assert model["laptop"] == (model["parameters"] is not None and model["parameters"] < 2.2e9)
             assert re.search(rf"{re.escape(model['name'])}.*{model['licence']}", text)

@@ -224,6 +224,22 @@ def test_published_tables_and_traces_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_weights")
+def test_a_family_and_a_mask_token_that_cannot_be(fidelity: Path) -> None:
+    for folder, given, says in (
+        ("diffullama", ["--family", "DiffuLLaMA", "--mask-token-id", "64"], "outside its vocabulary of 64"),
+        ("diffullama", ["--family", "DiffuLLaMA"], "names no mask token"),
+        ("diffullama", ["--family", "Mamba"], "'Mamba' is unknown; the families are LLaDA"),
+        ("open_dcoder", ["--family", "DiffuLLaMA"], "unexpected weights model.layers.0.self_attn.k_proj.bias"),
+        ("a2d_qwen2", ["--family", "Dream"], "which is A2D-Qwen2, and family= says Dream"),
+        ("coda", ["--mask-token-id", "63"], "several mask tokens, 63, 62"),
+    ):
+        path = str(fidelity / folder / "checkpoint")
+        for job in (["hooks", path], ["trace", path, "t3 t4"]):
+            code, _, err = command(*job, *given)
+            assert (code, says in err, err.count("\n")) == (2, True, 1), err
+
+
+@pytest.mark.usefixtures("no_weights")
 def test_a_folder_that_cannot_be_written_to_is_refused_before_weights(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     for out in (tmp_path / "file", tmp_path / "file" / "below"):

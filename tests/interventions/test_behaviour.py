@@ -39,7 +39,7 @@ from sinklens.sinks import Sight
 PROMPTS = [[5, 17, 9], [33, 8, 21, 50, 12, 40], [7, 7]]
 STARTS = [3, 0, 4]
 MASK = 62
-FAMILIES = ["LLaDA", "Dream", "A2D-Qwen3", "Llama", "Qwen3"]
+FAMILIES = ["LLaDA", "Dream", "A2D-Qwen3", "LLaDA-MoE", "Llama", "Qwen3"]
 KINDS = ["all", "masked", "committed", "prompt", "response", "last"]
 EDITS: list[Any] = [MaskSinks, ZeroSinks]
 INF = float("inf")

@@ -44,7 +44,7 @@ from sinklens.interventions import (
 from sinklens.probes import Pattern
 
 INF = float("inf")
-MODELS = [("LLaDA", 2), ("Dream", 1), ("A2D-Qwen3", 4), ("Llama", 2), ("Qwen3", 1)]
+MODELS = [("LLaDA", 2), ("Dream", 1), ("A2D-Qwen3", 4), ("LLaDA-MoE", 2), ("Llama", 2), ("Qwen3", 1)]
 models = pytest.mark.parametrize(("family", "kv_heads"), MODELS)
 Make = Callable[..., HookedDLM]
 

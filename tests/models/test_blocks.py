@@ -37,6 +37,7 @@ from sinklens.interventions import (
 )
 from sinklens.interventions.controls import CONTROLS
 from sinklens.models import blocks as attention_blocks
+from sinklens.models.families import FAMILIES, named
 from sinklens.sinks import SinkRule, received_attention
 
 Model = Any
@@ -161,8 +162,17 @@ def recorded(dlm: HookedDLM) -> Any:
     return denoise(dlm, PROMPTS, plan, probes=measured, seed=[3, 8], progress=False).record
 
 
+# Every stock class, both directions, shifted and not: other families are these classes with other config.json files.
+MATRIX = ["LLaDA", "Dream", "CoDA", "LLaDA-MoE", "RND1", "Llama", "Qwen3", "BERT"]
+
+
+def test_every_stock_class_is_in_the_matrix() -> None:
+    spared = {"RobertaForMaskedLM"}  # BERT's layers behind other positions
+    assert {named(name).model_class for name in MATRIX} | spared == {family.model_class for family in FAMILIES}
+
+
 @pytest.mark.parametrize("name", ["nothing", *NAMES])
-@pytest.mark.parametrize("family", ["LLaDA", "Dream", "Llama", "Qwen3", "BERT"])
+@pytest.mark.parametrize("family", MATRIX)
 def test_blocks_give_the_numbers_of_whole_patterns(model: Any, family: str, name: str) -> None:
     """Padded rows, grouped-query heads, bidirectional and causal: same tokens, same measurements, same counts."""
     dlm = model(family)

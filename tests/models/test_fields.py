@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from sinklens import HookedDLM
 from sinklens.errors import CheckpointError
+from sinklens.models import loading
 
 TOKENS = torch.arange(2, 50)[None]
 CONFIG = {
@@ -139,7 +141,7 @@ def test_a_rope_changes_the_logits(make: Make) -> None:
         ({"rms_norm_eps": "small"}, ("rms_norm_eps='small'",)),
         ({"tie_word_embeddings": "no"}, ("tie_word_embeddings='no'",)),
         ({"architectures": ["StableDiffcoderForCausalLM"]}, ("StableDiffcoderForCausalLM", "diffusion", "family=")),
-        ({"model_type": "llada", "architectures": ["LLaDAMoEModelLM"]}, ("mixture of experts",)),
+        ({"model_type": "llada", "architectures": ["LLaDAMoEModelLM"]}, ("lacks expert_intermediate_size",)),
         ({"architectures": ["SomethingElse"]}, ("SomethingElse", "family=")),
         ({"is_causal": False}, ("is_causal=False", "family=")),
         ({"mask_token_id": 62}, ("mask_token_id=62", "family=")),
@@ -170,6 +172,67 @@ def test_family_must_fit_the_weights_and_the_mask_the_vocabulary(make: Make) -> 
     refused(folder, "d_model", family="LLaDA", mask_token_id=62)
     with pytest.raises(ValueError, match="'GPT' is unknown"):
         HookedDLM.from_pretrained(str(folder), family="GPT")
+
+
+@pytest.fixture
+def changed(fidelity: Path, tmp_path: Path) -> Make:
+    """A copy of a recorded checkpoint with other fields in its config.json; None drops a field."""
+
+    def copy(folder: str, **fields: Any) -> Path:
+        shutil.copytree(fidelity / folder / "checkpoint", tmp_path / folder)
+        path = tmp_path / folder / "config.json"
+        config = json.loads(path.read_text()) | fields
+        path.write_text(json.dumps({name: value for name, value in config.items() if value is not None}))
+        return path.parent
+
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("folder", "fields", "quotes"),
+    [
+        ("illada", {"layer_norm_eps": 1e-5}, ("layer_norm_eps=1e-05", "null")),
+        ("illada", {"rope_scaling": {"type": "linear", "factor": 2.0}}, ("'linear'", "'default'")),
+        ("illada", {"head_dim": 16}, ("head_dim=16", "32 / 4")),
+        ("illada", {"tie_word_embeddings": None}, ("lacks tie_word_embeddings",)),
+        ("coda", {"rope_scaling": {"type": "linear", "factor": 2.0}}, ("'linear'", "'default'")),
+        ("coda", {"head_dim": None, "rope_theta": None}, ("lacks head_dim, rope_theta",)),
+        ("coda", {"mask_ratio": 0.5}, ("mask_ratio=0.5",)),
+        ("a2d_llama", {"num_hidden_layers": 1}, ("unexpected", "model.layers.1.")),
+    ],
+)
+def test_a_family_refuses_what_its_official_class_would_compute_otherwise(
+    changed: Make, monkeypatch: pytest.MonkeyPatch, folder: str, fields: dict[str, Any], quotes: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(loading, "_weights", nothing_read)
+    refused(changed(folder, **fields), *quotes)
+
+
+def nothing_read(*_: Any, **__: Any) -> None:
+    """Instead of reading weights."""
+    raise AssertionError("weights were read")
+
+
+def test_what_is_refused_is_refused_before_weights_are_read(
+    make: Make, changed: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "_weights", nothing_read)
+    qwen3 = make("Qwen3", head_dim=8)
+    refused(qwen3, "DiffuLLaMA", "unexpected", "k_norm", family="DiffuLLaMA", mask_token_id=62)
+    refused(qwen3, "open-dcoder", "missing", "bias", family="open-dcoder", mask_token_id=62)
+    refused(qwen3, "64", "outside", family="open-dcoder", mask_token_id=64)
+    refused(qwen3, "no mask token", "<M>", "mask_token_id=", family="open-dcoder")
+    refused(changed("diffullama"), "no mask token", family="DiffuLLaMA")
+    # Weights that fit, and numbers that would be wrong: config.json says which diffusion family it is.
+    refused(changed("a2d_qwen2"), "'a2d-qwen2'", "A2D-Qwen2", "Dream", family="Dream")
+    refused(changed("coda"), "'CoDA'", "A2D-Qwen3", family="A2D-Qwen3")
+
+
+def test_a_head_of_its_own_and_one_that_is_the_embedding(fidelity: Path) -> None:
+    """CoDA's config.json does not say that its head is a matrix of its own; iLLaDA's says that it is none."""
+    for folder, tied in (("coda", False), ("illada", True)):
+        model: Any = HookedDLM.from_pretrained(str(fidelity / folder / "checkpoint"), check=False).original_model
+        assert torch.equal(model.lm_head.weight, model.model.embed_tokens.weight) == tied
 
 
 # The files that a checkpoint names.

@@ -90,6 +90,8 @@ def test_special_ids_come_from_config_and_tokenizer(official: Any) -> None:
     assert official("a2d_qwen3").ids.mask == 62  # only in the tokenizer files
     assert official("a2d_qwen3").ids.eos == (2, 1)  # config.json and tokenizer say 2, generation_config.json [2, 1]
     assert official("a2d_qwen3").tokenizer is not None
+    assert official("llada_moe").ids == SpecialIds(mask=62, eos=2, bos=None, pad=1, eot=3)
+    assert official("illada").ids == SpecialIds(mask=5, eos=2, bos=0, pad=1)  # the mask only by its name
     assert official("a2d_qwen2").ids.mask == 62  # of the tokenizer files only special_tokens_map.json says so
     assert official("llada").tokenizer is None
 

@@ -22,11 +22,12 @@ from sinklens.hooks import by_query
 from sinklens.models import attention
 from sinklens.values.content import named
 
-FAMILIES = ["LLaDA", "Dream", "Llama", "Qwen3"]
+FAMILIES = ["LLaDA", "Dream", "LLaDA-MoE", "RND1", "Llama", "Qwen3"]
 SERVED = ["hook_rot_q", "hook_rot_k", "hook_attn_scores", "hook_pattern", "hook_received"]
 POINTS = [*(f"attn.{name}" for name in SERVED), "attn.v.hook_out", "attn.o.hook_in", "attn.hook_out", "hook_in",
           "hook_out", "ln1.hook_in", "ln2.hook_out", "mlp.hook_in", "mlp.hook_out", "mlp.gate.hook_out",
           "mlp.out.hook_in", "attn.q.hook_out"]  # fmt: skip
+EXPERTS = {"mlp.gate.hook_out": "mlp.gate.hook_expert_weights", "mlp.out.hook_in": "mlp.gate.hook_in"}  # of a mixture
 LOOKS = ["hook_out", "mlp.hook_in", "attn.q.hook_out", "attn.hook_rot_k", "ln1.hook_normalized", "attn.hook_out"]
 TOKENS = torch.tensor([[5, 17, 9, 33, 8, 21, 63], [1, 1, 1, 40, 63, 7, 12]])
 VALID = torch.tensor([[True] * 7, [False] * 3 + [True] * 4])
@@ -72,6 +73,7 @@ def test_a_point_shows_and_takes_the_same_alone_and_with_all_components_in_place
     model: Any, family: str, point: str
 ) -> None:
     dlm, kept = model(family), []
+    point = EXPERTS.get(point, point) if "Moe" in dlm.family.layout else point
 
     def edit(tensor: Tensor, *, hook: Any) -> Tensor:
         kept.append(tensor.clone())

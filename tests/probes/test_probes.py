@@ -445,7 +445,7 @@ def test_norms_and_cosine_give_the_scores(models: Any) -> None:
 # Predictions.
 
 
-@pytest.mark.parametrize("family", ["LLaDA", "Dream", "A2D-Qwen3", "Llama", "BERT"])
+@pytest.mark.parametrize("family", ["LLaDA", "Dream", "A2D-Qwen3", "RND1", "Llama", "BERT"])
 @pytest.mark.parametrize("left", [0, 3])
 def test_predictions_are_the_models_own(models: Any, family: str, left: int) -> None:
     dlm, canvas = models(family), padded(canvas_of(ids(2, 6)), left)

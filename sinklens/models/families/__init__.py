@@ -1,23 +1,34 @@
 """What differs between model families: one frozen Family per file."""
 
 from sinklens.models.families.a2d import A2D_LLAMA, A2D_QWEN2, A2D_QWEN3
+from sinklens.models.families.adapted import DIFFULLAMA, OPEN_DCODER
 from sinklens.models.families.base import Family, Model
 from sinklens.models.families.bert import BERT, ROBERTA
 from sinklens.models.families.causal import LLAMA, QWEN2, QWEN3
+from sinklens.models.families.coda import CODA
 from sinklens.models.families.dream import DREAM
+from sinklens.models.families.illada import ILLADA
 from sinklens.models.families.llada import LLADA
 from sinklens.models.families.mmada import MMADA
+from sinklens.models.families.moe import LLADA_MOE, QWEN3_MOE, RND1
 
 FAMILIES: tuple[Family, ...] = (
     LLADA,
     MMADA,
+    ILLADA,
+    LLADA_MOE,
     DREAM,
     A2D_QWEN3,
     A2D_QWEN2,
     A2D_LLAMA,
+    CODA,
+    OPEN_DCODER,
+    DIFFULLAMA,
+    RND1,
     LLAMA,
     QWEN2,
     QWEN3,
+    QWEN3_MOE,
     BERT,
     ROBERTA,
 )

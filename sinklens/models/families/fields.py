@@ -13,9 +13,10 @@ from sinklens.errors import CheckpointError
 Config = Mapping[str, Any]
 
 REQUIRED = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
-SIZES = (*REQUIRED, "intermediate_size", "num_key_value_heads", "head_dim", "max_position_embeddings")
+EXPERTS = ("moe_intermediate_size", "num_experts", "num_experts_per_tok")
+SIZES = (*REQUIRED, "intermediate_size", "num_key_value_heads", "head_dim", "max_position_embeddings", *EXPERTS)
 NUMBERS = ("rms_norm_eps", "rope_theta")
-FLAGS = ("attention_bias", "mlp_bias", "tie_word_embeddings")
+FLAGS = ("attention_bias", "mlp_bias", "tie_word_embeddings", "norm_topk_prob")
 UNREAD = ("max_window_layers", "sliding_window", "pretraining_tp")  # sizes that change nothing
 LARGEST = 2**31 - 1
 MOST = 1e18  # what torch can still raise to a power
@@ -44,6 +45,7 @@ FIXED: dict[str, dict[str, tuple[Any, ...]]] = {  # what a stock class computes 
     "Llama": {},
     "Qwen2": {"attention_bias": (True,), "mlp_bias": (False,)},
     "Qwen3": {"mlp_bias": (False,)},
+    "Qwen3Moe": {"mlp_bias": (False,), "decoder_sparse_step": (1,), "mlp_only_layers": ([],)},  # experts in every layer
 }
 SUPPORTED: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu",),
@@ -98,7 +100,7 @@ def stock(config: Config, decoder: str, called: Mapping[str, str] | None = None)
 
     Args:
         config: The fields.
-        decoder: The stock class: "Llama", "Qwen2" or "Qwen3".
+        decoder: The stock class: "Llama", "Qwen2", "Qwen3" or "Qwen3Moe".
         called: What config.json calls a field, where that is another name.
 
     Raises:
@@ -124,6 +126,24 @@ def stock(config: Config, decoder: str, called: Mapping[str, str] | None = None)
     default = getattr(transformers, f"{decoder}Config")().max_position_embeddings
     arguments["rope_parameters"] = rope(config, arguments.get("max_position_embeddings", default), _half(arguments))
     arguments.pop("rope_theta", None)
+    return arguments
+
+
+def even_heads(config: Config) -> None:
+    """Raise for heads of another size than hidden_size / num_attention_heads, which some official classes assume."""
+    hidden, heads, each = (config.get(name) for name in ("hidden_size", "num_attention_heads", "head_dim"))
+    if each is not None and isinstance(hidden, int) and isinstance(heads, int) and each * heads != hidden:
+        raise CheckpointError(
+            f"config.json has head_dim={short(each)}, and the official class has heads of hidden_size / "
+            f"num_attention_heads = {hidden} / {heads}"
+        )
+
+
+def plain_rope(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The same arguments; raise for scaled rotary positions, which the official class does not have."""
+    kind = arguments["rope_parameters"]["rope_type"]
+    if kind != "default":
+        raise CheckpointError(f"config.json has a rope of type {kind!r}, and the official class knows only 'default'")
     return arguments
 
 
@@ -196,6 +216,9 @@ def _divide(sizes: Mapping[str, Any], names: Mapping[str, str]) -> None:
                 f"config.json has {names.get(whole, whole)}={sizes[whole]} and {names.get(parts, parts)}="
                 f"{sizes[parts]}; the first must be a multiple of the second"
             )
+    experts, chosen = sizes.get("num_experts", 1), sizes.get("num_experts_per_tok", 1)
+    if chosen > experts:
+        raise CheckpointError(f"config.json has num_experts_per_tok={chosen} of num_experts={experts}")
     each = sizes.get("head_dim", sizes["hidden_size"] // heads)
     if each % 2:
         raise CheckpointError(f"config.json gives heads of {each} dimensions; rotary positions need an even number")

@@ -1,0 +1,38 @@
+"""Baselines that were trained on as diffusion models, and whose config.json does not say so: by `family=` alone."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from sinklens.models.families.base import Family, Model
+from sinklens.models.families.fields import stock
+
+# Its sampler's alg "entropy" (the default of its code) is Dream's; "p2" (of its evaluations), which masks committed
+# tokens again, is not offered. Its class takes the pad token, where one is written, for padding; sinklens does not.
+OPEN_DCODER = Family(
+    name="open-dcoder",
+    model_types=(),
+    architectures=(),
+    model_class="Qwen2ForCausalLM",
+    causal=False,
+    translate=partial(stock, decoder="Qwen2"),
+    shift=True,
+    mask_tokens=("<M>", "[MASK]"),
+    tokenizer="Qwen2Tokenizer",
+    plan={"sampler": "dream", "remasking": "entropy"},
+    models=(Model("fredzzp/open-dcoder-0.5B", 0.5e9, note="its official evaluations use p2, which is not offered"),),
+    source="github pengzhangzhi/Open-dLLM; class Qwen2ForCausalLM with is_causal=False, MDMGenerationMixin",
+)
+# Its sampler reveals each position with probability 1/(t + 1), as Dream's "origin" does for eps near 0.
+DIFFULLAMA = Family(
+    name="DiffuLLaMA",
+    model_types=(),
+    architectures=(),
+    model_class="LlamaForCausalLM",
+    causal=False,
+    translate=partial(stock, decoder="Llama"),
+    shift=True,
+    plan={"sampler": "dream", "remasking": "origin"},
+    models=(Model("diffusionfamily/diffullama", 6.7e9, "Apache-2.0", "mask_token_id=811 where no file names it"),),
+    source="github HKUNLP/DiffuLLaMA; class DiscreteDiffusionModel, generate_samples",
+)
