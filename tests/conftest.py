@@ -51,6 +51,8 @@ def fidelity() -> Path:
 
 def _stock(decoder: str, *, layers: int = 2, heads: int = 4, kv_heads: int = 2, seed: int = 0, **config: object):
     config = {"max_position_embeddings": 64, **config}
+    if decoder == "Esm":
+        config = {"position_embedding_type": "rotary", "token_dropout": True, "mask_token_id": IDS.mask, **config}
     if CLASS[decoder].endswith("ForCausalLM"):
         config |= {"num_key_value_heads": kv_heads, "head_dim": 8}
     if decoder == "Qwen3Moe":

@@ -109,9 +109,11 @@ class Driver(TransformersDriver):
 
     Attributes:
         first_position: What the first position of a text is called, where positions are not counted from 0.
+        pad: What is to stand where nothing is, if the model looks at that, too (ESM counts masks).
     """
 
     first_position = 0
+    pad: int | None = None
 
     def forward(self, input_ids: Any = None, **kwargs: Any) -> Any:
         """As TransformersDriver's; text has become token ids and a mask by now."""
@@ -122,6 +124,8 @@ class Driver(TransformersDriver):
         if first and isinstance(given, Tensor) and kwargs.get("position_ids") is None:
             real = torch.ones(given.shape[:2], dtype=torch.bool, device=given.device) if valid is None else valid
             kwargs["position_ids"] = positions(real, first)
+        if self.pad is not None and valid is not None and input_ids is not None:
+            input_ids = input_ids.masked_fill(~valid.to(input_ids.device), self.pad)
         inner = super().forward
         return running(replace(FORWARD.get(), tokens=input_ids, valid=valid), lambda: inner(input_ids, **kwargs))
 

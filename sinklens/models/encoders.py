@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar
 
 from torch import Tensor
 from torch.nn.functional import gelu
-from transformer_lens.model_bridge.generalized_components import BlockBridge
+from transformer_lens.model_bridge.generalized_components import (
+    BlockBridge,
+    EmbeddingBridge,
+    LinearBridge,
+    MLPBridge,
+    NormalizationBridge,
+    UnembeddingBridge,
+)
 from transformer_lens.model_bridge.supported_architectures.bert import BertArchitectureAdapter
 from transformer_lens.model_bridge.supported_architectures.roberta import RobertaArchitectureAdapter
 
@@ -26,6 +34,9 @@ POST_LN = {  # what the hook points of a layer carry that normalises after it ha
     "mlp.out.hook_out": "what the MLP adds, before the normalisation",
 }
 
+PRE_LN = {"mlp.out.hook_out": "what the MLP adds"}
+ALIASES = {"hook_mlp_out": "mlp.out.hook_out", "hook_attn_out": "attn.o.hook_out"}
+
 
 class EncoderBlock(BlockBridge):
     """A layer of an encoder, whatever the list is called that it is in."""
@@ -33,6 +44,12 @@ class EncoderBlock(BlockBridge):
     def _extract_layer_idx(self) -> int | None:
         found = re.search(r"\.(\d+)$", self.name or "")
         return int(found[1]) if found else None
+
+
+class SplitMLP(MLPBridge):
+    """An MLP whose two projections the layer holds by itself: `mlp.in` and `mlp.out` fire, and nothing above them."""
+
+    mirror_placeholder_hooks = False
 
 
 class EncoderAttention(OpenAttention):
@@ -53,8 +70,8 @@ class Encoder(Adapter):
         old = mapping["blocks"]
         parts = dict(old.submodules)
         parts["attn"] = attention(name=parts["attn"].name, config=self.cfg, submodules=parts["attn"].submodules)
-        aliases = {"hook_mlp_out": "mlp.out.hook_out", "hook_attn_out": "attn.o.hook_out"}
-        aliases |= {"hook_resid_mid": "ln1.hook_out"}
+        parts["mlp"] = SplitMLP(name=None, config=self.cfg, submodules=parts["mlp"].submodules)
+        aliases = ALIASES | {"hook_resid_mid": "ln1.hook_out"}
         mapping["blocks"] = EncoderBlock(name=old.name, submodules=parts, hook_alias_overrides=aliases)
 
     def read(self, model: Any, stream: Tensor) -> Tensor:
@@ -96,4 +113,56 @@ class SinklensRobertaAdapter(Encoder, RobertaArchitectureAdapter):
         self.open(EncoderAttention)
 
 
-ENCODERS: dict[str, type[Adapter]] = {"Bert": SinklensBertAdapter, "Roberta": SinklensRobertaAdapter}
+class EsmUnembedding(UnembeddingBridge):
+    """ESM's whole head: it adds its bias behind the matrix, and only it gives logits."""
+
+    @property
+    def W_U(self) -> Tensor:  # noqa: N802 - TransformerLens's name
+        """The matrix [d_model, d_vocab]; in front of it stand a projection, an activation and a norm."""
+        head: Any = self.original_component
+        return head.decoder.weight.mT
+
+
+class SinklensEsmAdapter(Encoder):
+    """ESM-2 encoders (DPLM): BERT's projections in layers that normalise first, rotary positions."""
+
+    head = ("esm.encoder.emb_layer_norm_after", "lm_head")
+    meaning = PRE_LN | {
+        "attn.hook_rot_q": "queries as attention uses them (after RoPE), already divided by the root of d_head",
+        "attn.hook_out": "residual stream after attention",
+        "attn.o.hook_out": "what attention adds to the residual stream",
+    }
+
+    def __init__(self, cfg: Any) -> None:
+        super().__init__(cfg)
+        cfg.normalization_type, cfg.final_rms, cfg.gated_mlp, cfg.attn_only = "LN", False, False, False
+        cfg.positional_embedding_type = "rotary"
+        norm = partial(NormalizationBridge, config=cfg, use_native_layernorm_autograd=True)
+        projections = {"q": "self.query", "k": "self.key", "v": "self.value", "o": "output.dense"}
+        parts: dict[str, Any] = {
+            "ln1": norm(name="attention.LayerNorm"),
+            "ln2": norm(name="LayerNorm"),
+            "attn": EncoderAttention("attention", cfg, {n: LinearBridge(name=path) for n, path in projections.items()}),
+            "mlp": SplitMLP(
+                name=None,
+                config=cfg,
+                submodules={"in": LinearBridge(name="intermediate.dense"), "out": LinearBridge(name="output.dense")},
+            ),
+        }
+        self.component_mapping = {
+            "embed": EmbeddingBridge(name="esm.embeddings.word_embeddings"),
+            "blocks": EncoderBlock(
+                name="esm.encoder.layer",
+                submodules=parts,
+                hook_alias_overrides=ALIASES | {"hook_resid_mid": "attn.hook_out", "hook_mlp_in": "mlp.in.hook_in"},
+            ),
+            "ln_final": norm(name="esm.encoder.emb_layer_norm_after"),
+            "unembed": EsmUnembedding(name="lm_head", config=cfg),
+        }
+
+
+ENCODERS: dict[str, type[Adapter]] = {
+    "Bert": SinklensBertAdapter,
+    "Roberta": SinklensRobertaAdapter,
+    "Esm": SinklensEsmAdapter,
+}

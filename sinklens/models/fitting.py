@@ -52,8 +52,9 @@ def compare(family: Family, config: Any, shapes: Mapping[str, tuple[int, ...]], 
 
 
 def misfit(name: str, family: Family, kind: str, keys: Sequence[str]) -> None:
-    """Raise if there are weights of a kind ("missing", "unexpected", ...) that the family does not leave out."""
-    keys = [key for key in keys if not any(re.match(pattern, key) for pattern in family.dropped)]
+    """Raise if there are weights of a kind ("missing", "unexpected", ...) that the family minds."""
+    fine = {"missing": family.optional, "unexpected": family.dropped}.get(kind, ())
+    keys = [key for key in keys if not any(re.match(pattern, key) for pattern in fine)]
     if keys:
         shown = ", ".join(keys[:4]) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
         raise CheckpointError(f"{name!r} does not fit the {family.name} layout: {kind} weights {shown}")

@@ -56,6 +56,7 @@ class HookedDLM(Text, Tools):
         adapter.cfg.device = str(next(model.parameters()).device)
         driver = attention.Driver(model, adapter, None)
         driver.first_position = family.first_position(model.config)
+        driver.pad = model.config.pad_token_id if getattr(model.config, "token_dropout", False) else None
         adapter.limit(causal=family.causal, shifted=family.shift, first_position=driver.first_position)
         super().__init__(model, adapter, None, driver=driver)
         self.family, self.ids = family, checkpoint.ids
@@ -225,13 +226,14 @@ class HookedDLM(Text, Tools):
         Raises:
             Unsupported: something that has no meaning for a diffusion model: next-token loss, a cache.
         """
-        self.refuse(return_type, kwargs)
+        embedded = isinstance(input, Tensor) and input.is_floating_point()
+        self.refuse(return_type, kwargs, embedded=embedded)
         if isinstance(input, str | list):
             wishes = {name: kwargs.pop(name, None) for name in ("prepend_bos", "padding_side")}
             tokens, real = self.padded_texts(input, **wishes)
             input = tokens.to(self.device)
             attention_mask = real.to(self.device) if attention_mask is None else attention_mask
-        plain = isinstance(input, Tensor) and input.ndim == 2 and not input.is_floating_point()
+        plain = isinstance(input, Tensor) and input.ndim == 2 and not embedded
         if plain and self.family.positions != "rotary" and input.shape[1] > self.n_ctx:
             raise PromptError(f"{input.shape[1]} tokens exceed the {self.n_ctx} positions that {self.name} knows")
         valid = attention_mask.bool() if attention_mask is not None and attention_mask.ndim == 2 else None

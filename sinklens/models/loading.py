@@ -175,6 +175,8 @@ def in_memory(
     family = named(family) if isinstance(family, str) else family
     if type(model).__name__ != family.model_class:
         raise ValueError(f"family {family.name} wraps a {family.model_class}, not a {type(model).__name__}")
+    if ids is not None and getattr(model.config, "mask_token_id", None) not in (None, ids.mask):
+        raise ValueError(f"ids.mask={ids.mask}, and the model's config has mask_token_id={model.config.mask_token_id}")
     set_direction(model, causal=family.causal)
     name = getattr(model.config, "name_or_path", "") or family.name
     embedding: Any = model.get_input_embeddings()
@@ -217,5 +219,15 @@ def _weights(
         if bars:
             transformers_logging.enable_progress_bar()
     for kind in ("missing", "unexpected", "mismatched"):
-        misfit(name, family, kind, sorted(map(str, info.get(f"{kind}_keys") or [])))
+        keys = sorted(map(str, info.get(f"{kind}_keys") or []))
+        misfit(name, family, kind, keys)
+        if kind == "missing":
+            _blank(model, keys)
     return model
+
+
+def _blank(model: PreTrainedModel, keys: Sequence[str]) -> None:
+    """Zeros in place of the random numbers that transformers gives weights which a checkpoint may lack."""
+    for key, parameter in model.named_parameters():
+        if key in keys:
+            parameter.data.zero_()

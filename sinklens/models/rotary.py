@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from sinklens.models.calls import Around, surround
 
+HALVES = (torch.bfloat16, torch.float16)
 _STATEFUL = ("dynamic", "longrope")  # transformers changes their frequencies in a forward, and may keep the change
 
 
@@ -39,8 +40,29 @@ class Settled(Around):
         rotary.inv_freq = frequencies  # last: an interrupt before it leaves everything to be done again
 
 
+class Restored(Settled):
+    """Likewise, of an encoder: several frequencies, or some that the checkpoint has stored. They never change."""
+
+    loaded: dict[str, Tensor]
+
+    def settle(self) -> None:
+        """Take back a cast, also one forth and back; frequencies that somebody has changed stay."""
+        for name, frequencies in self.loaded.items():
+            now = getattr(self, name)
+            exact = frequencies.to(now.device)
+            if now.dtype != torch.float32 or any(torch.equal(now, exact.to(half).float()) for half in HALVES):
+                setattr(self, name, exact)
+
+
 def keep_settled(model: nn.Module) -> None:
-    """Let every call of a decoder's rotary embedding begin as that of a freshly loaded model."""
-    for module in model.modules():
-        if hasattr(module, "original_inv_freq"):
+    """Let every call of a model's rotary embedding begin as that of a freshly loaded model."""
+    for module in list(model.modules()):
+        names = [name for name, _ in module.named_buffers(recurse=False) if name.endswith("inv_freq")]
+        if "original_inv_freq" in names:
             surround(module, Settled)
+        elif names and not isinstance(module, Restored):
+            rotary: Any = module
+            rotary.loaded = {name: getattr(module, name).detach().clone() for name in names}
+            if rotary.loaded[names[0]].dtype != torch.float32:  # one that is stored (ESM), and was loaded in half
+                rotary.loaded = {names[0]: rotary.compute_default_rope_parameters(rotary.config)[0].float()}
+            surround(module, Restored)

@@ -61,13 +61,19 @@ class Tools(TransformerBridge):
                     f"say dlm.original_model.set_attn_implementation({attention.NAME!r})"
                 )
 
-    def refuse(self, return_type: Any, kwargs: dict[str, Any]) -> None:
-        """Raise for what a forward of this model cannot give.
+    def refuse(self, return_type: Any, kwargs: dict[str, Any], *, embedded: bool = False) -> None:
+        """Raise for what a forward of this model cannot give; `embedded`: of embeddings, not of tokens.
 
         Raises:
             Unsupported: a next-token loss or a key-value cache of a diffusion model.
             TypeError: a mask in the place of return_type.
         """
+        if (
+            kwargs.get("start_at_layer") is None
+            and embedded
+            and getattr(self.original_model.config, "token_dropout", 0)
+        ):
+            raise Unsupported(f"{self.name} scales embeddings by how many tokens are masks; give token ids")
         for switch in SWITCHES:
             if getattr(self.cfg, switch, False):
                 self.refuse_encoder(f"{switch}=True rebuilds a decoder's layer")

@@ -61,11 +61,12 @@ QKVZ = ("hook_rot_q", "hook_rot_k", "v.hook_out", "o.hook_in")
 
 
 def naive(
-    seen: dict[str, Tensor], layer: int, mask: Tensor, causal: bool, hidden: int | None = None
+    dlm: HookedDLM, seen: dict[str, Tensor], layer: int, mask: Tensor, hidden: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """Pattern [batch, head, query, key] and mixed values [batch, query, head, d], loop by loop, in float64."""
     q, k, v = (seen[f"blocks.{layer}.attn.{point}"].double() for point in QKVZ[:3])
     batch, length, heads, size = q.shape
+    causal, scaling = dlm.is_causal, 1.0 if dlm.family.name == "ESM-2" else size**-0.5  # ESM's queries are scaled
     per_key_head = heads // k.shape[2]
     pattern, mixed = torch.zeros(batch, heads, length, length).double(), torch.zeros_like(q)
     for b in range(batch):
@@ -74,7 +75,7 @@ def naive(
                 keys = [j for j in range(length) if mask[b, j] and (j <= i or not causal) and j != hidden]
                 if not keys:
                     continue
-                scores = torch.stack([q[b, i, h] @ k[b, j, h // per_key_head] / size**0.5 for j in keys])
+                scores = torch.stack([q[b, i, h] @ k[b, j, h // per_key_head] * scaling for j in keys])
                 pattern[b, h, i, keys] = scores.softmax(-1)
                 mixed[b, i, h] = pattern[b, h, i, keys] @ v[b, keys, h // per_key_head]
     return pattern, mixed
@@ -106,7 +107,7 @@ def test_each_path_equals_a_naive_loop(
     points = (*QKVZ, "hook_pattern") if path == "pattern" else QKVZ
     _, seen = watched(dlm, tokens, mask, {}, points)
     for layer in range(LAYERS):
-        pattern, mixed = naive(seen, layer, mask, dlm.is_causal)
+        pattern, mixed = naive(dlm, seen, layer, mask)
         torch.testing.assert_close(seen[f"blocks.{layer}.attn.o.hook_in"][mask], mixed.float()[mask], **CLOSE)
         if path == "pattern":
             ours = seen[f"blocks.{layer}.attn.hook_pattern"].transpose(1, 2)[mask]
@@ -127,7 +128,7 @@ def test_a_hidden_key_is_as_if_it_were_not_there(model: Model, family: str, pads
     plain, _ = watched(dlm, tokens, mask, {}, QKVZ)
     assert not torch.allclose(logits[mask], plain[mask])
     for layer in range(LAYERS):
-        pattern, mixed = naive(seen, layer, mask, dlm.is_causal, hidden)
+        pattern, mixed = naive(dlm, seen, layer, mask, hidden)
         torch.testing.assert_close(seen[f"blocks.{layer}.attn.o.hook_in"][mask], mixed.float()[mask], **CLOSE)
         ours = seen[f"blocks.{layer}.attn.hook_pattern"].transpose(1, 2)[mask]
         torch.testing.assert_close(ours, pattern.float().transpose(1, 2)[mask], **CLOSE)

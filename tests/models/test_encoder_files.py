@@ -15,13 +15,15 @@ from safetensors.torch import load_file, save_file
 from sinklens import HookedDLM, MaskSinks, Plan, PreviousStep, SinkRule, denoise, log_likelihood, probes
 from sinklens.errors import CheckpointError, PlanError, PromptError
 from sinklens.models.outline import outline
+from sinklens.models.special_ids import SpecialIds
 
 TOKENS = torch.tensor([[5, 17, 4, 9, 30, 4, 11, 44, 11, 50]])
 SPECIAL = {
     "Bert": ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"],
     "Roberta": ["<s>", "<pad>", "</s>", "<unk>"],
+    "Esm": ["<cls>", "<pad>", "<eos>", "<unk>", "<mask>"],
 }
-ARCHITECTURE = {"Bert": "BertForMaskedLM", "Roberta": "RobertaForMaskedLM"}
+ARCHITECTURE = {"Bert": "BertForMaskedLM", "Roberta": "RobertaForMaskedLM", "Esm": "EsmForMaskedLM"}
 BASE = {
     "vocab_size": 64,
     "hidden_size": 32,
@@ -33,6 +35,14 @@ BASE = {
 OWN: dict[str, dict[str, Any]] = {
     "Bert": {"hidden_act": "gelu", "pad_token_id": 0, "type_vocab_size": 2, "layer_norm_eps": 1e-12},
     "Roberta": {"hidden_act": "gelu", "pad_token_id": 1, "type_vocab_size": 1, "layer_norm_eps": 1e-5},
+    "Esm": {
+        "pad_token_id": 1,
+        "mask_token_id": 4,
+        "position_embedding_type": "rotary",
+        "token_dropout": True,
+        "layer_norm_eps": 1e-5,
+        "emb_layer_norm_before": False,
+    },
 }
 LETTERS = [chr(ord("A") + i) for i in range(26)]
 Make = Callable[..., Path]
@@ -44,8 +54,12 @@ def make(tmp_path: Path, tiny_stock: Any) -> Make:
 
     def write(layout: str = "Bert", edit: Callable[[dict[str, Any]], Any] | None = None, **fields: Any) -> Path:
         own = {"architectures": [ARCHITECTURE[layout]], "model_type": layout.lower()}
-        config = {**own, **BASE, **OWN[layout], "tie_word_embeddings": False, "mask_token_id": 4, **fields}
-        kept = {name: value for name, value in config.items() if name in {*BASE, *OWN[layout], "tie_word_embeddings"}}
+        config = {"mask_token_id": 4, **own, **BASE, **OWN[layout], "tie_word_embeddings": False, **fields}
+        kept = {
+            name: value
+            for name, value in config.items()
+            if name in {*BASE, *OWN[layout], "tie_word_embeddings", "rope_theta"}
+        }
         stock = getattr(transformers, ARCHITECTURE[layout])(getattr(transformers, f"{layout}Config")(**kept))
         noisy(stock)
         tensors = {name: value.clone().contiguous() for name, value in stock.state_dict().items()}
@@ -95,6 +109,9 @@ def refused(folder: Path, *quotes: str) -> None:
         ("Bert", {"classifier_dropout": 0.1, "directionality": "bidi", "position_embedding_type": "absolute"}),
         ("Roberta", {}),
         ("Roberta", {"pad_token_id": 3}),
+        ("Esm", {}),
+        ("Esm", {"token_dropout": False, "emb_layer_norm_before": True}),
+        ("Esm", {"dplm_type": "dplm_esm", "vocab_list": None, "rope_theta": 500.0}),
     ],
 )
 @torch.no_grad()
@@ -150,6 +167,69 @@ def test_a_field_that_is_passed_on_changes_the_logits(make: Make) -> None:
 )
 def test_refuses_and_quotes_what_it_cannot_compute(make: Make, fields: dict[str, Any], quotes: tuple[str, ...]) -> None:
     refused(rewritten(make(), **fields), *quotes)
+
+
+@pytest.mark.parametrize(
+    ("fields", "quotes"),
+    [
+        ({"position_embedding_type": "absolute"}, ("position_embedding_type='absolute'", "'rotary'")),
+        ({"position_embedding_type": None}, ("lacks position_embedding_type",)),
+        ({"mask_token_id": None}, ("lacks mask_token_id",)),
+        ({"pad_token_id": 1.5}, ("pad_token_id=1.5",)),
+        ({"hidden_act": "relu"}, ("hidden_act='relu'",)),
+        ({"is_folding_model": True}, ("is_folding_model=True",)),
+        ({"esmfold_config": {}}, ("esmfold_config",)),
+        ({"dplm_type": "dplm_2"}, ("dplm_type='dplm_2'",)),
+        ({"token_dropout": 1}, ("token_dropout=1",)),
+        ({"type_vocab_size": 2}, ("type_vocab_size=2",)),
+    ],
+)
+def test_esm_is_refused_likewise(make: Make, fields: dict[str, Any], quotes: tuple[str, ...]) -> None:
+    refused(rewritten(make("Esm"), **fields), *quotes)
+
+
+def test_what_esm_may_lack_changes_nothing(make: Make) -> None:
+    """The head for contacts, and frequencies, which older files have by layers; beside a table that is not used."""
+
+    def aged(tensors: dict[str, Any]) -> None:
+        for name in [name for name in tensors if "contact_head" in name]:
+            del tensors[name]
+        kept = tensors.pop("esm.rotary_embeddings.inv_freq")
+        for layer in range(2):
+            tensors[f"esm.encoder.layer.{layer}.attention.self.rotary_embeddings.inv_freq"] = kept.clone()
+        tensors["esm.embeddings.position_embeddings.weight"] = torch.ones(64, 32)
+
+    expected = HookedDLM.from_pretrained(str(make("Esm")))(TOKENS)
+    folder = make("Esm", edit=aged)
+    dlm = HookedDLM.from_pretrained(str(folder))
+    assert torch.equal(dlm(TOKENS), expected)
+    assert dlm.fingerprint() == HookedDLM.from_pretrained(str(folder)).fingerprint()
+    refused(make("Esm", edit=lambda tensors: tensors.pop("lm_head.bias")), "missing", "lm_head.bias")
+
+
+@torch.no_grad()
+def test_casts_do_not_round_esms_frequencies(make: Make) -> None:
+    dlm = HookedDLM.from_pretrained(str(make("Esm")))
+    expected = dlm(TOKENS)
+    dlm.to(torch.bfloat16).float()
+    weights = HookedDLM.from_pretrained(str(make("Esm")), dtype=torch.bfloat16).float()
+    assert torch.equal(dlm(TOKENS), weights(TOKENS))
+    assert float((dlm(TOKENS) - expected).abs().max()) < 0.5
+    assert dlm.original_model.esm.rotary_embeddings.inv_freq.dtype == torch.float32
+
+
+def test_residues_with_or_without_spaces(make: Make) -> None:
+    dlm = HookedDLM.from_pretrained(str(words(make("Esm"), "Esm", LETTERS)))
+    assert dlm.encode("AC<mask>D") == dlm.encode("A C <mask> D") == [0, 5, 7, 4, 8, 2]
+    run = denoise(dlm, ["AC<mask>D", "<mask><mask>"], Plan(new_tokens=0), progress=False)
+    assert run.tokens[0, [0, 1, 2, 4, 5]].tolist() == [0, 5, 7, 8, 2]
+    with pytest.raises(PlanError, match=r"ends in \[2\]"):
+        denoise(dlm, "ACD", Plan(new_tokens=2), progress=False)
+
+
+def test_the_mask_that_esm_counts_is_the_models(tiny_stock: Any) -> None:
+    with pytest.raises(ValueError, match=r"ids\.mask=7, .*mask_token_id=62"):
+        HookedDLM.from_transformers(tiny_stock("Esm"), None, "ESM-2", ids=SpecialIds(mask=7, eos=1))
 
 
 @pytest.mark.parametrize("pad", [None, 64, "1", True, -1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import lru_cache
 from typing import Any
 
@@ -47,6 +48,8 @@ def measured(dlm: HookedDLM, probe: Any, tokens: Tensor = TOKENS) -> Tensor:
 
 def head(stock: Any, name: str) -> Any:
     """What the stock class puts behind its layers."""
+    if name == "ESM-2":
+        return lambda stream: stock.lm_head(stock.esm.encoder.emb_layer_norm_after(stream))
     return stock.cls if name == "BERT" else stock.lm_head
 
 
@@ -101,6 +104,7 @@ def values_and_output(dlm: HookedDLM, stock: Any, name: str, layer: int) -> tupl
     """Values [key, head, d] and output projection [head, d, d_model] of a layer, from the stock weights."""
     stream = stock(TOKENS, output_hidden_states=True).hidden_states[layer][0]
     own = stock.base_model.encoder.layer[layer].attention
+    stream = own.LayerNorm(stream) if name == "ESM-2" else stream
     values = own.self.value(stream).view(len(stream), dlm.n_heads, -1)
     return values, own.output.dense.weight.mT.view(dlm.n_heads, -1, stream.shape[-1])
 
@@ -141,16 +145,16 @@ def test_the_lens_runs_the_models_own_head(pair: Any, name: str) -> None:
 @torch.no_grad()
 def test_a_masked_key_is_as_if_the_mask_of_the_stock_class_hid_it(pair: Any, name: str) -> None:
     dlm, stock = pair(name)
-    others = torch.arange(10) != 3
+    others, tokens = torch.arange(10) != 3, TOKENS.masked_fill(TOKENS == 62, 20)  # of masks ESM counts those it sees
     places = torch.arange(10)[None] + dlm.family.first_position(stock.config)
-    expected = stock(TOKENS, attention_mask=others[None].long(), position_ids=places).logits
+    expected = stock(tokens, attention_mask=others[None].long(), position_ids=places).logits
     for path in ("pattern", "blocks"):
         dlm.attention = path
         with dlm.hooks(fwd_hooks=MaskSinks(Fixed([3])).fwd_hooks(dlm)):
-            ours = dlm(TOKENS)
+            ours = dlm(tokens)
         dlm.attention = "auto"
         torch.testing.assert_close(ours[:, others], expected[:, others], **LOGITS)
-    assert float((expected - stock(TOKENS).logits)[:, others].abs().max()) > 0.1
+    assert float((expected - stock(tokens).logits)[:, others].abs().max()) > 0.1
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -174,7 +178,7 @@ def test_what_assumes_a_decoder_is_refused(tiny_model: Any, name: str) -> None:
     for call in (dlm.enable_compatibility_mode, dlm.process_weights):
         with pytest.raises(Unsupported, match=f"encoder \\({name}\\)"):
             call()
-    with pytest.raises(ValueError, match="readout path"):
+    with pytest.raises(ValueError, match=r"readout path|compatibility mode"):
         direct_logit_attribution(dlm, TOKENS, answer_tokens=7)
     with pytest.raises(Unsupported, match="head that is no projection"):
         dlm.tokens_to_residual_directions(torch.tensor([7]))
@@ -185,6 +189,28 @@ def test_what_assumes_a_decoder_is_refused(tiny_model: Any, name: str) -> None:
         setattr(dlm.cfg, switch, False)
 
 
+@torch.no_grad()
+def test_masks_that_stand_at_pads_count_for_nothing(tiny_model: Any) -> None:
+    """ESM scales embeddings by the share of masks; the stock class counts those at pads."""
+    dlm = tiny_model("ESM-2")
+    tokens = torch.cat([torch.full((1, 3), dlm.ids.mask), TOKENS], 1)
+    mask = torch.arange(13)[None] >= 3
+    torch.testing.assert_close(dlm(tokens, attention_mask=mask)[:, 3:], dlm(TOKENS), **LOGITS)
+
+
+def test_embeddings_do_not_say_how_many_tokens_are_masks(tiny_model: Any) -> None:
+    dlm = tiny_model("ESM-2")
+    with pytest.raises(Unsupported, match="how many tokens are masks; give token ids"):
+        dlm(dlm.original_model.get_input_embeddings()(TOKENS))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_token_before_the_first_position_is_refused(tiny_model: Any, name: str) -> None:
+    dlm = tiny_model(name)
+    with pytest.raises(ScopeError, match="no position before the first"):
+        denoise(dlm, TOKENS, Plan(new_tokens=0), interventions=[SinkToken(5, where=Scope(layers=[0]))])
+
+
 @pytest.mark.parametrize("name", EMBEDDED)
 def test_embedded_positions_end_and_begin(tiny_model: Any, name: str) -> None:
     dlm = tiny_model(name)
@@ -193,8 +219,14 @@ def test_embedded_positions_end_and_begin(tiny_model: Any, name: str) -> None:
     dlm(torch.full((1, dlm.n_ctx), 5))
     with pytest.raises(PromptError, match=f"{dlm.n_ctx + 1} tokens exceed the {dlm.n_ctx} positions"):
         dlm(torch.full((1, dlm.n_ctx + 1), 5))
-    with pytest.raises(ScopeError, match="no position before the first"):
-        denoise(dlm, TOKENS, Plan(new_tokens=0), interventions=[SinkToken(5, where=Scope(layers=[0]))])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_fingerprint_and_a_copy_are_made(tiny_model: Any, name: str) -> None:
+    dlm = tiny_model(name)
+    twin = copy.deepcopy(dlm)
+    assert torch.equal(twin(TOKENS), dlm(TOKENS))
+    assert twin.fingerprint() == dlm.fingerprint() != tiny_model(name, seed=1).fingerprint()
 
 
 @pytest.mark.parametrize("name", NAMES)

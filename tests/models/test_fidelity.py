@@ -17,7 +17,7 @@ from sinklens import HookedDLM, Plan, denoising_steps
 DATA = Path(__file__).parents[1] / "data" / "fidelity"
 FOLDERS = (
     "llada", "dream", "mmada", "a2d_qwen3", "a2d_qwen2", "a2d_llama", "illada", "coda", "open_dcoder", "diffullama",
-    "llada_moe", "rnd1",
+    "llada_moe", "rnd1", "dplm",
 )  # fmt: skip
 SHIFTED = ("dream", "coda", "open_dcoder", "diffullama", "rnd1")
 LOADED: dict[str, dict[str, Any]] = {  # how a folder is loaded whose config.json does not say what it is

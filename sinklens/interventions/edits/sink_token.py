@@ -47,10 +47,10 @@ class SinkToken(AttentionEdit):
     def check(self, model: Any, canvas: Canvas) -> None:
         """Raise for a model without BOS, a token that is not in the vocabulary, or a model that has no place for it."""
         in_vocabulary(model, [self._id(model)], self)
-        if model.family.positions != "rotary":
+        if model.family.closes:
             raise ScopeError(
-                f"{self!r}: {model.name} embeds positions, and has no position before the first; put the token "
-                "in front of the prompt"
+                f"{self!r}: {model.name} is an encoder, which has no position before the first that every layer sees; "
+                "put the token in front of the prompt"
             )
 
     def _id(self, model: Any) -> int:

@@ -7,6 +7,7 @@ from sinklens.models.families.bert import BERT, ROBERTA
 from sinklens.models.families.causal import LLAMA, QWEN2, QWEN3
 from sinklens.models.families.coda import CODA
 from sinklens.models.families.dream import DREAM
+from sinklens.models.families.esm import ESM2
 from sinklens.models.families.illada import ILLADA
 from sinklens.models.families.llada import LLADA
 from sinklens.models.families.mmada import MMADA
@@ -31,6 +32,7 @@ FAMILIES: tuple[Family, ...] = (
     QWEN3_MOE,
     BERT,
     ROBERTA,
+    ESM2,
 )
 
 

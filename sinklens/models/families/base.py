@@ -52,6 +52,7 @@ class Family:
         mask_tokens: Names under which the tokenizer may carry the mask token, if config.json has no
             `mask_token_id`.
         dropped: Weights of a checkpoint that are left out, as regular expressions: heads that predict no token.
+        optional: Weights that a checkpoint may lack, likewise: what predicts no token, or follows from the config.
         positions: "rotary"; "absolute", embedded, from 0 on; "fairseq", embedded, from the pad's id + 1 on.
         closes: What the tokenizer puts behind a text belongs to it ([SEP]): an encoder fills gaps in a whole text.
         tokenizer: Which transformers tokenizer class reads the checkpoint when there is no tokenizer.json.
@@ -70,6 +71,7 @@ class Family:
     key_mapping: Mapping[str, str] = field(default_factory=dict)
     shift: bool = False
     dropped: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
     positions: Literal["rotary", "absolute", "fairseq"] = "rotary"
     closes: bool = False
     mask_tokens: tuple[str, ...] = ("<|mdm_mask|>", "<|mask|>", "<|MASK|>", "[MASK]")
