@@ -1,4 +1,4 @@
-"""Signs that a checkpoint in the layout of a baseline is a diffusion model: its name, its card, its tokens."""
+"""Signs that a checkpoint is another than its config.json says, mostly a diffusion model: its name, card, tokens."""
 
 from __future__ import annotations
 
@@ -16,18 +16,20 @@ from sinklens.values.kinds import shown
 # (DiffuLLaMA, DiffuGPT: https://github.com/HKUNLP/DiffuLLaMA; fredzzp/open-dcoder-0.5B).
 WORDS = frozenset(["diffusion", "dlm", "dllm", "mdm", "mdlm", "bd3lm", "llada", "diffucoder"])
 WORDS |= {"diffullama", "diffugpt", "diffusionfamily", "dcoder", "opendcoder"}
+IN_BLOCKS = frozenset(["bd3lm"])  # dllm's, whose config.json is that of the checkpoints that see both ways
 MASKS = {name for family in FAMILIES for name in family.mask_tokens} | {"<[MASK]>", "|<MASK>|", "[¨M¨]", "<M>"}
 
 
 def refuse_unasked(
     family: Family, name: str, folder: Path, configs: Sequence[Mapping[str, Any]], tokenizer: Any
 ) -> None:
-    """Raise for signs that a checkpoint which would load as a baseline is a diffusion model; nobody said which it is.
+    """Raise for signs that a checkpoint is another than its config.json says; nobody said which it is.
 
-    `is_causal: true` in config.json says it, and then no sign counts.
+    One that would load as a baseline may be a diffusion model (unless config.json has `is_causal: true`), and one that
+    would see both ways may be trained to see block by block.
 
     Args:
-        family: Of a config.json by itself; no diffusion family is doubted.
+        family: Of a config.json by itself.
         name: What was asked for.
         folder: Where it is.
         configs: config.json and generation_config.json.
@@ -36,9 +38,18 @@ def refuse_unasked(
     Raises:
         CheckpointError: naming the signs and what decides.
     """
-    if not family.causal or configs[0].get("is_causal") is True:
+    if not family.causal:
+        signs = [*_of_names(name, folder, configs[0], IN_BLOCKS)]
+        if signs:
+            raise CheckpointError(
+                f"{name!r} has the layout of {family.name}, and {'; '.join(signs)}, as a model is called that was "
+                "trained to see block by block, which sinklens does not compute; "
+                f"family={family.name!r} loads it all the same, seeing both ways"
+            )
         return
-    signs = [*_of_configs(configs), *_of_names(name, folder, configs[0]), *_of_tokenizer(tokenizer)]
+    if configs[0].get("is_causal") is True:
+        return
+    signs = [*_of_configs(configs), *_of_names(name, folder, configs[0], WORDS), *_of_tokenizer(tokenizer)]
     if signs:
         others = ", ".join(each.name for each in FAMILIES if not each.causal)
         raise CheckpointError(
@@ -56,25 +67,25 @@ def _of_configs(configs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         yield "config.json says is_causal=False"
 
 
-def _of_names(name: str, folder: Path, config: Mapping[str, Any]) -> Iterator[str]:
+def _of_names(name: str, folder: Path, config: Mapping[str, Any], words: frozenset[str]) -> Iterator[str]:
     if name not in files.BUNDLED:
         hub = (
             folder.parents[1].name.removeprefix("models--").replace("--", "/")
             if folder.parent.name == "snapshots"
             else ""
         )
-        yield from _said("its name is", [Path(name).name, hub or folder.resolve().name])
+        yield from _said("its name is", [Path(name).name, hub or folder.resolve().name], words)
     for field in ("_name_or_path", "_model_name_or_path", "name_or_path"):
         said = str(config.get(field) or "")
-        yield from _said(f"config.json names as {field}", [Path(said).name if said[:1] in "/.~" else said])
-    yield from _said("its README.md says", _of_card(folder / "README.md"))
+        yield from _said(f"config.json names as {field}", [Path(said).name if said[:1] in "/.~" else said], words)
+    yield from _said("its README.md says", _of_card(folder / "README.md"), words)
 
 
-def _said(where: str, texts: Any) -> Iterator[str]:
+def _said(where: str, texts: Any, words: frozenset[str]) -> Iterator[str]:
     """Where a text has one of the words; that of images, Stable Diffusion, is none of a language model's."""
     for text in texts:
-        words = re.findall(r"[a-z0-9]+", re.sub(r"stable[\W_]*diffusion(?![a-z])", "", text.lower()))
-        if WORDS & set(words):
+        said = re.findall(r"[a-z0-9]+", re.sub(r"stable[\W_]*diffusion(?![a-z])", "", text.lower()))
+        if words & set(said):
             yield f"{where} {shown(text)}"
             return
 

@@ -110,3 +110,13 @@ def test_the_bundled_baseline_is_one_wherever_it_lies(tmp_path: Path) -> None:
         copy = tmp_path / "diffusion" / folder.name
         shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("checkpoints"))
         assert describe(str(copy)).family.name == "Llama"
+
+
+def test_a_model_trained_block_by_block_is_not_seen_both_ways_unasked(fidelity: Path, tmp_path: Path) -> None:
+    """Dllm's bd3lm checkpoints have the config.json of its mdlm checkpoints, and only their names tell."""
+    for called in ("Qwen3-0.6B-diffusion-bd3lm-v0.1", "Qwen3-0.6B-diffusion-mdlm-v0.1"):
+        shutil.copytree(fidelity / "a2d_qwen3" / "checkpoint", tmp_path / called)
+    with pytest.raises(CheckpointError, match=r"bd3lm-v0\.1', .*block by block.*family='A2D-Qwen3'"):
+        describe(str(tmp_path / "Qwen3-0.6B-diffusion-bd3lm-v0.1"))
+    asked = describe(str(tmp_path / "Qwen3-0.6B-diffusion-bd3lm-v0.1"), family="A2D-Qwen3")
+    assert asked.family == describe(str(tmp_path / "Qwen3-0.6B-diffusion-mdlm-v0.1")).family

@@ -10,7 +10,7 @@ from sinklens.models.families.fields import stock
 
 # dllm's MDLMSampler commits as LLaDA's does wherever its counts come out even, as at one token per step.
 PLAN: dict[str, Any] = {"sampler": "llada", "remasking": "low_confidence", "block_length": 32}
-BLOCKS = "trained to see block by block, which its config.json does not say; seen here both ways"
+BLOCKS = "decoded block by block by its authors; seen here both ways"
 
 A2D_QWEN3 = Family(
     name="A2D-Qwen3",
