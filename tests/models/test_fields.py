@@ -228,6 +228,20 @@ def test_what_is_refused_is_refused_before_weights_are_read(
     refused(changed("coda"), "'CoDA'", "A2D-Qwen3", family="A2D-Qwen3")
 
 
+@pytest.mark.parametrize(
+    ("folder", "fields", "family"),
+    [
+        ("a2d_qwen3", {"architectures": ["_A2DQwen3LMHeadModel"]}, "A2D-Qwen3"),  # OPDLM's
+        ("llada_moe", {"architectures": ["LLaDAMoEModel"]}, "LLaDA-MoE"),
+        ("llada_moe", {"model_type": "lladamoe", "architectures": None}, "LLaDA-MoE"),  # as dllm registers it
+        ("rnd1", {"architectures": ["RND1"]}, "RND1"),
+        ("llada", {"architectures": ["LLaDAModelLM"]}, "LLaDA"),  # the same model_type as LLaDA-MoE's
+    ],
+)
+def test_the_names_by_which_a_family_is_known(changed: Make, folder: str, fields: dict[str, Any], family: str) -> None:
+    assert loading.describe(str(changed(folder, **fields))).family.name == family
+
+
 def test_a_head_of_its_own_and_one_that_is_the_embedding(fidelity: Path) -> None:
     """CoDA's config.json does not say that its head is a matrix of its own; iLLaDA's says that it is none."""
     for folder, tied in (("coda", False), ("illada", True)):
