@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,31 +51,37 @@ def fidelity() -> Path:
 
 
 def _stock(decoder: str, *, layers: int = 2, heads: int = 4, kv_heads: int = 2, seed: int = 0, **config: object):
-    config = {"max_position_embeddings": 64, **config}
     if decoder == "Esm":
         config = {"position_embedding_type": "rotary", "token_dropout": True, "mask_token_id": IDS.mask, **config}
-    if CLASS[decoder].endswith("ForCausalLM"):
-        config |= {"num_key_value_heads": kv_heads, "head_dim": 8}
-    if decoder == "Qwen3Moe":
-        config = {"moe_intermediate_size": 16, "num_experts": 6, "num_experts_per_tok": 2, **config}
-    model_config = getattr(transformers, f"{decoder}Config")(
-        vocab_size=64,
-        hidden_size=8 * heads,
-        intermediate_size=48,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        bos_token_id=0,
-        eos_token_id=1,
-        pad_token_id=1,
-        tie_word_embeddings=False,
+    kind: Any = getattr(transformers, f"{decoder}Config")
+    wanted = {
+        "vocab_size": 64,
+        "hidden_size": 8 * heads,
+        "intermediate_size": 48,
+        "moe_intermediate_size": 16,
+        "num_experts": 6,
+        "num_experts_per_tok": 2,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "head_dim": 8,
+        "max_position_embeddings": 64,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        "pad_token_id": 1,
+        "tie_word_embeddings": False,
         **config,
+    }
+    own = {field.name for field in dataclasses.fields(kind)} | (
+        {"head_dim"} if CLASS[decoder].endswith("ForCausalLM") else set()
     )
-    model = getattr(transformers, CLASS[decoder])(model_config).eval()
+    known = {name: value for name, value in wanted.items() if kind.attribute_map.get(name, name) in own}
+    model = getattr(transformers, CLASS[decoder])(kind(**known)).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():  # large enough weights that attention is far from uniform and every layer matters
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            norm = "norm" in name.lower() and name.endswith("weight")
+            norm = ("norm" in name.lower() or ".ln_" in name) and name.endswith("weight")
             parameter.copy_(1 + 0.3 * noise if norm else 0.4 * noise)
     return model
 

@@ -32,6 +32,10 @@ class Draws:
             out[row, start:] = torch.rand(out[row, start:].shape, dtype=dtype, generator=generator)
         return out.to(like.device)
 
+    def bernoulli(self, count: int, row: int) -> None:
+        """Draws that decide nothing, one bit each: an official code made them before its sampler began."""
+        torch.bernoulli(torch.ones(count), generator=self.generators[row])
+
     def where(self, mask: Bool[Tensor, "batch pos"]) -> Tensor:
         """Uniform numbers in [0, 1) where the mask is set, one draw per set position; 1 elsewhere."""
         out = torch.ones(mask.shape)

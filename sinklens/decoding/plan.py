@@ -11,7 +11,9 @@ from sinklens.models.outline import Sketched
 from sinklens.values.content import Value
 
 Remasking = Literal["low_confidence", "random", "margin", "entropy", "maskgit_plus", "origin"]
-Sampler = Literal["llada", "dream"]
+Sampler = Literal["llada", "dream", "diffugpt", "ddpm_cache"]
+BY_CHANCE = ("diffugpt", "ddpm_cache")  # which positions these commit, and how many, is drawn
+EPS = {"dream": 1e-3, "ddpm_cache": 1e-5}  # the last timestep, where a sampler has one
 
 
 @dataclass(frozen=True, repr=False)
@@ -27,18 +29,22 @@ class Plan(Value):
         block_length: Blocks are filled from left to right; one block when None.
         remasking: Which positions a step commits: the most confident by "low_confidence" (probability of the
             chosen token), "margin", "entropy", "maskgit_plus"; at "random"; or "origin" (Dream: each with
-            probability 1 - s/t).
-        sampler: Whose counts per step and whose random draws: "llada" (even split, Gumbel-max in float64) or
-            "dream" (timesteps from 1 to eps, categorical draws with top_p and top_k).
+            probability 1 - s/t; the samplers "diffugpt" and "ddpm_cache" know nothing else).
+        sampler: Whose counts per step and whose random draws: "llada" (even split, Gumbel-max in float64);
+            "dream" (timesteps from 1 to eps, categorical draws with top_p and top_k); "diffugpt" (DiffuGPT's and
+            DiffuLLaMA's: a draw for every position, each revealed with probability 1 / (steps that are left); official
+            are 64 steps, temperature 0.95 or 0.9, top_p 0.9); "ddpm_cache" (MDLM's: timesteps from 1 to eps, and one
+            step more that fills what is left with the likeliest tokens; official is temperature 1). A step of the
+            last two may commit nothing, so steps may be more than tokens.
         threshold: Commit every position whose confidence reaches it (>=), at least one per step; `steps` is then not
             used. In (0, 1] for probabilities and margins; below 0 for remasking="entropy", whose confidence is minus
             the entropy in nats. Fast-dLLM's parallel decoding compares so, too; the block samplers of SDAR, LLaDA2.x
             and Fast-dLLM v2 commit above it only (>), which differs at exact ties.
         temperature: 0 takes the likeliest token.
-        top_p: Nucleus, for the "dream" sampler and the autoregressive baselines.
+        top_p: Nucleus; "llada" has none.
         top_k: Likewise.
         cfg_scale: Classifier-free guidance w: u + (w + 1)(c - u), u with the prompt masked.
-        eps: Dream's last timestep.
+        eps: The last timestep; 1e-3 for "dream" and 1e-5 for "ddpm_cache" when None.
         alg_temp: Dream: draw the positions to commit with this temperature on the confidence.
         suppress_eos: LLaDA, appendix B.4: "logits" never chooses EOS; "confidence" commits EOS and EoT last
             (their confidence is 0 and the others' is renormalised, at every temperature), for the "llada" sampler;
@@ -60,7 +66,7 @@ class Plan(Value):
     top_p: float | None = None
     top_k: int | None = None
     cfg_scale: float = 0.0
-    eps: float = 1e-3
+    eps: float | None = None
     alg_temp: float | None = None
     suppress_eos: Literal["logits", "confidence", "both"] | None = None
     allow_mask: bool = False
@@ -77,7 +83,7 @@ class Plan(Value):
             ("top_p", self.top_p is None or 0 < self.top_p <= 1, "must be in (0, 1]"),
             ("top_k", self.top_k is None or self.top_k >= 1, "must be at least 1"),
             ("cfg_scale", 0 <= self.cfg_scale < math.inf, "must be at least 0, and finite"),
-            ("eps", 0 < self.eps < 1, "must be in (0, 1)"),
+            ("eps", self.eps is None or 0 < self.eps < 1, "must be in (0, 1)"),
             ("alg_temp", self.alg_temp is None or 0 <= self.alg_temp < math.inf, "must be at least 0, and finite"),
         ]
         for name, holds, rule in rules:
@@ -95,11 +101,10 @@ class Plan(Value):
         if dlm.is_causal:
             return self._resolved_causal(dlm)
         default = dlm.family.plan
-        plan = replace(
-            self,
-            sampler=self.sampler or default.get("sampler", "llada"),
-            remasking=self.remasking or default.get("remasking", "low_confidence"),
-        )
+        sampler = self.sampler or default.get("sampler", "llada")
+        usual = "origin" if sampler in BY_CHANCE else default.get("remasking", "low_confidence")
+        eps = EPS.get(sampler) if self.eps is None else self.eps
+        plan = replace(self, sampler=sampler, remasking=self.remasking or usual, eps=eps)
         if self.new_tokens == 0:
             if self.block_length is not None:
                 raise PlanError(f"block_length={self.block_length} has no meaning for filling gaps (new_tokens=0)")
@@ -107,14 +112,14 @@ class Plan(Value):
         block = self.block_length
         if block is None:
             usual = default.get("block_length", self.new_tokens)
-            block = self.new_tokens if plan.sampler == "dream" or self.new_tokens % usual else usual
+            block = self.new_tokens if sampler != "llada" or self.new_tokens % usual else usual
         if self.new_tokens % block:
             raise PlanError(f"new_tokens={self.new_tokens} is not a multiple of block_length={block}")
         blocks = self.new_tokens // block
         steps = self.steps if self.steps is not None else self.new_tokens
         if self.threshold is None and steps % blocks:
             raise PlanError(f"steps={steps} is not divisible by the {blocks} blocks of new_tokens={self.new_tokens}")
-        if self.threshold is None and steps > self.new_tokens:
+        if self.threshold is None and steps > self.new_tokens and sampler not in BY_CHANCE:
             raise PlanError(
                 f"steps={steps} is more than new_tokens={self.new_tokens}; a step commits at least one token"
             )
@@ -128,24 +133,35 @@ class Plan(Value):
         suppress = "logits" if self.suppress_eos in ("logits", "both") else None
         return replace(self, **_ONLY_DIFFUSION, suppress_eos=suppress)
 
+    @property
+    def more(self) -> int:
+        """Steps that a run takes behind the planned ones: MDLM's noise removal."""
+        return int(self.sampler == "ddpm_cache")
+
     def _checked(self) -> Plan:
-        if self.sampler == "dream":
-            if self.block_length not in (None, self.new_tokens):
-                raise PlanError(
-                    f"block_length={self.block_length}: the sampler 'dream' has no blocks; use sampler='llada'"
-                )
-            if self.remasking == "random":
-                raise PlanError("remasking='random' belongs to sampler='llada'; 'dream' has 'origin'")
-        elif self.remasking == "origin":
+        if self.sampler != "llada" and self.block_length not in (None, self.new_tokens):
+            raise PlanError(
+                f"block_length={self.block_length}: the sampler {self.sampler!r} has no blocks; use sampler='llada'"
+            )
+        if self.sampler == "dream" and self.remasking == "random":
+            raise PlanError("remasking='random' belongs to sampler='llada'; 'dream' has 'origin'")
+        if self.sampler == "llada" and self.remasking == "origin":
             raise PlanError("remasking='origin' needs sampler='dream' (its timesteps)")
-        if self.sampler == "llada":
-            for name in ("top_p", "top_k", "alg_temp", "eps"):
-                if getattr(self, name) != getattr(Plan, name):
-                    raise PlanError(
-                        f"{name}={getattr(self, name)} needs sampler='dream'; LLaDA's sampler does not use it"
-                    )
-        elif self.suppress_eos in ("confidence", "both"):
-            raise PlanError(f"suppress_eos={self.suppress_eos!r} needs sampler='llada'; 'dream' knows only 'logits'")
+        if self.sampler in BY_CHANCE and self.remasking != "origin":
+            raise PlanError(
+                f"remasking={self.remasking!r}: the sampler {self.sampler!r} reveals by chance, remasking='origin', "
+                "and knows nothing else"
+            )
+        for name, of in (("top_p", _DRAWS), ("top_k", _DRAWS), ("alg_temp", ("dream",)), ("eps", tuple(EPS))):
+            if getattr(self, name) is not None and self.sampler not in of:
+                raise PlanError(
+                    f"{name}={getattr(self, name)} needs sampler={' or '.join(map(repr, of))}; {self.sampler!r} does "
+                    "not use it"
+                )
+        if self.sampler != "llada" and self.suppress_eos in ("confidence", "both"):
+            raise PlanError(
+                f"suppress_eos={self.suppress_eos!r} needs sampler='llada'; {self.sampler!r} knows only 'logits'"
+            )
         if self.threshold is not None and self.remasking in ("random", "origin"):
             raise PlanError(
                 f"threshold={self.threshold} compares confidences, and remasking={self.remasking!r} has none"
@@ -170,6 +186,8 @@ _ONLY_DIFFUSION: dict[str, Any] = {
     name: getattr(Plan, name)
     for name in ("steps", "block_length", "remasking", "sampler", "threshold", "cfg_scale", "eps", "alg_temp")
 }
+
+_DRAWS = ("dream", *BY_CHANCE)  # from a nucleus
 
 
 def _reach(remasking: Remasking | None) -> str:

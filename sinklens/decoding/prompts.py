@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from sinklens.decoding.plan import Plan
+from sinklens.decoding.plan import BY_CHANCE, Plan
 from sinklens.errors import PlanError
 from sinklens.hooks import Canvas
 from sinklens.models.outline import Sketched
@@ -139,7 +139,8 @@ def first_canvas(
             raise PlanError(f"prompt {index} holds {gaps} mask tokens; to fill gaps say new_tokens=0")
         if dlm.is_causal and plan.new_tokens == 0 and row[0] == dlm.ids.mask:
             raise PlanError(f"prompt {index} begins with a gap; an autoregressive model needs a token before it")
-        if plan.new_tokens == 0 and plan.steps is not None and plan.steps > gaps and plan.threshold is None:
+        several = plan.steps is not None and plan.steps > gaps and plan.sampler not in BY_CHANCE
+        if plan.new_tokens == 0 and several and plan.threshold is None:
             raise PlanError(f"steps={plan.steps} is more than the {gaps} gaps of prompt {index}")
     tokens, valid, starts = left_padded(dlm, [[*row, *[mask] * plan.new_tokens] for row in rows])
     longest = tokens.shape[1] - plan.new_tokens
@@ -165,7 +166,8 @@ def _padding(dlm: Sketched) -> int:
 def step_limits(dlm: Sketched, plan: Plan, canvas: Canvas) -> list[int]:
     """The most steps that each row can take."""
     masks = canvas.masked.sum(-1).tolist()
-    return masks if dlm.is_causal or plan.steps is None or plan.threshold is not None else [plan.steps] * len(masks)
+    each = masks if dlm.is_causal or plan.steps is None or plan.threshold is not None else [plan.steps] * len(masks)
+    return [steps + plan.more for steps in each]
 
 
 def forced_tokens(dlm: Sketched, canvas: Canvas, force: Sequence[Sequence[int]]) -> Tensor:

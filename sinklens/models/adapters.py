@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from transformer_lens.factories.architecture_adapter_factory import ArchitectureAdapterFactory
 from transformer_lens.model_bridge.architecture_adapter import ArchitectureAdapter
-from transformer_lens.model_bridge.generalized_components import UnembeddingBridge
+from transformer_lens.model_bridge.generalized_components import NormalizationBridge, UnembeddingBridge
+from transformer_lens.model_bridge.supported_architectures.gpt2 import GPT2ArchitectureAdapter
 from transformer_lens.model_bridge.supported_architectures.llama import LlamaArchitectureAdapter
 from transformer_lens.model_bridge.supported_architectures.qwen2 import Qwen2ArchitectureAdapter
 from transformer_lens.model_bridge.supported_architectures.qwen3 import Qwen3ArchitectureAdapter
@@ -18,6 +19,7 @@ from transformer_lens.model_bridge.supported_architectures.qwen3_moe import Qwen
 from sinklens.errors import Unsupported
 from sinklens.models.attention import FORWARD, OpenAttention
 from sinklens.models.experts import OpenRouter
+from sinklens.models.fused import FusedAttention
 
 
 class AlignedUnembedding(UnembeddingBridge):
@@ -61,10 +63,13 @@ class Adapter(ArchitectureAdapter):
     Attributes:
         plain: Logits are the normalised residual stream times the unembedding, and the bridge's reconstructions of
             decoders hold.
+        fused: Queries, keys and values come out of one projection, which TransformerLens's reconstructions and folded
+            weights would replace.
         meaning: What hook points of a layer carry where it is something else than in a decoder (`attention.MEANING`).
     """
 
     plain: ClassVar[bool] = True
+    fused: ClassVar[bool] = False
     meaning: ClassVar[Mapping[str, str]] = {}
     _attention_bridge_cls = OpenAttention
     supports_hf_output_attentions = False  # patterns come from hook points
@@ -81,6 +86,9 @@ class Adapter(ArchitectureAdapter):
             first_position: What the first position is called; the table of positions has so many rows less to use.
         """
         self.cfg.n_ctx -= first_position
+        for part in _parts(self.component_mapping):
+            if isinstance(part, NormalizationBridge):
+                part.use_native_layernorm_autograd = True  # the wrapped module computes, with its own epsilon
         self.cfg.attention_dir = "causal" if causal else "bidirectional"
         if not causal:
             self.supports_causal_loss = self.supports_generation = False
@@ -103,6 +111,13 @@ class Adapter(ArchitectureAdapter):
                 "this family predicts position i from the residual stream at i - 1, and this tool reads it at i; use "
                 "sinklens.probes.LogitLens, which knows"
             )
+
+
+def _parts(mapping: Any) -> Iterator[Any]:
+    """All components of a mapping, also those inside others."""
+    for part in mapping.values():
+        yield part
+        yield from _parts(part.submodules)
 
 
 class SinklensLlamaAdapter(Adapter, LlamaArchitectureAdapter):
@@ -129,11 +144,24 @@ class SinklensQwen3MoeAdapter(Adapter, Qwen3MoeArchitectureAdapter):
         layer["mlp"].submodules["gate"] = OpenRouter(name="gate")
 
 
-DECODERS = {
+class SinklensGPT2Adapter(Adapter, GPT2ArchitectureAdapter):
+    """GPT-2 decoders, bidirectional (DiffuGPT) or causal: one projection for queries, keys and values."""
+
+    fused = True
+
+    def __init__(self, cfg: Any) -> None:
+        super().__init__(cfg)
+        mapping: Any = self.component_mapping
+        attention = FusedAttention("attn", self.cfg, projection="c_attn", output="c_proj")
+        mapping["blocks"].submodules["attn"] = attention
+
+
+DECODERS: dict[str, type[Adapter]] = {
     "Llama": SinklensLlamaAdapter,
     "Qwen2": SinklensQwen2Adapter,
     "Qwen3": SinklensQwen3Adapter,
     "Qwen3Moe": SinklensQwen3MoeAdapter,
+    "GPT2": SinklensGPT2Adapter,
 }
 
 

@@ -27,13 +27,14 @@ from sinklens.sinks import Sight
 
 R = TypeVar("R")
 NAME = "sinklens"  # of this function, in transformers
+ROTATED = ("hook_rot_q", "hook_rot_k")  # of every model, also where nothing is rotated
 RECEIVED = ("hook_received", "hook_received_masked", "hook_received_committed", "hook_received_last")
 ROTATED = ("hook_rot_q", "hook_rot_k")  # of every model, also where nothing is rotated
 MEANING = {  # of a layer's hook points, by what follows "blocks.{i}."
     "hook_in": "residual stream before the layer",
     "hook_out": "residual stream after it",
     "attn.v.hook_out": "values",
-    "attn.hook_rot_q": "queries as attention uses them (after RoPE)",
+    "attn.hook_rot_q": "queries as attention uses them (after RoPE, if the model has it)",
     "attn.hook_rot_k": "keys, likewise",
     "attn.hook_attn_scores": "scores before the softmax, -inf where the model does not look; float32",
     "attn.hook_pattern": "attention weights, rows sum to 1; float32",

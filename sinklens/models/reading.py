@@ -19,10 +19,10 @@ T = TypeVar("T")
 class Reading:
     """Prompts to token ids, and back; part of HookedDLM and of its outline, so that both read alike.
 
-    One rule for special tokens, whoever asks: those that the checkpoint's own tokenizer puts in front of a text. A text
-    that begins with them (one out of a chat template) gets no second ones, and what a tokenizer puts behind a text (an
-    EOS) is left off, for a prompt goes on; a text for an encoder is whole, and keeps it ([SEP]). An empty prompt is
-    BOS, where there is one.
+    One rule for special tokens, whoever asks: those that the checkpoint's own tokenizer puts in front of a text, and
+    BOS where the family's official code puts it there. A text that begins with them (one out of a chat template) gets
+    no second ones, and what a tokenizer puts behind a text (an EOS) is left off, for a prompt goes on; a text for an
+    encoder is whole, and keeps it ([SEP]). An empty prompt is BOS, where there is one.
 
     Attributes:
         name: What the checkpoint is called.
@@ -46,8 +46,10 @@ class Reading:
 
     @property
     def prepends_bos(self) -> bool:
-        """Whether the tokenizer puts BOS in front of a text."""
-        return self.tokenizer is not None and list(self.tokenizer("")["input_ids"])[:1] == [self.ids.bos]
+        """Whether BOS stands in front of a text."""
+        if self.tokenizer is None or self.ids.bos is None:
+            return False
+        return self.family.begins or list(self.tokenizer("")["input_ids"])[:1] == [self.ids.bos]
 
     def encode(self, prompt: Given, *, chat: bool = False, beside: int = 1) -> list[int]:
         """Token ids of one prompt.
@@ -122,6 +124,10 @@ class Reading:
         return ids
 
     def _text(self, text: str) -> list[int]:
+        ids, bos = self._as_the_tokenizer(text), self.ids.bos
+        return ids if not self.family.begins or bos is None or ids[:1] == [bos] else [bos, *ids]
+
+    def _as_the_tokenizer(self, text: str) -> list[int]:
         own = self._asked(text, lambda tokenizer: list(tokenizer(text)["input_ids"]))
         bare = self.encode_piece(text)
         if not bare:

@@ -65,7 +65,8 @@ class Tools(TransformerBridge):
         """Raise for what a forward of this model cannot give; `embedded`: of embeddings, not of tokens.
 
         Raises:
-            Unsupported: a next-token loss or a key-value cache of a diffusion model.
+            Unsupported: a next-token loss or a key-value cache of a diffusion model; a switch of TransformerLens's that
+                does not work here.
             TypeError: a mask in the place of return_type.
         """
         if (
@@ -76,7 +77,7 @@ class Tools(TransformerBridge):
             raise Unsupported(f"{self.name} scales embeddings by how many tokens are masks; give token ids")
         for switch in SWITCHES:
             if getattr(self.cfg, switch, False):
-                self.refuse_encoder(f"{switch}=True rebuilds a decoder's layer")
+                self.refuse_rebuilding(f"{switch}=True rebuilds a decoder's layer")
         if isinstance(return_type, Tensor):
             raise TypeError("the second argument is return_type; give the mask by name, attention_mask=...")
         if self.is_causal:
@@ -89,14 +90,19 @@ class Tools(TransformerBridge):
         if kwargs.get("past_key_values") is not None or kwargs.get("use_past_kv_cache") or kwargs.get("use_cache"):
             raise Unsupported(f"{self.name} sees the whole canvas at every step, so a key-value cache is never right")
 
-    def refuse_encoder(self, what: str) -> None:
-        """Raise for what TransformerLens does to decoders only.
+    def refuse_rebuilding(self, what: str) -> None:
+        """Raise for what TransformerLens does to decoders with three projections only.
 
         Raises:
-            Unsupported: this is an encoder.
+            Unsupported: this is an encoder, or GPT-2.
         """
         if not self.adapter.plain:
             raise Unsupported(f"{what}, and {self.name} is an encoder ({self.family.name}), whose layers are others")
+        if self.adapter.fused:
+            raise Unsupported(
+                f"{what}, and {self.name} ({self.family.name}) has one projection for queries, keys and values, which "
+                "stays as it is; hook its parts, attn.q.hook_out, attn.k.hook_out, attn.v.hook_out"
+            )
 
     @contextmanager
     def hooks(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
@@ -117,7 +123,7 @@ class Tools(TransformerBridge):
 
     def enable_compatibility_mode(self, *args: Any, **kwargs: Any) -> Any:
         """TransformerLens's weight folding and old hook names; every forward then runs all of its components."""
-        self.refuse_encoder("compatibility mode folds a decoder's norms into the weights behind them")
+        self.refuse_rebuilding("compatibility mode folds a decoder's norms into the weights behind them")
         inner = super().enable_compatibility_mode
         result = self.wiring.run(lambda _: inner(*args, **kwargs), everything=True)
         self.settle()
@@ -125,7 +131,7 @@ class Tools(TransformerBridge):
 
     def process_weights(self, *args: Any, **kwargs: Any) -> Any:
         """TransformerLens's weight folding."""
-        self.refuse_encoder("process_weights folds a decoder's norms into the weights behind them")
+        self.refuse_rebuilding("process_weights folds a decoder's norms into the weights behind them")
         inner = super().process_weights
         return self.wiring.run(lambda _: inner(*args, **kwargs), everything=True)
 

@@ -47,6 +47,7 @@ class Slot:
         shown: tuple[HookPoint, ...] = () if self.served is None else self.served.all
         self.always = bool(getattr(component, "always", False))
         points = [point for point in component.children() if isinstance(point, HookPoint)]
+        points += component.__dict__.get("fires", ())  # of components without a place of their own
         own = [point for point in points if not any(point is other for other in shown)]
         self._itself = [getattr(component, kind) for kind in _KINDS]
         self.watched = [*self._itself, *(getattr(point, kind) for point in own for kind in _KINDS)]

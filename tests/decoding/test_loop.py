@@ -22,7 +22,7 @@ from sinklens.probes import ReceivedAttention
 MASK, PAD = 62, 1
 PROMPT = [5, 17, 9, 30, 2, 44]
 PROMPTS = [[5, 17, 9], [33, 8, 21, 50, 12, 40], [7]]
-DIFFUSION, BASELINES = ["LLaDA", "MMaDA", "Dream", "A2D-Qwen3"], ["Llama", "Qwen2", "Qwen3"]
+DIFFUSION, BASELINES = ["LLaDA", "MMaDA", "Dream", "A2D-Qwen3", "DiffuGPT"], ["Llama", "Qwen2", "Qwen3", "GPT-2"]
 
 Model = Callable[[str], HookedDLM]
 
@@ -206,7 +206,13 @@ SEEDED = [
     ("Dream", Plan(new_tokens=8, steps=5, temperature=1.0, top_p=0.9)),
     ("Dream", Plan(new_tokens=8, steps=5, remasking="origin", temperature=1.0)),
     ("Dream", Plan(new_tokens=8, steps=5, remasking="entropy", alg_temp=0.5)),
+    ("DiffuGPT", Plan(new_tokens=8, steps=12, temperature=0.95, top_p=0.9)),
+    ("DiffuGPT", Plan(new_tokens=8, steps=5)),
+    ("LLaDA", Plan(new_tokens=8, sampler="diffugpt", temperature=1.0, top_k=20)),
+    ("LLaDA", Plan(new_tokens=8, steps=12, sampler="ddpm_cache", temperature=1.0)),
+    ("Dream", Plan(new_tokens=8, steps=5, sampler="ddpm_cache")),
     ("Llama", Plan(new_tokens=8)),
+    ("GPT-2", Plan(new_tokens=8, temperature=1.0)),
     ("Qwen3", Plan(new_tokens=8, temperature=1.0, top_k=20)),
 ]
 IDS = [f"{family}-{i}" for i, (family, _) in enumerate(SEEDED)]
@@ -227,7 +233,15 @@ def test_a_row_does_not_depend_on_its_batch(model: Model, family: str, plan: Pla
 
 @pytest.mark.parametrize(
     ("family", "plan"),
-    [case for case in SEEDED if case[1].temperature or case[1].remasking in ("random", "origin") or case[1].alg_temp],
+    [
+        case
+        for case in SEEDED
+        if case[1].temperature
+        or case[1].remasking in ("random", "origin")
+        or case[1].alg_temp
+        or "diffugpt" in (case[1].sampler, case[0].lower())
+        or case[1].sampler == "ddpm_cache"
+    ],
 )
 def test_other_seeds_give_other_results(model: Model, family: str, plan: Plan) -> None:
     results = [run(model(family), PROMPT, plan, seed=seed) for seed in range(4)]
@@ -495,7 +509,12 @@ def test_received_attention_is_the_column_sum_of_the_pattern(model: Model, famil
 
 @pytest.mark.parametrize("family", DIFFUSION)
 def test_received_attention_averages_one(model: Model, family: str) -> None:
-    received = run(model(family), PROMPTS, Plan(new_tokens=4), probes=[ReceivedAttention()]).record["received"]
+    plan = Plan(
+        new_tokens=4,
+        sampler=None if family in BASELINES else "llada",
+        remasking=None if family in BASELINES else "low_confidence",
+    )
+    received = run(model(family), PROMPTS, plan, probes=[ReceivedAttention()]).record["received"]
     np.testing.assert_allclose(received.mean("key"), 1, atol=1e-5)
     real = (~received.isnull()).sum("key")
     assert (real == real.isel(step=0)).all()

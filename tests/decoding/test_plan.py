@@ -22,7 +22,9 @@ PROMPT = [5, 6, 7]
 @pytest.fixture(scope="module")
 def model(tiny_model: Any) -> Callable[[str], HookedDLM]:
     """A random model of a family, made before any test forbids forwards."""
-    return {name: tiny_model(name) for name in ("LLaDA", "MMaDA", "Dream", "A2D-Qwen3", "Llama")}.__getitem__
+    return {
+        name: tiny_model(name) for name in ("LLaDA", "MMaDA", "Dream", "A2D-Qwen3", "DiffuGPT", "Llama")
+    }.__getitem__
 
 
 def refused(dlm: HookedDLM, prompts: Any, plan: Plan, message: str, **options: Any) -> None:
@@ -104,6 +106,13 @@ DIFFUSION = [
     (Plan(new_tokens=8, sampler="dream", block_length=4), r"block_length=4: the sampler 'dream' has no blocks"),
     (Plan(new_tokens=8, threshold=0.5, remasking="random"), r"threshold=0\.5 .* remasking='random'"),
     (Plan(new_tokens=8, threshold=-0.5), r"threshold=-0\.5 must be in \(0, 1\] for remasking='low_confidence'"),
+    (Plan(new_tokens=8, sampler="diffugpt", eps=0.1), r"eps=0\.1 needs sampler='dream' or 'ddpm_cache'"),
+    (Plan(new_tokens=8, sampler="diffugpt", remasking="margin"), r"remasking='margin': the sampler 'diffugpt' reveals"),
+    (Plan(new_tokens=8, sampler="ddpm_cache", remasking="random"), r"'ddpm_cache' reveals by chance"),
+    (Plan(new_tokens=8, sampler="ddpm_cache", block_length=4), r"the sampler 'ddpm_cache' has no blocks"),
+    (Plan(new_tokens=8, sampler="ddpm_cache", threshold=0.5), r"threshold=0\.5 compares confidences"),
+    (Plan(new_tokens=8, sampler="diffugpt", suppress_eos="both"), r"suppress_eos='both' needs sampler='llada'"),
+    (Plan(new_tokens=8, sampler="diffugpt", alg_temp=0.5), r"alg_temp=0\.5 needs sampler='dream'"),
     (Plan(new_tokens=8, threshold=0.5, sampler="dream", remasking="origin"), r"remasking='origin' has none"),
     (Plan(new_tokens=0, block_length=4), r"block_length=4 has no meaning for filling gaps"),
 ]
@@ -227,6 +236,10 @@ def test_defaults_are_the_familys(model: Any) -> None:
     assert (llada.sampler, llada.remasking, llada.block_length, llada.steps) == ("llada", "low_confidence", 32, 64)
     dream = Plan(new_tokens=24).resolved(model("Dream"))
     assert (dream.sampler, dream.remasking, dream.block_length, dream.steps) == ("dream", "entropy", 24, 24)
+    assert (dream.eps, llada.eps) == (1e-3, None)
+    assert Plan(new_tokens=8, sampler="ddpm_cache").resolved(model("LLaDA")).eps == 1e-5
+    gpt = Plan(new_tokens=24, steps=64).resolved(model("DiffuGPT"))
+    assert (gpt.sampler, gpt.remasking, gpt.block_length, gpt.steps) == ("diffugpt", "origin", 24, 64)
     short = Plan(new_tokens=10).resolved(model("LLaDA"))  # the default block does not divide it
     assert short.block_length == 10
 
@@ -245,7 +258,7 @@ def plans(draw: st.DrawFn) -> Plan:
         "steps": st.sampled_from([None, 1, 4, 8, 64]),
         "block_length": st.sampled_from([None, 2, 8]),
         "remasking": st.sampled_from([None, "low_confidence", "random", "margin", "origin"]),
-        "sampler": st.sampled_from([None, None, "llada", "dream"]),
+        "sampler": st.sampled_from([None, None, "llada", "dream", "diffugpt", "ddpm_cache"]),
         "threshold": st.sampled_from([None, None, 0.5]),
         "temperature": st.sampled_from([0.0, 1.0]),
         "top_k": st.sampled_from([None, 3]),
@@ -256,7 +269,7 @@ def plans(draw: st.DrawFn) -> Plan:
     return Plan(**{name: draw(fields[name]) for name in said})
 
 
-@given(plans(), st.sampled_from(["LLaDA", "MMaDA", "Dream", "A2D-Qwen3", "Llama"]))
+@given(plans(), st.sampled_from(["LLaDA", "MMaDA", "Dream", "A2D-Qwen3", "Llama", "DiffuGPT"]))
 def test_resolving_twice_changes_nothing(model: Any, plan: Plan, family: str) -> None:
     for given_ in (plan, plan.for_causal()) if family == "Llama" else (plan,):
         try:

@@ -405,7 +405,9 @@ def test_without_a_tokenizer_a_class_is_refused_before_any_forward(model: Model,
 
 
 @pytest.mark.parametrize("largest", [False, True])
-@pytest.mark.parametrize(("family", "kv_heads"), [("LLaDA", 2), ("Dream", 1), ("A2D-Qwen3", 4), ("Llama", 2)])
+@pytest.mark.parametrize(
+    ("family", "kv_heads"), [("LLaDA", 2), ("Dream", 1), ("A2D-Qwen3", 4), ("Llama", 2), ("GPT-2", 4), ("DiffuGPT", 4)]
+)
 def test_key_norms_by_hand(model: Model, family: str, kv_heads: int, largest: bool) -> None:
     dlm, spy = model(family, kv_heads), Spy(ByKeyNorm(2, largest=largest))
     keys: list[Tensor] = []

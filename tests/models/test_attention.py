@@ -185,7 +185,7 @@ def test_only_baselines_are_causal(model: Model, family: str) -> None:
         for pattern in seen.values():
             above = pattern.triu(1)
             assert (above == 0).all() == dlm.is_causal
-    assert dlm.is_causal == (family in ("Llama", "Qwen2", "Qwen3", "Qwen3-MoE"))
+    assert dlm.is_causal == (family in ("Llama", "Qwen2", "Qwen3", "Qwen3-MoE", "GPT-2"))
 
 
 def test_scores_are_minus_infinity_where_the_model_does_not_look(model: Model) -> None:

@@ -163,7 +163,7 @@ def recorded(dlm: HookedDLM) -> Any:
 
 
 # Every stock class, both directions, shifted and not: other families are these classes with other config.json files.
-MATRIX = ["LLaDA", "Dream", "CoDA", "LLaDA-MoE", "RND1", "Llama", "Qwen3", "BERT"]
+MATRIX = ["LLaDA", "Dream", "CoDA", "LLaDA-MoE", "RND1", "Llama", "Qwen3", "BERT", "GPT-2", "DiffuGPT"]
 
 
 def test_every_stock_class_is_in_the_matrix() -> None:
@@ -292,7 +292,7 @@ def test_beside_a_hook_without_a_preview_an_edit_that_previews_gets_the_whole(mo
 
 
 @pytest.mark.parametrize("path", ["auto", "pattern"])
-@pytest.mark.parametrize("family", ["LLaDA", "Llama", "Dream"])
+@pytest.mark.parametrize("family", ["LLaDA", "Llama", "Dream", "GPT-2", "DiffuGPT"])
 def test_hook_received_is_the_column_sum_over_real_queries(model: Any, family: str, path: str) -> None:
     dlm, kept = model(family), {}
     width = len(PROMPTS[0])

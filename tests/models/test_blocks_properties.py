@@ -40,7 +40,7 @@ from sinklens.interventions.controls import CONTROLS
 from sinklens.models import blocks as attention_blocks
 from sinklens.sinks import Sight
 
-FAMILIES = ["LLaDA", "Dream", "Llama", "Qwen3"]
+FAMILIES = ["LLaDA", "Dream", "Llama", "Qwen3", "DiffuGPT"]
 BOTH = ["LLaDA", "Llama"]  # one that looks everywhere, one that looks back
 HEADS = 4
 NEW = 4  # tokens that a run here adds

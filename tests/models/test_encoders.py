@@ -214,7 +214,8 @@ def test_a_token_before_the_first_position_is_refused(tiny_model: Any, name: str
 @pytest.mark.parametrize("name", EMBEDDED)
 def test_embedded_positions_end_and_begin(tiny_model: Any, name: str) -> None:
     dlm = tiny_model(name)
-    rows = dlm.original_model.base_model.embeddings.position_embeddings.weight
+    base = dlm.original_model.base_model
+    rows = (base.wpe if name in ("GPT-2", "DiffuGPT") else base.embeddings.position_embeddings).weight
     assert dlm.n_ctx == len(rows) - dlm.family.first_position(dlm.original_model.config)
     dlm(torch.full((1, dlm.n_ctx), 5))
     with pytest.raises(PromptError, match=f"{dlm.n_ctx + 1} tokens exceed the {dlm.n_ctx} positions"):

@@ -17,12 +17,13 @@ from sinklens import HookedDLM, Plan, denoising_steps
 DATA = Path(__file__).parents[1] / "data" / "fidelity"
 FOLDERS = (
     "llada", "dream", "mmada", "a2d_qwen3", "a2d_qwen2", "a2d_llama", "illada", "coda", "open_dcoder", "diffullama",
-    "llada_moe", "rnd1", "dplm",
+    "llada_moe", "rnd1", "dplm", "diffugpt",
 )  # fmt: skip
-SHIFTED = ("dream", "coda", "open_dcoder", "diffullama", "rnd1")
+SHIFTED = ("dream", "coda", "open_dcoder", "diffullama", "rnd1", "diffugpt")
 LOADED: dict[str, dict[str, Any]] = {  # how a folder is loaded whose config.json does not say what it is
     "open_dcoder": {"family": "open-dcoder"},
     "diffullama": {"family": "DiffuLLaMA", "mask_token_id": 62},
+    "diffugpt": {"family": "DiffuGPT"},
 }
 RECORDED = [
     (folder, case) for folder in FOLDERS for case in json.loads((DATA / folder / "logits.json").read_text())["cases"]
@@ -94,7 +95,6 @@ def test_fused_path_of_the_bridge_gives_the_official_logits(recorded: Any, folde
 # Trajectories.
 
 ONE_GENERATOR = "random batch: the official code draws from one generator for all rows, sinklens from one per row"
-TWO_DRAWS = "generate_samples draws tokens first and then which to reveal; Dream's origin the other way round"
 MDLM = "dllm's MDLMSampler draws its counts from a noise schedule; sinklens has LLaDA's and Dream's samplers"
 LEFT_OUT: dict[str, dict[str, str]] = {
     "llada/trajectories.json": {
@@ -118,7 +118,8 @@ LEFT_OUT: dict[str, dict[str, str]] = {
     "rnd1/trajectories.json": {},
     "coda/trajectories.json": {},
     "open_dcoder/trajectories.json": {"p2_temperature0_steps16": "p2 masks committed tokens again: not offered"},
-    "diffullama/trajectories.json": dict.fromkeys(["steps16", "steps8_temperature0.7", "steps5"], TWO_DRAWS),
+    "diffullama/trajectories.json": {},
+    "diffugpt/trajectories.json": {},
 }
 # Of dllm's sampler: runs whose counts come out even, so that both samplers mean the same.
 SAME_AS_LLADA = (
@@ -146,7 +147,14 @@ COMPARED = [(file, record) for file in LEFT_OUT for record in records(file) if r
 def plan_of(file: str, record: dict[str, Any]) -> Plan:
     """The recorded arguments as a Plan."""
     arguments = record["arguments"]
-    names = {"gen_length": "new_tokens", "max_new_tokens": "new_tokens", "block_size": "block_length"}
+    names = {
+        "diffusion_steps": "steps",
+        "logits_temp": "temperature",
+        "topp_temp": "top_p",
+        "gen_length": "new_tokens",
+        "max_new_tokens": "new_tokens",
+        "block_size": "block_length",
+    }
     same = ("new_tokens", "steps", "block_length", "temperature", "cfg_scale", "remasking", "threshold")
     same += ("top_p", "top_k", "alg_temp", "eps")
     given = {names.get(name, name): value for name, value in arguments.items()}
@@ -202,9 +210,12 @@ def test_canvases_are_the_official_ones(
             seen.append([row[real].tolist() for row, real in zip(step.canvas.tokens, step.canvas.valid, strict=True)])
             final = [row[real].tolist() for row, real in zip(step.tokens, step.canvas.valid, strict=True)]
             chosen |= bool((step.canvas.masked & (step.predicted == dlm.ids.mask)).any())
-        assert seen == [without_pads(record, canvas) for canvas in record["canvases"][:-1]]
+        official = [without_pads(record, canvas) for canvas in record["canvases"]]
+        assert seen == official[: len(seen)]
         assert final == without_pads(record, record["output"])
         assert record["output"] == record["canvases"][-1]
+        assert all(canvas == final for canvas in official[len(seen) :])  # DiffuGPT's goes on where nothing is masked
+        assert len(seen) == len(official) - 1 or "diffusion_steps" in record["arguments"]
 
 
 def test_the_records_left_out_are_those_named_here() -> None:
@@ -215,7 +226,7 @@ def test_the_records_left_out_are_those_named_here() -> None:
         names = {record["name"] for record in records(file)}
         assert set(reasons) == names - {record["name"] for f, record in COMPARED if f == file}
         assert set(reasons) <= names
-    assert len(COMPARED) == 122
+    assert len(COMPARED) == 134
 
 
 def test_random_numbers_of_this_build_are_those_of_the_recordings() -> None:

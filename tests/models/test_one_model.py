@@ -22,7 +22,7 @@ from sinklens.hooks import by_query
 from sinklens.models import attention
 from sinklens.values.content import named
 
-FAMILIES = ["LLaDA", "Dream", "LLaDA-MoE", "RND1", "Llama", "Qwen3"]
+FAMILIES = ["LLaDA", "Dream", "LLaDA-MoE", "RND1", "Llama", "Qwen3", "GPT-2", "DiffuGPT"]
 SERVED = ["hook_rot_q", "hook_rot_k", "hook_attn_scores", "hook_pattern", "hook_received"]
 POINTS = [*(f"attn.{name}" for name in SERVED), "attn.v.hook_out", "attn.o.hook_in", "attn.hook_out", "hook_in",
           "hook_out", "ln1.hook_in", "ln2.hook_out", "mlp.hook_in", "mlp.hook_out", "mlp.gate.hook_out",
@@ -74,9 +74,15 @@ def test_a_point_shows_and_takes_the_same_alone_and_with_all_components_in_place
 ) -> None:
     dlm, kept = model(family), []
     point = EXPERTS.get(point, point) if "Moe" in dlm.family.layout else point
+    if dlm.family.layout == "GPT2" and "gate" in point:
+        with pytest.raises(KeyError, match="does not exist"), dlm.hooks(fwd_hooks=[(f"blocks.0.{point}", nothing)]):
+            pass
+        return
 
     def edit(tensor: Tensor, *, hook: Any) -> Tensor:
         kept.append(tensor.clone())
+        if point == "ln1.hook_in":
+            return tensor.abs()  # a norm that centres undoes whatever is the same everywhere
         return tensor * 0.7 if point == "attn.hook_pattern" else tensor * 0.7 + 0.1
 
     with dlm.hooks(fwd_hooks=[(f"blocks.{layer}.{point}", edit) for layer in range(dlm.n_layers)]):

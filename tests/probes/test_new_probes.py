@@ -333,10 +333,11 @@ def measured(dlm: HookedDLM, probes: list[Any], canvas: Canvas) -> list[Tensor]:
     return [probe.values(own) for probe, own in zip(probes, seen, strict=True)]
 
 
-@pytest.mark.parametrize("family", ["LLaDA", "A2D-Qwen3", "Llama"])
+@pytest.mark.parametrize("family", ["LLaDA", "A2D-Qwen3", "Llama", "GPT-2", "DiffuGPT"])
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
 def test_the_decomposition_is_its_two_probes(tiny_model: Any, family: str, kv_heads: int) -> None:
     dlm, canvas = tiny_model(family, heads=4, kv_heads=kv_heads), canvas_of(2, 7, left=2)
+    kv_heads = kv_heads if dlm.family.layout != "GPT2" else 4  # which has no grouped queries
     for where, queries in ((Scope(), "all"), (Scope(layers=[-1]), "masked"), (Scope(), "last")):
         parts: list[Any] = [QKDecomposition(where, queries), QKCosine(where, queries), KeyNorm(where)]
         qk, cosine, key = measured(dlm, parts, canvas)

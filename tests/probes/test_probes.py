@@ -125,7 +125,7 @@ class Sight:
         with torch.no_grad():
             _, self.cache = dlm.run_with_cache(canvas.tokens)
         self.dlm, self.canvas = dlm, canvas
-        self.groups = dlm.n_heads // 2
+        self.groups = dlm.n_heads // self.cache["blocks.0.attn.v.hook_out"].shape[2]
 
     def at(self, layer: int, point: str) -> Tensor:
         return self.cache[f"blocks.{layer}.{point}"]
@@ -161,7 +161,9 @@ def naive_value_norm(see: Sight, probe: Any, b: int, layer: int, h: int, j: int)
 
 def naive_contribution(see: Sight, probe: Any, b: int, layer: int, h: int, j: int) -> float:
     value = see.at(layer, "attn.v.hook_out")[b, j, h // see.groups]
-    weight = see.dlm.blocks[layer].attn.original_component.o_proj.weight.detach()[:, 8 * h : 8 * h + 8]
+    inner = see.dlm.blocks[layer].attn.original_component
+    out = inner.c_proj.weight.T if hasattr(inner, "c_proj") else inner.o_proj.weight
+    weight = out.detach()[:, 8 * h : 8 * h + 8]
     pattern = see.at(layer, "attn.hook_pattern")[b, h]
     return sum(float((pattern[i, j] * (weight @ value)).norm()) for i in see.queries(b, probe))
 
@@ -206,8 +208,12 @@ def naive_lens(see: Sight, probe: Any, b: int, layer: int, i: int) -> float:
         return math.nan
     x = see.at(layer, "hook_out")[b, max(i - 1, 0) if see.dlm.family.shift else i]
     norm, unembed = see.dlm.ln_final.original_component, see.dlm.unembed.original_component
-    scale = (x.square().mean() + norm.variance_epsilon).rsqrt()
-    return _scored(unembed.weight.detach() @ (norm.weight.detach() * x * scale), probe.what)
+    if hasattr(norm, "variance_epsilon"):
+        normed = norm.weight.detach() * x * (x.square().mean() + norm.variance_epsilon).rsqrt()
+    else:  # GPT-2's also centres
+        centred = x - x.mean()
+        normed = norm.weight.detach() * centred * (centred.square().mean() + norm.eps).rsqrt() + norm.bias.detach()
+    return _scored(unembed.weight.detach() @ normed, probe.what)
 
 
 NAIVE: dict[str, Callable[..., float]] = {
@@ -237,7 +243,7 @@ def assert_naive(dlm: HookedDLM, probe: Probe, canvas: Canvas) -> None:
 
 
 @pytest.mark.parametrize("make", EVERY.values(), ids=EVERY.keys())
-@pytest.mark.parametrize("family", ["LLaDA", "Dream", "Llama"])
+@pytest.mark.parametrize("family", ["LLaDA", "Dream", "Llama", "GPT-2", "DiffuGPT"])
 def test_equals_a_naive_computation(models: Any, family: str, make: Callable[[], Probe]) -> None:
     assert_naive(models(family), make(), canvas_of(ids(2, 6)))
 
@@ -274,7 +280,7 @@ def test_qwen3_reads_the_normalised_keys(models: Any) -> None:
 
 
 @pytest.mark.parametrize("make", EVERY.values(), ids=EVERY.keys())
-@pytest.mark.parametrize("family", ["LLaDA", "Dream", "Llama", "BERT"])
+@pytest.mark.parametrize("family", ["LLaDA", "Dream", "Llama", "BERT", "GPT-2", "DiffuGPT"])
 def test_left_padding_changes_nothing(models: Any, family: str, make: Callable[[], Probe]) -> None:
     dlm, canvas = models(family), canvas_of(ids(2, 6, seed=3))
     alone, batched = measure(dlm, make(), canvas), measure(dlm, probe := make(), padded(canvas, 3))
@@ -615,7 +621,7 @@ def test_names_tell_sets_apart() -> None:
 # In the loop.
 
 
-@pytest.mark.parametrize("family", ["LLaDA", "Dream", "Llama", "BERT"])
+@pytest.mark.parametrize("family", ["LLaDA", "Dream", "Llama", "BERT", "GPT-2", "DiffuGPT"])
 def test_every_probe_in_the_loop(models: Any, family: str) -> None:
     dlm, plan = models(family), sl.Plan(new_tokens=4)
     prompts = [ids(1, 3)[0].tolist(), ids(1, 5, seed=1)[0].tolist()]

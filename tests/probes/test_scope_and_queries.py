@@ -200,7 +200,7 @@ def outside(dlm: HookedDLM, *given: Any) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("path", ["auto", "pattern"])
-@pytest.mark.parametrize("family", ["LLaDA", "Dream", "Llama", "BERT"])
+@pytest.mark.parametrize("family", ["LLaDA", "Dream", "Llama", "BERT", "GPT-2", "DiffuGPT"])
 def test_padding_queries_are_not_counted(
     tiny_model: Any, family: str, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -248,7 +248,7 @@ def test_padding_queries_are_not_counted(
 
 
 @pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
-@pytest.mark.parametrize("family", ["LLaDA", "Dream", "Llama", "BERT"])
+@pytest.mark.parametrize("family", ["LLaDA", "Dream", "Llama", "BERT", "GPT-2", "DiffuGPT"])
 def test_a_mask_alone_says_what_a_canvas_says(tiny_model: Any, family: str, kind: Any) -> None:
     """Not only attention: the median of massive activations, the mean of cosines, the first position of a lens."""
     dlm, canvas, seen = tiny_model(family), replace(Canvas.plain(VALID), tokens=TOKENS), {}

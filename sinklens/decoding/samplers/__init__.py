@@ -5,11 +5,18 @@ from __future__ import annotations
 from sinklens.decoding.prompts import Start
 from sinklens.decoding.samplers.base import Choice, Diffusion, Sampler
 from sinklens.decoding.samplers.causal import Causal
+from sinklens.decoding.samplers.ddpm_cache import DDPMCache
+from sinklens.decoding.samplers.diffugpt import DiffuGPT
 from sinklens.decoding.samplers.dream import Dream
 from sinklens.decoding.samplers.llada import LLaDA
 from sinklens.models.hooked_dlm import HookedDLM
 
-DIFFUSION: dict[str, type[Diffusion]] = {"llada": LLaDA, "dream": Dream}
+DIFFUSION: dict[str, type[Diffusion]] = {
+    "llada": LLaDA,
+    "dream": Dream,
+    "diffugpt": DiffuGPT,
+    "ddpm_cache": DDPMCache,
+}
 
 
 def sampler_for(dlm: HookedDLM, start: Start) -> Sampler:
@@ -17,4 +24,4 @@ def sampler_for(dlm: HookedDLM, start: Start) -> Sampler:
     return Causal(dlm, start) if dlm.is_causal else DIFFUSION[start.plan.sampler or "llada"](dlm, start)
 
 
-__all__ = ["DIFFUSION", "Causal", "Choice", "Diffusion", "Dream", "LLaDA", "Sampler", "sampler_for"]
+__all__ = ["DIFFUSION", "Causal", "Choice", "Diffusion", "Sampler", "sampler_for"]

@@ -67,7 +67,7 @@ class Sampler(ABC):
 
 
 class Diffusion(Sampler):
-    """Guidance, tokens that may not be chosen, and commits by confidence; a sampler adds its own draws and counts."""
+    """Guidance, and tokens that may not be chosen; a sampler adds its own choice."""
 
     def choose(self, logits: Tensor, canvas: Canvas, active: Tensor, step: int) -> Choice:
         """As the official samplers: guide, forbid, choose tokens, choose positions."""
@@ -88,13 +88,46 @@ class Diffusion(Sampler):
     ) -> Choice:
         """The sampler's own choice among positions that may be committed."""
 
-    @abstractmethod
-    def counts(self, eligible: Bool[Tensor, "batch pos"], step: int) -> Int[Tensor, " batch"]:
-        """How many positions of each row a step commits, if no threshold decides."""
-
     def reach(self, canvas: Canvas) -> Bool[Tensor, "#batch pos"]:
         """Positions that may be committed now: all."""
         return torch.ones_like(canvas.valid)
+
+    def _guided(self, logits: Tensor, canvas: Canvas) -> Tensor:
+        blind = canvas.tokens.masked_fill(self.given.prompt, self.mask)
+        seen = replace(canvas, tokens=blind)
+        without = finite(self.dlm, seen, lambda: self.dlm(blind, attention_mask=canvas.valid))
+        return without + (self.plan.cfg_scale + 1) * (logits - without)
+
+    def _allowed(self, logits: Tensor) -> Tensor:
+        forbidden = self.dlm.ids.eos if self.plan.suppress_eos in ("logits", "both") else []
+        return without_tokens(logits, list(forbidden))
+
+    def choosable(self, logits: Float[Tensor, "*batch vocab"]) -> Float[Tensor, "*batch vocab"]:
+        """Logits of tokens that may be chosen. Confidences are the official ones: of all logits, the mask's too."""
+        return without_tokens(logits, [] if self.plan.allow_mask else [self.mask])
+
+    def unmasked(
+        self, probabilities: Float[Tensor, "batch pos vocab"], logits: Float[Tensor, "batch pos vocab"]
+    ) -> Float[Tensor, "batch pos vocab"]:
+        """Weights of tokens that may be chosen; of the likeliest of them alone where the nucleus is only the mask."""
+        if self.plan.allow_mask:
+            return probabilities
+        rest = probabilities.index_fill(-1, torch.tensor([self.mask], device=logits.device), 0.0)
+        likeliest = torch.zeros_like(rest).scatter(-1, self.choosable(logits).argmax(-1, keepdim=True), 1.0)
+        return torch.where(rest.sum(-1, keepdim=True) > 0, rest, likeliest)
+
+    @property
+    def mask(self) -> int:
+        """Id of the mask token, -1 where there is none."""
+        return -1 if self.dlm.ids.mask is None else self.dlm.ids.mask
+
+
+class ByConfidence(Diffusion):
+    """Commits by confidence; a sampler adds its counts."""
+
+    @abstractmethod
+    def counts(self, eligible: Bool[Tensor, "batch pos"], step: int) -> Int[Tensor, " batch"]:
+        """How many positions of each row a step commits, if no threshold decides."""
 
     def confidence(self, probabilities: Tensor, predicted: Tensor) -> Float[Tensor, "batch pos"]:
         """The remasking rule's confidence in the chosen tokens."""
@@ -113,24 +146,6 @@ class Diffusion(Sampler):
         if self.plan.threshold is not None:
             return rm.above_threshold(confidence, eligible, self.plan.threshold)
         return rm.most_confident(confidence, eligible, self.counts(eligible, step))
-
-    def _guided(self, logits: Tensor, canvas: Canvas) -> Tensor:
-        blind = canvas.tokens.masked_fill(self.given.prompt, self._mask)
-        seen = replace(canvas, tokens=blind)
-        without = finite(self.dlm, seen, lambda: self.dlm(blind, attention_mask=canvas.valid))
-        return without + (self.plan.cfg_scale + 1) * (logits - without)
-
-    def _allowed(self, logits: Tensor) -> Tensor:
-        forbidden = self.dlm.ids.eos if self.plan.suppress_eos in ("logits", "both") else []
-        return without_tokens(logits, list(forbidden))
-
-    def choosable(self, logits: Float[Tensor, "*batch vocab"]) -> Float[Tensor, "*batch vocab"]:
-        """Logits of tokens that may be chosen. Confidences are the official ones: of all logits, the mask's too."""
-        return without_tokens(logits, [] if self.plan.allow_mask else [self._mask])
-
-    @property
-    def _mask(self) -> int:
-        return -1 if self.dlm.ids.mask is None else self.dlm.ids.mask
 
 
 def without_tokens(logits: Float[Tensor, "*batch vocab"], tokens: list[int]) -> Float[Tensor, "*batch vocab"]:

@@ -10,11 +10,12 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from sinklens.decoding import remasking as rm
-from sinklens.decoding.samplers.base import Choice, Diffusion
+from sinklens.decoding.plan import EPS
+from sinklens.decoding.samplers.base import ByConfidence, Choice
 from sinklens.hooks import Canvas
 
 
-class Dream(Diffusion):
+class Dream(ByConfidence):
     """Choices as in Dream's released code, token for token."""
 
     def pick(self, logits: Tensor, canvas: Canvas, eligible: Tensor, step: int) -> Choice:
@@ -23,7 +24,7 @@ class Dream(Diffusion):
         if self.plan.remasking == "origin":
             # The official code draws tokens only where it commits; elsewhere the likeliest one is shown.
             committed = self._revealed(eligible, step)
-            likeliest = self._rest(probabilities, logits).argmax(-1)
+            likeliest = self.unmasked(probabilities, logits).argmax(-1)
             predicted = torch.where(committed, self._tokens(probabilities, logits, committed), likeliest)
             confidence = rm.probability_of(predicted, probabilities)
         else:
@@ -42,28 +43,24 @@ class Dream(Diffusion):
     def counts(self, eligible: Tensor, step: int) -> Int[Tensor, " batch"]:
         """The timestep's share of what is left."""
         left = zip(eligible.sum(-1).tolist(), self.limits, strict=True)
-        eps = self.plan.eps
+        eps = self._eps
         return torch.tensor([rm.timestep_count(n, step, limit, eps) if step < limit else 0 for n, limit in left])
 
     def _tokens(self, probabilities: Tensor, logits: Tensor, places: Tensor) -> Int[Tensor, "batch pos"]:
         """The official draw; where it falls on a mask that may not be chosen, another one among the rest."""
-        rest = self._rest(probabilities, logits)
+        rest = self.unmasked(probabilities, logits)
         if self.plan.temperature == 0:
             return rest.argmax(-1)
         drawn = self.draws.categorical(probabilities, places)
         if self.plan.allow_mask:
             return drawn
-        again = places & (drawn == self._mask)
+        again = places & (drawn == self.mask)
         return torch.where(again, self.draws.categorical(rest, again), drawn)
 
-    def _rest(self, probabilities: Tensor, logits: Tensor) -> Tensor:
-        """Weights of tokens that may be chosen; of the likeliest of them alone where the nucleus is only the mask."""
-        if self.plan.allow_mask:
-            return probabilities
-        rest = probabilities.index_fill(-1, torch.tensor([self._mask], device=logits.device), 0.0)
-        likeliest = torch.zeros_like(rest).scatter(-1, self.choosable(logits).argmax(-1, keepdim=True), 1.0)
-        return torch.where(rest.sum(-1, keepdim=True) > 0, rest, likeliest)
-
     def _revealed(self, eligible: Tensor, step: int) -> Bool[Tensor, "batch pos"]:
-        shares = [rm.reveal_probability(min(step, limit - 1), limit, self.plan.eps) for limit in self.limits]
+        shares = [rm.reveal_probability(min(step, limit - 1), limit, self._eps) for limit in self.limits]
         return eligible & (self.draws.where(eligible) < torch.stack(shares).to(eligible.device)[:, None])
+
+    @property
+    def _eps(self) -> float:
+        return EPS["dream"] if self.plan.eps is None else self.plan.eps

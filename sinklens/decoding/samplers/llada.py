@@ -11,12 +11,12 @@ from torch import Tensor
 
 from sinklens.decoding import remasking as rm
 from sinklens.decoding.prompts import Start
-from sinklens.decoding.samplers.base import Choice, Diffusion, without_tokens
+from sinklens.decoding.samplers.base import ByConfidence, Choice, without_tokens
 from sinklens.hooks import Canvas
 from sinklens.models.hooked_dlm import HookedDLM
 
 
-class LLaDA(Diffusion):
+class LLaDA(ByConfidence):
     """Choices as in LLaDA's released code, token for token."""
 
     def __init__(self, dlm: HookedDLM, start: Start) -> None:

@@ -47,10 +47,13 @@ class SinkToken(AttentionEdit):
     def check(self, model: Any, canvas: Canvas) -> None:
         """Raise for a model without BOS, a token that is not in the vocabulary, or a model that has no place for it."""
         in_vocabulary(model, [self._id(model)], self)
-        if model.family.closes:
+        self._needs_a_place(model)
+
+    def _needs_a_place(self, model: Any) -> None:
+        if model.family.closes or model.family.positions != "rotary":
             raise ScopeError(
-                f"{self!r}: {model.name} is an encoder, which has no position before the first that every layer sees; "
-                "put the token in front of the prompt"
+                f"{self!r}: {model.name} is an encoder or embeds positions, and has no position before the first that "
+                "every layer sees; put the token in front of the prompt"
             )
 
     def _id(self, model: Any) -> int:
@@ -79,6 +82,7 @@ class SinkToken(AttentionEdit):
     @torch.no_grad()
     def _keys_and_values(self, model: Any) -> list[_KeyValue]:
         """Keys and values of the token alone in every layer."""
+        self._needs_a_place(model)
         found: dict[str, Tensor] = {}
 
         def noting(name: str) -> Callable[..., None]:

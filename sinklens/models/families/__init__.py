@@ -6,8 +6,10 @@ from sinklens.models.families.base import Family, Model
 from sinklens.models.families.bert import BERT, ROBERTA
 from sinklens.models.families.causal import LLAMA, QWEN2, QWEN3
 from sinklens.models.families.coda import CODA
+from sinklens.models.families.diffugpt import DIFFUGPT
 from sinklens.models.families.dream import DREAM
 from sinklens.models.families.esm import ESM2
+from sinklens.models.families.gpt2 import GPT2
 from sinklens.models.families.illada import ILLADA
 from sinklens.models.families.llada import LLADA
 from sinklens.models.families.mmada import MMADA
@@ -25,11 +27,13 @@ FAMILIES: tuple[Family, ...] = (
     CODA,
     OPEN_DCODER,
     DIFFULLAMA,
+    DIFFUGPT,
     RND1,
     LLAMA,
     QWEN2,
     QWEN3,
     QWEN3_MOE,
+    GPT2,
     BERT,
     ROBERTA,
     ESM2,

@@ -23,7 +23,6 @@ OPEN_DCODER = Family(
     models=(Model("fredzzp/open-dcoder-0.5B", 0.5e9, note="its official evaluations use p2, which is not offered"),),
     source="github pengzhangzhi/Open-dLLM; class Qwen2ForCausalLM with is_causal=False, MDMGenerationMixin",
 )
-# Its sampler reveals each position with probability 1/(t + 1), as Dream's "origin" does for eps near 0.
 DIFFULLAMA = Family(
     name="DiffuLLaMA",
     model_types=(),
@@ -32,7 +31,7 @@ DIFFULLAMA = Family(
     causal=False,
     translate=partial(stock, decoder="Llama"),
     shift=True,
-    plan={"sampler": "dream", "remasking": "origin"},
+    plan={"sampler": "diffugpt"},
     models=(Model("diffusionfamily/diffullama", 6.7e9, "Apache-2.0", "mask_token_id=811 where no file names it"),),
     source="github HKUNLP/DiffuLLaMA; class DiscreteDiffusionModel, generate_samples",
 )

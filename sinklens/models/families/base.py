@@ -54,6 +54,7 @@ class Family:
         dropped: Weights of a checkpoint that are left out, as regular expressions: heads that predict no token.
         optional: Weights that a checkpoint may lack, likewise: what predicts no token, or follows from the config.
         positions: "rotary"; "absolute", embedded, from 0 on; "fairseq", embedded, from the pad's id + 1 on.
+        begins: A text begins with BOS, though the tokenizer does not put it there.
         closes: What the tokenizer puts behind a text belongs to it ([SEP]): an encoder fills gaps in a whole text.
         tokenizer: Which transformers tokenizer class reads the checkpoint when there is no tokenizer.json.
         plan: Default decoding plan, as keyword arguments of `Plan`.
@@ -73,6 +74,7 @@ class Family:
     dropped: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
     positions: Literal["rotary", "absolute", "fairseq"] = "rotary"
+    begins: bool = False
     closes: bool = False
     mask_tokens: tuple[str, ...] = ("<|mdm_mask|>", "<|mask|>", "<|MASK|>", "[MASK]")
     tokenizer: str = "PreTrainedTokenizerFast"

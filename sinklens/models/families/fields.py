@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -110,14 +110,8 @@ def stock(config: Config, decoder: str, called: Mapping[str, str] | None = None)
     config = {name: value for name, value in config.items() if value is not None}
     require({names.get(name, name): value for name, value in config.items()}, tuple(names.get(n, n) for n in REQUIRED))
     refuse(config, SUPPORTED | FIXED[decoder])
-    known = {field.name for field in fields(getattr(transformers, f"{decoder}Config"))} | {"head_dim"}
-    inert = {name for several in INERT.values() for name in several.split()} | {*SUPPORTED, *FIXED[decoder]}
-    for name in config:
-        if name not in known | inert | {"layer_types"}:
-            raise CheckpointError(
-                f"config.json has {name}={short(config[name])}, which the stock {decoder} decoder does not know and "
-                "which is not known to change nothing; a model that needs it would be computed wrongly"
-            )
+    known = {field.name for field in fields(getattr(transformers, f"{decoder}Config"))} | {"head_dim", "layer_types"}
+    only(config, decoder, {*known, *FIXED[decoder]})
     arguments: dict[str, Any] = {name: size(names.get(name, name), config[name]) for name in SIZES if name in config}
     arguments |= {name: positive(name, config[name]) for name in NUMBERS if name in config}
     arguments |= {name: flag(name, config[name]) for name in FLAGS if name in config and name not in FIXED[decoder]}
@@ -145,6 +139,17 @@ def plain_rope(arguments: dict[str, Any]) -> dict[str, Any]:
     if kind != "default":
         raise CheckpointError(f"config.json has a rope of type {kind!r}, and the official class knows only 'default'")
     return arguments
+
+
+def only(config: Config, decoder: str, known: Collection[str]) -> None:
+    """Raise for a field that is neither among the known ones nor known to change nothing (an absent one is fine)."""
+    inert = {name for several in INERT.values() for name in several.split()} | {*SUPPORTED}
+    for name, value in config.items():
+        if name not in known and name not in inert:
+            raise CheckpointError(
+                f"config.json has {name}={short(value)}, which the stock {decoder} decoder does not know and "
+                "which is not known to change nothing; a model that needs it would be computed wrongly"
+            )
 
 
 def size(name: str, value: Any) -> int:
@@ -243,7 +248,7 @@ def _half(sizes: Mapping[str, Any]) -> int:
 
 
 def positive(name: str, value: Any) -> float:
-    """A number above 0."""
+    """A number above 0, and of a size that a config can mean."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < MOST:  # nan is not
         raise CheckpointError(f"config.json has {name}={short(value)}; expected a number above 0, below {MOST:g}")
     return value
