@@ -6,7 +6,7 @@ No remote code, no pickle: config.json is read as JSON, weights as safetensors, 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from sinklens.errors import CheckpointError
-from sinklens.models import files
+from sinklens.models import adapted, files
 from sinklens.models.devices import check_place
 from sinklens.models.direction import set_direction
 from sinklens.models.families import FAMILIES, Family, named
@@ -50,6 +50,7 @@ class Described:
     Attributes:
         folder: Where it is.
         gguf: Its one file, if it is a GGUF file.
+        adapter: What is merged into its weights, if anything.
         family: What kind of checkpoint it is.
         config: In the stock config class.
         tokenizer: Its tokenizer, if it ships one.
@@ -58,6 +59,7 @@ class Described:
 
     folder: Path
     gguf: Gguf | None
+    adapter: Path | None
     family: Family
     config: Any
     tokenizer: PreTrainedTokenizerBase | None
@@ -114,6 +116,11 @@ def describe(
     mask_token_id: int | None = None,
 ) -> Described:
     """Read everything of a checkpoint but its weights."""
+    if name in adapted.ADAPTED:
+        known = adapted.ADAPTED[name].asked(family, mask_token_id)
+        adapter = known.file(revision)
+        read = describe(known.base, patterns=patterns, family=known.family, mask_token_id=known.mask)
+        return replace(read, adapter=adapter)
     gguf = Gguf(Path(name).expanduser(), revision) if name.endswith(".gguf") else None
     folder = gguf.path.parent if gguf else files.find(name, revision, patterns)
     if gguf is None:
@@ -139,7 +146,7 @@ def describe(
         stock = family.stock.config_class(**(ids.stock() | arguments), is_causal=family.causal)
     except (ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"config.json of {name!r} makes no {family.layout} model: {error}") from error
-    return Described(folder, gguf, family, stock, tokenizer, ids)
+    return Described(folder, gguf, None, family, stock, tokenizer, ids)
 
 
 def load(
@@ -158,10 +165,14 @@ def load(
     family, folder = read.family, read.folder
     shapes = read.gguf.weights() if read.gguf else files.weights(folder, name)
     compare(family, read.config, shapes, name)
+    stored = torch.float32 if read.adapter else dtype  # an adapter is merged before weights are rounded
     if read.gguf:
-        model = read.gguf.model(read.config, family.stock, dtype, device_map)
+        model = read.gguf.model(read.config, family.stock, stored, device_map)
     else:
-        model = _weights(family.stock, folder, read.config, family, dtype=dtype, device_map=device_map, name=name)
+        model = _weights(family.stock, folder, read.config, family, dtype=stored, device_map=device_map, name=name)
+    if read.adapter:
+        adapted.merge(model, read.adapter)
+        model = model.to(dtype or stored)  # pyright: ignore[reportArgumentType]
     if device is not None and device_map is None:
         model = model.to(device)  # pyright: ignore[reportArgumentType]
     set_direction(model, causal=family.causal)

@@ -1,7 +1,7 @@
 """What differs between model families: one frozen Family per file."""
 
 from sinklens.models.families.a2d import A2D_LLAMA, A2D_QWEN2, A2D_QWEN3
-from sinklens.models.families.adapted import DIFFULLAMA, OPEN_DCODER
+from sinklens.models.families.adapted import DIFFULLAMA, OPEN_DCODER, SMOLLM2_DIFFUSION
 from sinklens.models.families.base import Family, Model
 from sinklens.models.families.bert import BERT, ROBERTA
 from sinklens.models.families.causal import LLAMA, QWEN2, QWEN3
@@ -28,6 +28,7 @@ FAMILIES: tuple[Family, ...] = (
     OPEN_DCODER,
     DIFFULLAMA,
     DIFFUGPT,
+    SMOLLM2_DIFFUSION,
     RND1,
     LLAMA,
     QWEN2,

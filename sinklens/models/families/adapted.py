@@ -35,3 +35,15 @@ DIFFULLAMA = Family(
     models=(Model("diffusionfamily/diffullama", 6.7e9, "Apache-2.0", "mask_token_id=811 where no file names it"),),
     source="github HKUNLP/DiffuLLaMA; class DiscreteDiffusionModel, generate_samples",
 )
+# SmolLM2-135M-Instruct made a diffusion model by examples/adapt_smollm2.py; mask token 16, <empty_output>.
+SMOLLM2_DIFFUSION = Family(
+    name="SmolLM2-diffusion",
+    model_types=(),
+    architectures=(),
+    model_class="LlamaForCausalLM",
+    causal=False,
+    translate=partial(stock, decoder="Llama"),
+    shift=True,
+    plan={"sampler": "dream", "remasking": "maskgit_plus"},
+    source="examples/adapt_smollm2.py",
+)
