@@ -53,6 +53,8 @@ def fidelity() -> Path:
 def _stock(decoder: str, *, layers: int = 2, heads: int = 4, kv_heads: int = 2, seed: int = 0, **config: object):
     if decoder == "Esm":
         config = {"position_embedding_type": "rotary", "token_dropout": True, "mask_token_id": IDS.mask, **config}
+    if decoder == "ModernBert":  # two layers of three see three positions to each side
+        config = {"local_attention": 6, "cls_token_id": 0, "sep_token_id": 1, **config}
     kind: Any = getattr(transformers, f"{decoder}Config")
     wanted = {
         "vocab_size": 64,

@@ -5,7 +5,7 @@ Everything else in this room asks these functions, and nobody else: they take it
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 import torch
@@ -104,10 +104,39 @@ def positions(record: xr.Dataset, which: Positions) -> xr.DataArray:
     return layout.copy(data=kinds[which])
 
 
-def sight(record: xr.Dataset) -> Sight:
-    """Who could see whom at each prompt and step, which are the rows of the batch, in this order."""
+def sight(record: xr.Dataset, window: int | None = None) -> Sight:
+    """Who could see whom at each prompt and step, which are the rows of the batch, in this order.
+
+    Args:
+        record: Says who existed, and which way its model sees.
+        window: Of the layers that are asked about (`windows`).
+    """
     direction = "causal" if is_autoregressive(record) else "bidirectional"
-    return Sight(_flat(positions(record, "all")), direction)
+    return Sight(_flat(positions(record, "all")), direction, window)
+
+
+def windows(record: xr.Dataset) -> dict[int, int | None]:
+    """Of each layer, by name: only keys closer than this many positions were seen; None where all were.
+
+    Raises:
+        RecordError: the provenance says it for other layers.
+    """
+    said, layers = made(record).get("windows"), _labels(_received(record), "layer")
+    if said is None:
+        return dict.fromkeys(layers)
+    if not isinstance(said, list) or not all(each is None or type(each) is int for each in said):
+        raise RecordError(f'this record\'s provenance has "windows"={str(said)[:60]}; expected one for each layer')
+    if max(layers) >= len(said):
+        raise RecordError(f"this record's provenance names the windows of {len(said)} layers, and not of {max(layers)}")
+    return {layer: said[layer] for layer in layers}
+
+
+def _of_layers(record: xr.Dataset, layers: Sequence[int], ask: Callable[[Sight], Tensor]) -> Tensor:
+    """What sight answers for each layer [prompt x step, layer, key]; one that stands for all if they see alike."""
+    every = windows(record)
+    near = [every[layer] for layer in layers]
+    answers = {window: ask(sight(record, window)) for window in dict.fromkeys(near)}
+    return torch.stack([answers[window] for window in (near if len(answers) > 1 else near[:1])], 1)
 
 
 def flags(values: xr.DataArray, record: xr.Dataset, rule: SinkRule) -> xr.DataArray:
@@ -128,15 +157,19 @@ def evidence(values: xr.DataArray, record: xr.Dataset, rule: SinkRule) -> tuple[
     Returns:
         received, eligible keys, how many queries counted, how many of them could see each key.
     """
-    record = _layout(record)
     if values.sizes["step"] != record.sizes["step"]:
         record = record.sel(step=values["step"])
     numbers = torch.tensor(values.transpose(*CELL, "key").to_numpy())
     queries = _flat(positions(record, counting(record, rule.queries)))
-    visible = sight(record).seen_by(queries)
+    visible = _of_layers(record, _labels(values, "layer"), lambda sight: sight.seen_by(queries))
     shape = (*numbers.shape[:2], 1, 1)
     keys = ~numbers.isnan() & _flat(positions(record, rule.keys)).view(*shape, -1)
-    return numbers.nan_to_num(0.0), keys, queries.sum(-1).float().view(shape), visible.view(*shape, -1)
+    return (
+        numbers.nan_to_num(0.0),
+        keys,
+        queries.sum(-1).float().view(shape),
+        visible[:, :, None].view(*shape[:2], -1, 1, numbers.shape[-1]),
+    )
 
 
 def measured(values: xr.DataArray) -> xr.DataArray:
@@ -150,15 +183,21 @@ def measured(values: xr.DataArray) -> xr.DataArray:
 def null(record: xr.Dataset, queries: Queries = "all") -> xr.Dataset:
     """The same record if its queries had spread their attention evenly over the keys that they may see.
 
-    One layer and one head, which stand for all. What a function says of it is what it would say without any sink.
+    One head, which stands for all, and one layer, unless some see their neighbourhood only. What a function says of it
+    is what it would say without any sink.
     """
     which, exists = counting(record, queries), existing(record)
-    even = sight(record).null(_flat(positions(record, which)))
-    values = exists.copy(data=even.view(*exists.shape).numpy()).where(exists)
-    cell = {dim: record["received"][dim].to_numpy()[:1] for dim in ("layer", "head")}
-    values = values.expand_dims(cell).transpose(*CELL, "key").assign_attrs(queries=which)
+    counted, layers = _flat(positions(record, which)), _labels(record["received"], "layer")
+    even = _of_layers(record, layers, lambda sight: sight.null(counted))
+    cell = {"layer": layers[: even.shape[1]], "head": record["received"]["head"].to_numpy()[:1]}
+    values = exists.expand_dims(cell).transpose(*CELL, "key")
+    values = values.copy(data=even.reshape(values.shape).numpy()).where(values).assign_attrs(queries=which)
     about = record.drop_vars([name for name in record.variables if {"layer", "head"} & set(_dims(record, name))])
     return about.drop_vars(["received", "queries"], errors="ignore").assign(received=values)
+
+
+def _labels(values: xr.DataArray, dim: str) -> list[int]:
+    return [int(label) for label in values[dim].to_numpy()]
 
 
 def _dims(record: xr.Dataset, name: Hashable) -> tuple[Hashable, ...]:

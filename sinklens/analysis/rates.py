@@ -65,7 +65,8 @@ def per_layer(record: xr.Dataset, rule: SinkRule | None = None) -> pd.DataFrame:
     over = ["prompt", "step", "head"]
     table["sinks"] = counts.mean(over).to_numpy()
     table["not_sinks"] = 1 - (counts.sum("head") / keys.sum("head").where(there.any("head"))).mean(over[:2]).to_numpy()
-    table["null"] = float(at_null.sum("key").where(happened(expected)).mean())
+    even = at_null.sum("key").where(happened(expected)).mean(over)
+    table["null"] = float(even[0]) if even.sizes["layer"] == 1 else even.sel(layer=values["layer"]).to_numpy()
     return table
 
 

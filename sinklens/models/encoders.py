@@ -22,6 +22,7 @@ from transformer_lens.model_bridge.supported_architectures.roberta import Robert
 
 from sinklens.models.adapters import Adapter
 from sinklens.models.attention import OpenAttention
+from sinklens.models.fused import FusedAttention
 
 Step = str | Callable[[Tensor], Tensor]  # of a head: a module, by its path in the transformers model, or a function
 POST_LN = {  # what the hook points of a layer carry that normalises after it has added
@@ -161,8 +162,42 @@ class SinklensEsmAdapter(Encoder):
         }
 
 
+class SinklensModernBertAdapter(Encoder):
+    """ModernBERT encoders: fused projections, gated MLPs, most layers local, no normalisation before the first."""
+
+    head = ("model.final_norm", "head.dense", "head.act", "head.norm", "decoder")
+
+    def __init__(self, cfg: Any) -> None:
+        super().__init__(cfg)
+        cfg.normalization_type, cfg.final_rms, cfg.gated_mlp, cfg.attn_only = "LN", False, True, False
+        cfg.positional_embedding_type = "rotary"
+        norm = partial(NormalizationBridge, config=cfg, use_native_layernorm_autograd=True)
+        self.component_mapping = {
+            "embed": EmbeddingBridge(name="model.embeddings.tok_embeddings"),
+            "embed_ln": norm(name="model.embeddings.norm"),
+            "blocks": EncoderBlock(
+                name="model.layers",
+                submodules={
+                    "ln1": norm(name="attn_norm"),
+                    "ln2": norm(name="mlp_norm"),
+                    "attn": FusedAttention("attn", cfg, projection="Wqkv", output="Wo", rotates=True),
+                    "mlp": MLPBridge(
+                        name="mlp",
+                        config=cfg,
+                        submodules={"in": LinearBridge(name="Wi"), "out": LinearBridge(name="Wo")},
+                    ),
+                },
+            ),
+            "encoder_ln": norm(name="model.final_norm"),
+            "mlm_head": LinearBridge(name="head.dense"),
+            "ln_final": norm(name="head.norm"),
+            "unembed": UnembeddingBridge(name="decoder", config=cfg),
+        }
+
+
 ENCODERS: dict[str, type[Adapter]] = {
     "Bert": SinklensBertAdapter,
     "Roberta": SinklensRobertaAdapter,
     "Esm": SinklensEsmAdapter,
+    "ModernBert": SinklensModernBertAdapter,
 }

@@ -80,21 +80,23 @@ class FusedProjection(LinearBridge):
 
 
 class FusedAttention(OpenAttention):
-    """Attention with a fused projection, and without rotation: `hook_rot_q` and `hook_rot_k` carry what is projected.
+    """Attention with a fused projection; without rotation `hook_rot_q` and `hook_rot_k` carry what is projected.
 
     Args:
         name: As of every component.
         config: Likewise.
         projection: The attribute of the projection.
         output: That of the output projection.
+        rotates: Whether queries and keys are rotated between the projection and their product.
     """
 
-    def __init__(self, name: str, config: Any, *, projection: str, output: str) -> None:
+    def __init__(self, name: str, config: Any, *, projection: str, output: str, rotates: bool = False) -> None:
         parts = Part(), Part(), Part()
         whole = FusedProjection(projection, parts)
         q, k, v = parts
         super().__init__(name, config, {"qkv": whole, "o": LinearBridge(name=output), "q": q, "k": k, "v": v})
-        without(self, "hook_cos", "hook_sin")
+        if not rotates:
+            without(self, "hook_cos", "hook_sin")
 
     def _weight_layout_in_out(self, proj: Any) -> bool | None:
         return False if isinstance(proj, Part) else super()._weight_layout_in_out(proj)

@@ -33,6 +33,14 @@ class Tools(TransformerBridge):
         """True for the autoregressive baselines."""
         return self.family.causal
 
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        """Of each layer: only keys closer than this many positions are seen; None where all are (`Sight.window`)."""
+        config: Any = self.original_model.config
+        kinds = getattr(config, "layer_types", None) or ["full_attention"] * int(self.cfg.n_layers)
+        near = None if "sliding_attention" not in kinds else config.sliding_window + (not self.is_causal)
+        return tuple(near if kind == "sliding_attention" else None for kind in kinds)
+
     def __getattribute__(self, name: str) -> Any:
         """As ever; weights (W_Q, b_O, QK, OV, ...) are read off the modules that stand in the model now."""
         if name[:2] in ("W_", "b_") or name in ("QK", "OV"):

@@ -77,8 +77,7 @@ def key_norms(
         rows, columns, shared_yaxes=True, subplot_titles=names,
         horizontal_spacing=0.03, vertical_spacing=0.28 / rows,
     )  # fmt: skip
-    even = null(record, rule.queries)["received"].to_numpy()
-    low, high = float(np.nanmin(even)), float(np.nanmax(even))
+    even = null(record, rule.queries)["received"]
     every = 0
     for panel, index in enumerate(chosen):
         x, y = lengths.to_numpy()[:, :, index], values.to_numpy()[:, :, index]
@@ -90,7 +89,8 @@ def key_norms(
         where: dict[str, Any] = {"row": panel // columns + 1, "col": panel % columns + 1}
         marked = sinks[:, :, index].ravel()[there]
         _points(figure, x.ravel()[there], y.ravel()[there], kinds.ravel()[there], marked, where)
-        _null_band(figure, low, high, where)
+        here = (even.sel(layer=labels[index]) if even.sizes["layer"] > 1 else even).to_numpy()
+        _null_band(figure, float(np.nanmin(here)), float(np.nanmax(here)), where)
     _legend(figure, [name for index, name in enumerate(norms.KEY_TYPES) if (types == index).any()])
     themed(figure).update_yaxes(rangemode="tozero")
     figure.update_yaxes(title_text="received attention (column sum)", col=1)

@@ -53,10 +53,12 @@ def histogram(
 
     rule = rule_of(record, rule)
     values, flags = attention_of(record, rule)
-    expected = null(record, rule.queries)["received"].to_numpy()
+    even = null(record, rule.queries)["received"]
     if layer is not None:
         index = place(values["layer"].to_numpy(), "layer", layer)
         values, flags = values.isel(layer=[index]), flags.isel(layer=[index])
+        even = even.sel(layer=[layer]) if even.sizes["layer"] > 1 else even
+    expected = even.to_numpy()
     there = values.notnull().to_numpy()
     keys = np.broadcast_to(there.sum(-1, keepdims=True, dtype=np.int32), there.shape)[there]
     numbers, flagged = values.to_numpy()[there], flags.to_numpy()[there]
@@ -77,7 +79,9 @@ def histogram(
             hovertemplate=f"%{{y}} keys ({what}) at %{{x:.2f}} ± {width / 2:.2f}<extra></extra>",
         )  # fmt: skip
     top = float(np.histogram(numbers, edges)[0].max()) * 2
-    _draw_null(figure, expected[np.isfinite(expected)], edges, top, cells=there.shape[2] * there.shape[3])
+    _draw_null(
+        figure, expected[np.isfinite(expected)], edges, top, cells=there.shape[2] // expected.shape[2] * there.shape[3]
+    )
     if low is not None and high is not None:
         _draw_cut(figure, low, high, top, name)
     themed(figure).update_xaxes(title_text="received attention (column sum)", range=[0, edges[-1]], showgrid=False)

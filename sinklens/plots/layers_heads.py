@@ -113,7 +113,9 @@ def heads(
     at_layers, at_heads, left_out = _fitting(view, layers, heads)
     shown = view.received[:, at_layers][:, :, at_heads]
     even = null(record.isel(prompt=[prompt], key=slice(0, len(view.keys))), rule.queries)
-    expected, at_null = (array.isel(prompt=0, layer=0, head=0) for array in (even["received"], sinks(even, rule)))
+    of = view.layers[at_layers[0]] if even.sizes["layer"] > 1 else even["layer"][0]  # beside whose row it stands
+    parts = (even["received"], sinks(even, rule))
+    expected, at_null = (array.isel(prompt=0, head=0).sel(layer=of) for array in parts)
     rows, columns = len(at_layers), len(at_heads) + 1
     names = [
         f"layer {view.layers[i]}, head {view.heads[j]}" if j >= 0 else "" for i in at_layers for j in [*at_heads, -1]

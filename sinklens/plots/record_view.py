@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from sinklens.analysis import rates
-from sinklens.analysis.attention import CELL, counting, is_autoregressive, measured, null, received
+from sinklens.analysis.attention import CELL, counting, is_autoregressive, measured, null, received, windows
 from sinklens.plots.theme import safe
 from sinklens.sinks import SinkRule
 
@@ -74,14 +74,16 @@ def null_words(record: xr.Dataset, rule: SinkRule) -> str:
     there = values[np.isfinite(values)]
     if rule.queries == "all" and is_autoregressive(record):
         return f"Uniform causal attention gives between {there.min():.3g} (last key) and {there.max():.3g} (first key)."
-    return f"Uniform attention gives every key {spread(there)}."
+    near = [each for each in windows(record).values() if each is not None]
+    local = f" In {len(near)} layers no key is seen from further than {near[0] - 1} positions." if near else ""
+    return f"Uniform attention gives every key {spread(there)}.{local}"
 
 
 def null_counts(record: xr.Dataset, rule: SinkRule) -> np.ndarray:
     """How many keys the rule calls sinks under uniform attention [prompt, step]; nan where nothing was measured."""
     even = null(record, rule.queries)
     counts = rates.sinks(even, rule).sum("key").where(even["received"].notnull().any("key"))
-    return counts.isel(layer=0, head=0).transpose("prompt", "step").to_numpy()
+    return counts.mean(["layer", "head"]).transpose("prompt", "step").to_numpy()
 
 
 def spread(values: np.ndarray) -> str:

@@ -28,6 +28,7 @@ def provenance(dlm: Any, **more: Any) -> dict[str, Any]:
         "causal": dlm.is_causal,
         "heads": dlm.n_heads,
         "key_heads": int(getattr(dlm.cfg, "n_key_value_heads", None) or dlm.n_heads),
+        **({"windows": list(dlm.windows)} if any(dlm.windows) else {}),
         "versions": {package: _version(package) for package in packages},
         **more,
     }

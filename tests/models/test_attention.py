@@ -68,11 +68,13 @@ def naive(
     batch, length, heads, size = q.shape
     causal, scaling = dlm.is_causal, 1.0 if dlm.family.name == "ESM-2" else size**-0.5  # ESM's queries are scaled
     per_key_head = heads // k.shape[2]
+    near = 3 if dlm.family.name == "ModernBERT" and layer % 3 else length
     pattern, mixed = torch.zeros(batch, heads, length, length).double(), torch.zeros_like(q)
     for b in range(batch):
         for h in range(heads):
             for i in range(length):
                 keys = [j for j in range(length) if mask[b, j] and (j <= i or not causal) and j != hidden]
+                keys = [j for j in keys if abs(i - j) <= near]
                 if not keys:
                     continue
                 scores = torch.stack([q[b, i, h] @ k[b, j, h // per_key_head] * scaling for j in keys])
@@ -155,7 +157,9 @@ def test_edits_on_every_layer_reach_the_logits(model: Model, family: str, layer:
 
     def later_keys(tensor: Tensor, *, hook: Any) -> Tensor:
         edited = tensor.clone()
-        edited[..., -2:, 1] = -1e9 if point == "hook_attn_scores" else 0.0  # Dream's last logits are of query -2
+        edited[..., -2:, 2 if dlm.windows[layer] else 1] = (
+            -1e9 if point == "hook_attn_scores" else 0.0
+        )  # Dream's last logits are of query -2
         return edited
 
     with torch.no_grad():

@@ -163,7 +163,7 @@ def recorded(dlm: HookedDLM) -> Any:
 
 
 # Every stock class, both directions, shifted and not: other families are these classes with other config.json files.
-MATRIX = ["LLaDA", "Dream", "CoDA", "LLaDA-MoE", "RND1", "Llama", "Qwen3", "BERT", "GPT-2", "DiffuGPT"]
+MATRIX = ["LLaDA", "Dream", "CoDA", "LLaDA-MoE", "RND1", "Llama", "Qwen3", "BERT", "ModernBERT", "GPT-2", "DiffuGPT"]
 
 
 def test_every_stock_class_is_in_the_matrix() -> None:

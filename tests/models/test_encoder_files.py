@@ -22,8 +22,10 @@ SPECIAL = {
     "Bert": ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"],
     "Roberta": ["<s>", "<pad>", "</s>", "<unk>"],
     "Esm": ["<cls>", "<pad>", "<eos>", "<unk>", "<mask>"],
+    "ModernBert": [],
 }
 ARCHITECTURE = {"Bert": "BertForMaskedLM", "Roberta": "RobertaForMaskedLM", "Esm": "EsmForMaskedLM"}
+ARCHITECTURE |= {"ModernBert": "ModernBertForMaskedLM"}
 BASE = {
     "vocab_size": 64,
     "hidden_size": 32,
@@ -43,6 +45,15 @@ OWN: dict[str, dict[str, Any]] = {
         "layer_norm_eps": 1e-5,
         "emb_layer_norm_before": False,
     },
+    "ModernBert": {
+        "pad_token_id": 0,
+        "bos_token_id": 2,
+        "eos_token_id": 3,
+        "cls_token_id": 2,
+        "sep_token_id": 3,
+        "local_attention": 6,
+        "norm_eps": 1e-5,
+    },
 }
 LETTERS = [chr(ord("A") + i) for i in range(26)]
 Make = Callable[..., Path]
@@ -58,7 +69,7 @@ def make(tmp_path: Path, tiny_stock: Any) -> Make:
         kept = {
             name: value
             for name, value in config.items()
-            if name in {*BASE, *OWN[layout], "tie_word_embeddings", "rope_theta"}
+            if name in {*BASE, *OWN[layout], "tie_word_embeddings", "rope_theta", "norm_bias"}
         }
         stock = getattr(transformers, ARCHITECTURE[layout])(getattr(transformers, f"{layout}Config")(**kept))
         noisy(stock)
@@ -109,6 +120,22 @@ def refused(folder: Path, *quotes: str) -> None:
         ("Bert", {"classifier_dropout": 0.1, "directionality": "bidi", "position_embedding_type": "absolute"}),
         ("Roberta", {}),
         ("Roberta", {"pad_token_id": 3}),
+        ("ModernBert", {}),
+        (
+            "ModernBert",
+            {"global_attn_every_n_layers": 1, "local_rope_theta": 50.0, "position_embedding_type": "absolute"},
+        ),
+        ("ModernBert", {"norm_eps": 0.1, "classifier_activation": "relu", "norm_bias": True}),
+        (
+            "ModernBert",
+            {
+                "layer_types": ["sliding_attention", "full_attention"],
+                "rope_parameters": {
+                    "full_attention": {"rope_type": "default", "rope_theta": 9.0},
+                    "sliding_attention": {"rope_theta": 7.0},
+                },
+            },
+        ),
         ("Esm", {}),
         ("Esm", {"token_dropout": False, "emb_layer_norm_before": True}),
         ("Esm", {"dplm_type": "dplm_esm", "vocab_list": None, "rope_theta": 500.0}),
@@ -186,6 +213,34 @@ def test_refuses_and_quotes_what_it_cannot_compute(make: Make, fields: dict[str,
 )
 def test_esm_is_refused_likewise(make: Make, fields: dict[str, Any], quotes: tuple[str, ...]) -> None:
     refused(rewritten(make("Esm"), **fields), *quotes)
+
+
+@pytest.mark.parametrize(
+    ("fields", "quotes"),
+    [
+        ({"layer_types": ["sliding_attention"]}, ("layer_types=['sliding_attention']", "2 layers")),
+        ({"layer_types": ["chunked_attention"] * 2}, ("chunked_attention",)),
+        ({"rope_parameters": {"rope_theta": 5.0}}, ("rope_parameters", "full_attention")),
+        (
+            {"rope_parameters": {"full_attention": {"rope_type": "yarn"}, "sliding_attention": {}}},
+            ("'yarn'", "rope_type='default'"),
+        ),
+        (
+            {
+                "global_rope_theta": 5.0,
+                "rope_parameters": {"full_attention": {"rope_theta": 6.0}, "sliding_attention": {}},
+            },
+            ("5.0", "6.0", "which is it"),
+        ),
+        ({"rope_scaling": {"type": "linear"}}, ("rope_scaling",)),
+        ({"hidden_activation": "mish"}, ("hidden_activation='mish'",)),
+        ({"local_attention": 0}, ("local_attention=0",)),
+        ({"norm_bias": "no"}, ("norm_bias='no'",)),
+        ({"hidden_act": "gelu"}, ("hidden_act='gelu'",)),
+    ],
+)
+def test_modernbert_is_refused_likewise(make: Make, fields: dict[str, Any], quotes: tuple[str, ...]) -> None:
+    refused(rewritten(make("ModernBert"), **fields), *quotes)
 
 
 def test_what_esm_may_lack_changes_nothing(make: Make) -> None:

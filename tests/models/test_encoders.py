@@ -48,6 +48,8 @@ def measured(dlm: HookedDLM, probe: Any, tokens: Tensor = TOKENS) -> Tensor:
 
 def head(stock: Any, name: str) -> Any:
     """What the stock class puts behind its layers."""
+    if name == "ModernBERT":
+        return lambda stream: stock.decoder(stock.head(stock.model.final_norm(stream)))
     if name == "ESM-2":
         return lambda stream: stock.lm_head(stock.esm.encoder.emb_layer_norm_after(stream))
     return stock.cls if name == "BERT" else stock.lm_head
@@ -103,6 +105,10 @@ def test_probes_are_what_eager_attention_and_the_weights_give(pair: Any, name: s
 def values_and_output(dlm: HookedDLM, stock: Any, name: str, layer: int) -> tuple[Tensor, Tensor]:
     """Values [key, head, d] and output projection [head, d, d_model] of a layer, from the stock weights."""
     stream = stock(TOKENS, output_hidden_states=True).hidden_states[layer][0]
+    if name == "ModernBERT":
+        modern = stock.model.layers[layer]
+        values = modern.attn.Wqkv(modern.attn_norm(stream)).view(len(stream), 3, dlm.n_heads, -1)[:, 2]
+        return values, modern.attn.Wo.weight.mT.view(dlm.n_heads, -1, stream.shape[-1])
     own = stock.base_model.encoder.layer[layer].attention
     stream = own.LayerNorm(stream) if name == "ESM-2" else stream
     values = own.self.value(stream).view(len(stream), dlm.n_heads, -1)

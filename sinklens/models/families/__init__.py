@@ -13,6 +13,7 @@ from sinklens.models.families.gpt2 import GPT2
 from sinklens.models.families.illada import ILLADA
 from sinklens.models.families.llada import LLADA
 from sinklens.models.families.mmada import MMADA
+from sinklens.models.families.modernbert import MODERNBERT
 from sinklens.models.families.moe import LLADA_MOE, QWEN3_MOE, RND1
 
 FAMILIES: tuple[Family, ...] = (
@@ -38,6 +39,7 @@ FAMILIES: tuple[Family, ...] = (
     BERT,
     ROBERTA,
     ESM2,
+    MODERNBERT,
 )
 
 
