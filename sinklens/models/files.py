@@ -96,8 +96,13 @@ def check(folder: Path) -> None:
         )
 
 
-def weights(folder: Path, name: str) -> dict[str, tuple[int, ...]]:
+def weights(folder: Path, name: str, unread: Sequence[str] = ()) -> dict[str, tuple[int, ...]]:
     """The tensors that a checkpoint's safetensors hold, by name, with their shapes; none is read.
+
+    Args:
+        folder: Where they are.
+        name: Of the checkpoint, for errors.
+        unread: Those that are left out, as regular expressions: they may hold whole numbers (BERT's positions).
 
     Raises:
         CheckpointError: no such files, an index that names anything but plain .safetensors files of the folder or a
@@ -126,7 +131,7 @@ def weights(folder: Path, name: str) -> dict[str, tuple[int, ...]]:
         except (SafetensorError, OSError, ValueError) as error:
             raise CheckpointError(f"the weights of {name!r} could not be read: {file}: {error}") from error
         for key, shape in shapes.items():
-            if kinds[key] not in FLOATS:
+            if kinds[key] not in FLOATS and not any(re.match(pattern, key) for pattern in unread):
                 raise CheckpointError(
                     f"{name!r} holds the weight {key} as {kinds[key]}, in {file}; expected {', '.join(FLOATS)}: "
                     "other numbers are no weights without the scales of a quantisation"

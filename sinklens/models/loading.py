@@ -163,7 +163,7 @@ def load(
     check_place(device, device_map)
     read = describe(name, revision, family=family, mask_token_id=mask_token_id)
     family, folder = read.family, read.folder
-    shapes = read.gguf.weights() if read.gguf else files.weights(folder, name)
+    shapes = read.gguf.weights() if read.gguf else files.weights(folder, name, family.dropped)
     compare(family, read.config, shapes, name)
     stored = torch.float32 if read.adapter else dtype  # an adapter is merged before weights are rounded
     if read.gguf:

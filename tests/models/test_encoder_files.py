@@ -307,8 +307,10 @@ HEADS = (
 
 def test_known_heads_are_left_out_and_nothing_else_is(make: Make) -> None:
     expected = HookedDLM.from_pretrained(str(make()))(TOKENS)
-    with_heads = make(edit=lambda tensors: tensors.update({name: torch.ones(3) for name in HEADS}))
+    beside = {name: torch.ones(3) for name in HEADS} | {"bert.embeddings.position_ids": torch.arange(64)[None]}
+    with_heads = make(edit=lambda tensors: tensors.update(beside))
     assert torch.equal(HookedDLM.from_pretrained(str(with_heads))(TOKENS), expected)
+    refused(make(edit=lambda tensors: tensors.update({"cls.predictions.bias": torch.arange(64)})), "I64")
     for name in ("cls.predictions.extra.weight", "bert.encoder.layer.0.adapter.weight", "classifier.weight"):
         folder = make(edit=lambda tensors, name=name: tensors.update({name: torch.ones(3)}))
         refused(folder, "unexpected", name)
