@@ -27,7 +27,7 @@ hypothesis.settings.load_profile("sinklens")
 FIDELITY = Path(__file__).parent / "data" / "fidelity"
 IDS = SpecialIds(mask=62, eos=1, bos=0, pad=1)
 DECODER = {family.name: family.layout for family in FAMILIES}
-CLASS = {family.layout: family.model_class for family in FAMILIES}
+CLASS = {family.layout: family.stock for family in FAMILIES}
 
 TinyStock = Callable[..., transformers.PreTrainedModel]
 TinyModel = Callable[..., HookedDLM]
@@ -55,7 +55,8 @@ def _stock(decoder: str, *, layers: int = 2, heads: int = 4, kv_heads: int = 2, 
         config = {"position_embedding_type": "rotary", "token_dropout": True, "mask_token_id": IDS.mask, **config}
     if decoder == "ModernBert":  # two layers of three see three positions to each side
         config = {"local_attention": 6, "cls_token_id": 0, "sep_token_id": 1, **config}
-    kind: Any = getattr(transformers, f"{decoder}Config")
+    made: Any = CLASS[decoder]
+    kind: Any = made.config_class
     wanted = {
         "vocab_size": 64,
         "hidden_size": 8 * heads,
@@ -75,10 +76,10 @@ def _stock(decoder: str, *, layers: int = 2, heads: int = 4, kv_heads: int = 2, 
         **config,
     }
     own = {field.name for field in dataclasses.fields(kind)} | (
-        {"head_dim"} if CLASS[decoder].endswith("ForCausalLM") else set()
+        {"head_dim"} if made.__name__.endswith("ForCausalLM") else set()
     )
     known = {name: value for name, value in wanted.items() if kind.attribute_map.get(name, name) in own}
-    model = getattr(transformers, CLASS[decoder])(kind(**known)).eval()
+    model = made(kind(**known)).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():  # large enough weights that attention is far from uniform and every layer matters
         for name, parameter in model.named_parameters():

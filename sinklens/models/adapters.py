@@ -15,6 +15,7 @@ from transformer_lens.model_bridge.supported_architectures.llama import LlamaArc
 from transformer_lens.model_bridge.supported_architectures.qwen2 import Qwen2ArchitectureAdapter
 from transformer_lens.model_bridge.supported_architectures.qwen3 import Qwen3ArchitectureAdapter
 from transformer_lens.model_bridge.supported_architectures.qwen3_moe import Qwen3MoeArchitectureAdapter
+from transformer_lens.model_bridge.supported_architectures.starcoder2 import Starcoder2ArchitectureAdapter
 
 from sinklens.errors import Unsupported
 from sinklens.models.attention import FORWARD, OpenAttention
@@ -113,6 +114,14 @@ class Adapter(ArchitectureAdapter):
             )
 
 
+def open_attention(mapping: Any) -> Any:
+    """The components of a layer, with sinklens's attention in the place of the stock adapter's."""
+    layer = mapping["blocks"].submodules
+    attention = layer["attn"]
+    layer["attn"] = OpenAttention(name=attention.name, config=attention.config, submodules=attention.submodules)
+    return layer
+
+
 def _parts(mapping: Any) -> Iterator[Any]:
     """All components of a mapping, also those inside others."""
     for part in mapping.values():
@@ -137,10 +146,7 @@ class SinklensQwen3MoeAdapter(Adapter, Qwen3MoeArchitectureAdapter):
 
     def __init__(self, cfg: Any) -> None:
         super().__init__(cfg)
-        mapping: Any = self.component_mapping
-        layer = mapping["blocks"].submodules
-        attention = layer["attn"]
-        layer["attn"] = OpenAttention(name=attention.name, config=attention.config, submodules=attention.submodules)
+        layer = open_attention(self.component_mapping)
         layer["mlp"].submodules["gate"] = OpenRouter(name="gate")
 
 
@@ -156,12 +162,21 @@ class SinklensGPT2Adapter(Adapter, GPT2ArchitectureAdapter):
         mapping["blocks"].submodules["attn"] = attention
 
 
+class SinklensStarcoder2Adapter(Adapter, Starcoder2ArchitectureAdapter):
+    """Starcoder2 decoders, bidirectional with a bias in the unembedding (MDLM)."""
+
+    def __init__(self, cfg: Any) -> None:
+        super().__init__(cfg)
+        open_attention(self.component_mapping)
+
+
 DECODERS: dict[str, type[Adapter]] = {
     "Llama": SinklensLlamaAdapter,
     "Qwen2": SinklensQwen2Adapter,
     "Qwen3": SinklensQwen3Adapter,
     "Qwen3Moe": SinklensQwen3MoeAdapter,
     "GPT2": SinklensGPT2Adapter,
+    "Starcoder2": SinklensStarcoder2Adapter,
 }
 
 

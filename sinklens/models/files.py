@@ -11,6 +11,8 @@ from typing import Any
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
 
 from sinklens.errors import CheckpointError
 from sinklens.models import packages
@@ -105,6 +107,30 @@ def weights(folder: Path, name: str, unread: Sequence[str] = ()) -> dict[str, tu
         unread: Those that are left out, as regular expressions: they may hold whole numbers (BERT's positions).
 
     Raises:
+        CheckpointError: as `_found`.
+    """
+    return {key: shape for key, (_, shape) in _found(folder, name, unread).items()}
+
+
+def tensors(folder: Path, name: str, unread: Sequence[str] = ()) -> dict[str, Tensor]:
+    """The tensors themselves, of a checkpoint whose `weights` were looked at.
+
+    Raises:
+        CheckpointError: a file that is damaged.
+    """
+    read: dict[str, Tensor] = {}
+    for file in sorted({file for file, _ in _found(folder, name, unread).values()}):
+        try:
+            read |= load_file(folder / file)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise CheckpointError(f"the weights of {name!r} could not be read: {file}: {error}") from error
+    return read
+
+
+def _found(folder: Path, name: str, unread: Sequence[str]) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """The file and the shape of every tensor.
+
+    Raises:
         CheckpointError: no such files, an index that names anything but plain .safetensors files of the folder or a
             tensor that its file does not have, a tensor that two files have, a file that is damaged.
     """
@@ -142,7 +168,7 @@ def weights(folder: Path, name: str, unread: Sequence[str] = ()) -> dict[str, tu
     for key, file in listed.items():
         if key not in found or found[key][0] != file:
             raise CheckpointError(f"the index of {name!r} says that {file} has the weight {key}, and it has not")
-    return {key: shape for key, (_, shape) in found.items()}
+    return found
 
 
 def _listed(index: Mapping[str, Any], name: str) -> dict[str, str]:

@@ -29,7 +29,7 @@ def compare(family: Family, config: Any, shapes: Mapping[str, tuple[int, ...]], 
         CheckpointError: weights that are missing, that nothing reads, or of another size than config.json says.
     """
     renamed = {}
-    for key, shape in shapes.items():
+    for key, shape in _folded(family, shapes, name).items():
         for old, new in family.key_mapping.items():
             key = re.sub(old, new, key)  # noqa: PLW2901
         renamed[key] = shape
@@ -49,6 +49,21 @@ def compare(family: Family, config: Any, shapes: Mapping[str, tuple[int, ...]], 
     misfit(name, family, "missing", [key for key in expected if key not in renamed and key not in tied])
     misfit(name, family, "mismatched", [key for key, shape in expected.items() if renamed.get(key, shape) != shape])
     misfit(name, family, "unexpected", [key for key in renamed if key not in expected and not _BUFFER.search(key)])
+
+
+def _folded(family: Family, shapes: Mapping[str, tuple[int, ...]], name: str) -> Mapping[str, tuple[int, ...]]:
+    if family.fold is None:
+        return shapes
+    blank = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
+    try:
+        return {key: tuple(tensor.shape) for key, tensor in family.fold(blank).items()}
+    except KeyError as error:
+        misfit(name, family, "missing", [str(error.args[0])])
+        raise
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise CheckpointError(
+            f"{name!r} does not fit the {family.name} layout: its weights do not fit each other: {error}"
+        ) from error
 
 
 def misfit(name: str, family: Family, kind: str, keys: Sequence[str]) -> None:

@@ -210,9 +210,14 @@ def _weights(
     transformers_logging.set_verbosity_error()  # what it would print about keys becomes an error below
     if sum(file.stat().st_size for file in folder.glob("*.safetensors")) < 1e8:
         transformers_logging.disable_progress_bar()
+    folded: dict[str, Any] = {}
+    if family.fold is not None:
+        state = family.fold(files.tensors(folder, name, family.dropped))
+        folded = {"state_dict": state}
+        dtype = dtype or next(iter(state.values())).dtype
     try:
         model, info = model_class.from_pretrained(
-            folder,
+            None if folded else folder,
             config=config,
             key_mapping=dict(family.key_mapping) or None,
             dtype=dtype or "auto",
@@ -222,6 +227,7 @@ def _weights(
             local_files_only=True,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
+            **folded,
         )
     except (RuntimeError, OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"the weights of {name!r} could not be read: {error}") from error

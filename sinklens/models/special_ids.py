@@ -104,6 +104,7 @@ def special_ids(
     given = _numbers("mask_token_id", mask)
     masks = list(dict.fromkeys([*given, *named("mask")]))
     masks = masks or [known[token] for token in family.mask_tokens if token in known][:1]
+    masks = masks or [vocabulary - 1] * family.last_is_mask
     if len(masks) > 1:
         raise CheckpointError(
             f"{name!r} has several mask tokens, {', '.join(map(str, masks))}: mask_token_id, config.json and tokenizer "

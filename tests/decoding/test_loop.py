@@ -22,7 +22,10 @@ from sinklens.probes import ReceivedAttention
 MASK, PAD = 62, 1
 PROMPT = [5, 17, 9, 30, 2, 44]
 PROMPTS = [[5, 17, 9], [33, 8, 21, 50, 12, 40], [7]]
-DIFFUSION, BASELINES = ["LLaDA", "MMaDA", "Dream", "A2D-Qwen3", "DiffuGPT"], ["Llama", "Qwen2", "Qwen3", "GPT-2"]
+DIFFUSION, BASELINES = (
+    ["LLaDA", "MMaDA", "Dream", "A2D-Qwen3", "DiffuGPT", "MDLM"],
+    ["Llama", "Qwen2", "Qwen3", "GPT-2"],
+)
 
 Model = Callable[[str], HookedDLM]
 

@@ -39,7 +39,7 @@ from sinklens.sinks import Sight
 PROMPTS = [[5, 17, 9], [33, 8, 21, 50, 12, 40], [7, 7]]
 STARTS = [3, 0, 4]
 MASK = 62
-FAMILIES = ["LLaDA", "Dream", "A2D-Qwen3", "LLaDA-MoE", "Llama", "Qwen3", "GPT-2", "DiffuGPT"]
+FAMILIES = ["LLaDA", "Dream", "A2D-Qwen3", "LLaDA-MoE", "Llama", "Qwen3", "GPT-2", "DiffuGPT", "MDLM"]
 KINDS = ["all", "masked", "committed", "prompt", "response", "last"]
 EDITS: list[Any] = [MaskSinks, ZeroSinks]
 INF = float("inf")
@@ -54,8 +54,8 @@ def model(tiny_model: Any) -> Model:
 
 
 def plan_for(dlm: HookedDLM, new_tokens: int, **options: Any) -> Plan:
-    """A plan that runs to its end in every family, one token per step (DiffuGPT's own sampler reveals by chance)."""
-    if dlm.family.name == "DiffuGPT":
+    """A plan that runs to its end in every family, one token per step (two have samplers that reveal by chance)."""
+    if dlm.family.name in ("DiffuGPT", "MDLM"):
         options = {"sampler": "llada", "remasking": "low_confidence", **options}
     return Plan(new_tokens=new_tokens, suppress_eos="logits" if dlm.is_causal else None, **options)
 

@@ -46,7 +46,7 @@ from sinklens.probes import Pattern
 INF = float("inf")
 MODELS = [
     ("LLaDA", 2), ("Dream", 1), ("A2D-Qwen3", 4), ("LLaDA-MoE", 2), ("Llama", 2), ("Qwen3", 1), ("GPT-2", 4),
-    ("DiffuGPT", 4),
+    ("DiffuGPT", 4), ("MDLM", 4),
 ]  # fmt: skip
 models = pytest.mark.parametrize(("family", "kv_heads"), MODELS)
 Make = Callable[..., HookedDLM]

@@ -34,7 +34,7 @@ def saved(stock: Any, folder: Path, prefix: str = "transformer.", **fields: Any)
     weights = load_file(folder / "model.safetensors")
     weights = {name.replace("transformer.", prefix): tensor for name, tensor in weights.items()}
     if not prefix:  # the causal mask, which old versions stored
-        weights |= {f"h.{i}.attn.bias": torch.ones(1, 1, 64, 64).tril() for i in range(2)}
+        weights |= {f"h.{i}.attn.bias": torch.ones(1, 1, 64, 64, dtype=torch.bool).tril() for i in range(2)}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     config = json.loads((folder / "config.json").read_text()) | fields
     (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v != "absent"}))

@@ -22,7 +22,7 @@ from sinklens.hooks import by_query
 from sinklens.models import attention
 from sinklens.values.content import named
 
-FAMILIES = ["LLaDA", "Dream", "LLaDA-MoE", "RND1", "Llama", "Qwen3", "GPT-2", "DiffuGPT"]
+FAMILIES = ["LLaDA", "Dream", "LLaDA-MoE", "RND1", "Llama", "Qwen3", "GPT-2", "DiffuGPT", "MDLM"]
 SERVED = ["hook_rot_q", "hook_rot_k", "hook_attn_scores", "hook_pattern", "hook_received"]
 POINTS = [*(f"attn.{name}" for name in SERVED), "attn.v.hook_out", "attn.o.hook_in", "attn.hook_out", "hook_in",
           "hook_out", "ln1.hook_in", "ln2.hook_out", "mlp.hook_in", "mlp.hook_out", "mlp.gate.hook_out",

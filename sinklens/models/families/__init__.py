@@ -12,6 +12,7 @@ from sinklens.models.families.esm import ESM2
 from sinklens.models.families.gpt2 import GPT2
 from sinklens.models.families.illada import ILLADA
 from sinklens.models.families.llada import LLADA
+from sinklens.models.families.mdlm import MDLM
 from sinklens.models.families.mmada import MMADA
 from sinklens.models.families.modernbert import MODERNBERT
 from sinklens.models.families.moe import LLADA_MOE, QWEN3_MOE, RND1
@@ -30,6 +31,7 @@ FAMILIES: tuple[Family, ...] = (
     DIFFULLAMA,
     DIFFUGPT,
     SMOLLM2_DIFFUSION,
+    MDLM,
     RND1,
     LLAMA,
     QWEN2,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import transformers
+from torch import Tensor
 
 from sinklens.models.families.fields import Config
 
@@ -44,13 +45,17 @@ class Family:
         model_types: `model_type` values of config.json that belong to it; none if only `family=` can say so.
         architectures: `architectures` values of config.json that belong to it.
         model_class: The stock transformers class that computes it, for example "LlamaForCausalLM".
+        own: That class, where it is not transformers' own but adds to it what it lacks.
         causal: True for the autoregressive baselines.
         translate: config.json -> keyword arguments of the stock config class. Raises CheckpointError for a
             field that the stock class cannot honour.
         key_mapping: Weight renames, regular expression -> replacement (at most the group ``\\1``).
+        fold: The checkpoint's tensors -> those of the stock class, where renames do not do. It is also run on tensors
+            without numbers; a tensor that is missing is a KeyError.
         shift: The prediction for position i sits at i - 1 in the raw logits (Dream). Undone by HookedDLM.
         mask_tokens: Names under which the tokenizer may carry the mask token, if config.json has no
             `mask_token_id`.
+        last_is_mask: The last row of the embedding is the mask token's, if nothing names another.
         dropped: Weights of a checkpoint that are left out, as regular expressions: heads that predict no token.
         optional: Weights that a checkpoint may lack, likewise: what predicts no token, or follows from the config.
         positions: "rotary"; "absolute", embedded, from 0 on; "fairseq", embedded, from the pad's id + 1 on.
@@ -69,8 +74,11 @@ class Family:
     causal: bool
     translate: Callable[[Config], dict[str, Any]]
     source: str
+    own: Any = None
     key_mapping: Mapping[str, str] = field(default_factory=dict)
+    fold: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] | None = None
     shift: bool = False
+    last_is_mask: bool = False
     dropped: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
     positions: Literal["rotary", "absolute", "fairseq"] = "rotary"
@@ -84,7 +92,7 @@ class Family:
     @property
     def stock(self) -> Any:
         """The stock transformers class."""
-        return getattr(transformers, self.model_class)
+        return self.own or getattr(transformers, self.model_class)
 
     @property
     def layout(self) -> str:
