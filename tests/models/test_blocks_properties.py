@@ -377,8 +377,8 @@ def run(dlm: HookedDLM, edit: Any, path: str, texts: Sequence[Sequence[int]], si
 
 
 def pass_over(refused: ScopeError) -> NoReturn:
-    """InOrder refuses one thing: two edits of values that meet."""
-    if "both edit values in one scope" not in str(refused):
+    """InOrder refuses two edits of values that meet, and DiffuGPT has no place for a token before the first."""
+    if not any(known in str(refused) for known in ("both edit values in one scope", "no position before the first")):
         raise refused
     reject()
 
