@@ -23,6 +23,8 @@ KINDS = {  # model_type: stock class, sees both ways, predicts position i at i -
     "Dream": ("Qwen2", True, True),
     "dream": ("Qwen2", True, True),
     "a2d-qwen3": ("Qwen3", True, False),
+    "a2d-qwen2": ("Qwen2", True, False),
+    "a2d-llama": ("Llama", True, False),
     "llama": ("Llama", False, False),
     "qwen2": ("Qwen2", False, False),
     "qwen3": ("Qwen3", False, False),
@@ -133,7 +135,8 @@ def save(tensors: dict[str, Tensor], folder: Path) -> None:
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-COUNT = 10
+RECORDED = ("a2d_llama", "a2d_qwen2", "a2d_qwen3", "dream", "llada", "mmada")
+COUNT = 12
 
 
 @lru_cache
@@ -145,7 +148,7 @@ def checkpoints() -> tuple[Path, ...]:
         _made("Qwen2", tie_word_embeddings=True, num_key_value_heads=2),
         _made("Qwen3", attention_bias=True, num_key_value_heads=2, head_dim=8),
     ]
-    recorded = sorted(path.parent for path in FIDELITY.glob("*/checkpoint/config.json"))
+    recorded = [FIDELITY / name / "checkpoint" for name in RECORDED]
     return (TWINS / "tiny-dlm", TWINS / "tiny-arm", *recorded, *made)
 
 

@@ -29,6 +29,7 @@ BY_RULE: dict[str, Callable[[xr.Dataset, SinkRule], Any]] = {
     "flagged": rates.flagged,
     "per_layer": rates.per_layer,
     "token_classes": rates.token_classes,
+    "place_classes": rates.place_classes,
     "sink_tokens": rates.sink_tokens,
     "movement": rates.movement,
     "sink_rate": dynamics.sink_rate,

@@ -96,7 +96,8 @@ def together_as_alone(model: HookedDLM, conditions: dict[str, Edit]) -> list[flo
 
 @pytest.mark.parametrize("make", [Shrink, enclosed])
 def test_one_class_with_three_coefficients_is_three_edits(dlm: HookedDLM, make: Callable[[float], Edit]) -> None:
-    none, one, four = together_as_alone(dlm, {f"by {by:g}": make(by) for by in (0.0, 1.0, 4.0)})
+    # 1.0 itself would change nothing, and a condition that changes nothing is NeverExposed.
+    none, one, four = together_as_alone(dlm, {f"by {by:g}": make(by) for by in (0.0, 0.999, 4.0)})
     assert one == pytest.approx(0, abs=1e-6)
     assert none > 0.01
     assert four > 0.01
@@ -119,7 +120,7 @@ def test_a_class_that_names_itself_is_what_it_says(dlm: HookedDLM) -> None:
         def identity(self) -> str:
             return f"attention of layer 0 times {self.by!r}"
 
-    none, one, four = together_as_alone(dlm, {f"by {by:g}": Known(by) for by in (0.0, 1.0, 4.0)})
+    none, one, four = together_as_alone(dlm, {f"by {by:g}": Known(by) for by in (0.0, 0.999, 4.0)})
     assert one < 1e-6 < none != four
 
 
@@ -220,10 +221,10 @@ def test_another_coefficient_is_never_served_another_ones_score(
 ) -> None:
     store = tmp_path / "scores"
     for make in (Shrink, enclosed):
-        values = [kl(dlm, {"it": make(by)}, save_to=store)["it"] for by in (0.0, 1.0, 4.0)]
-        assert values == [kl(dlm, {"it": make(by)})["it"] for by in (0.0, 1.0, 4.0)]
+        values = [kl(dlm, {"it": make(by)}, save_to=store)["it"] for by in (0.0, 0.999, 4.0)]
+        assert values == [kl(dlm, {"it": make(by)})["it"] for by in (0.0, 0.999, 4.0)]
         decodes.clear()
-        assert [kl(dlm, {"it": make(by)}, save_to=store)["it"] for by in (0.0, 1.0, 4.0)] == values
+        assert [kl(dlm, {"it": make(by)}, save_to=store)["it"] for by in (0.0, 0.999, 4.0)] == values
         assert decodes == []
 
 
