@@ -230,6 +230,24 @@ def test_token_classes_do_not_count_what_is_not_there() -> None:
     assert table["share_of_sinks"].sum() == pytest.approx(1)
 
 
+def test_places_of_sinks_whatever_word_stands_there() -> None:
+    """Two steps, 8 keys: the first is a word, key 3 a line break, masked at step 0, key 5 is EOS, the last is BOS."""
+    sinks = [[[[[0], [3, 7]]], [[[3], [5]]]]]
+    record = planted(sinks, [[8, 8]], received=3.5)
+    words = ["talma", "x", "y", "\n\n", "z", "<|eos|>", "w", "<|bos|>"]
+    record["text"] = (("prompt", "key"), np.array([words], dtype=object))
+    record["masked"].values[0, 0, 3] = 1
+    table = metrics.place_classes(record, SinkRule(epsilon=2.0)).set_index("place")
+    assert table["share_of_keys"].to_dict() == {"first": 2 / 16, "last": 2 / 16, "separator": 3 / 16, "other": 9 / 16}
+    counts = {"first": 0, "last": 0, "separator": 0, "other": 0}
+    for step, head_keys in ((0, [0]), (0, [3, 7]), (1, [3]), (1, [5])):
+        for key in head_keys:
+            separator = key == 5 or (key == 3 and step == 1)
+            counts["first" if key == 0 else "last" if key == 7 else "separator" if separator else "other"] += 1
+    for place, count in counts.items():
+        assert table.loc[place, "share_of_sinks"] == pytest.approx(count / 5), place
+
+
 def test_without_a_sink_their_classes_are_unknown() -> None:
     table = metrics.token_classes(movie(NONE))
     assert table["share_of_sinks"].isna().all()

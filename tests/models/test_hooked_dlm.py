@@ -21,7 +21,7 @@ from sinklens.models.families import FAMILIES
 from sinklens.sinks import Sight
 
 NAMES = [family.name for family in FAMILIES]
-SHIFTED = ("Dream", "CoDA", "open-dcoder", "DiffuLLaMA", "RND1", "DiffuGPT")
+SHIFTED = ("Dream", "CoDA", "open-dcoder", "DiffuLLaMA", "RND1", "DiffuGPT", "SmolLM2-diffusion")
 TOKENS = torch.tensor([[5, 17, 62, 9, 30, 2, 44]])
 PATTERN = "blocks.0.attn.hook_pattern"
 
