@@ -17,9 +17,11 @@ _STATEFUL = ("dynamic", "longrope")  # transformers changes their frequencies in
 class Settled(Around):
     """A rotary embedding of transformers that begins every call with the frequencies that it has when it is loaded.
 
-    A cast (`dlm.to(torch.bfloat16)`) rounds them, loading in that dtype does not; and after a text beyond the context a
-    dynamic scaling stays for texts that are shorter.
+    A cast (`dlm.to(torch.bfloat16)`) rounds them, also one forth and back; loading in that dtype does not. And after a
+    text beyond the context a dynamic scaling stays for texts that are shorter.
     """
+
+    loaded: dict[str, Tensor]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """As the module's own."""
@@ -29,10 +31,9 @@ class Settled(Around):
     def settle(self) -> None:
         """Take back what forwards and casts have done."""
         rotary: Any = self
-        if rotary.inv_freq.dtype == torch.float32 and rotary.rope_type not in _STATEFUL:
+        if rotary.rope_type not in _STATEFUL and not _cast(rotary.inv_freq, self.loaded["inv_freq"]):
             return
-        make: Any = ROPE_INIT_FUNCTIONS.get(rotary.rope_type, rotary.compute_default_rope_parameters)
-        frequencies, rotary.attention_scaling = make(rotary.config)
+        frequencies, rotary.attention_scaling = _fresh(rotary)
         frequencies = frequencies.to(device=rotary.inv_freq.device, dtype=torch.float32)
         rotary.max_seq_len_cached = rotary.original_max_seq_len
         rotary.__dict__.pop("long_inv_freq", None)
@@ -43,15 +44,26 @@ class Settled(Around):
 class Restored(Settled):
     """Likewise, of an encoder: several frequencies, or some that the checkpoint has stored. They never change."""
 
-    loaded: dict[str, Tensor]
-
     def settle(self) -> None:
-        """Take back a cast, also one forth and back; frequencies that somebody has changed stay."""
-        for name, frequencies in self.loaded.items():
+        """Take back a cast; frequencies that somebody has changed stay."""
+        for name, exact in self.loaded.items():
             now = getattr(self, name)
-            exact = frequencies.to(now.device)
-            if now.dtype != torch.float32 or any(torch.equal(now, exact.to(half).float()) for half in HALVES):
-                setattr(self, name, exact)
+            if _cast(now, exact):
+                setattr(self, name, exact.to(now.device))
+
+
+def _cast(now: Tensor, exact: Tensor) -> bool:
+    """Whether frequencies are in half precision, or were: then they are the exact ones, rounded."""
+    if now.dtype != torch.float32:
+        return True
+    exact = exact.to(now.device)
+    return not torch.equal(now, exact) and any(torch.equal(now, exact.to(half).float()) for half in HALVES)
+
+
+def _fresh(rotary: Any) -> Any:
+    """Frequencies and scaling of a rotary embedding that was just made."""
+    make: Any = ROPE_INIT_FUNCTIONS.get(rotary.rope_type, rotary.compute_default_rope_parameters)
+    return make(rotary.config)
 
 
 def keep_settled(model: nn.Module) -> None:
@@ -59,6 +71,8 @@ def keep_settled(model: nn.Module) -> None:
     for module in list(model.modules()):
         names = [name for name, _ in module.named_buffers(recurse=False) if name.endswith("inv_freq")]
         if "original_inv_freq" in names:
+            if not isinstance(module, Settled):
+                module.__dict__["loaded"] = {"inv_freq": _fresh(module)[0].to(torch.float32)}
             surround(module, Settled)
         elif names and not isinstance(module, Restored):
             rotary: Any = module

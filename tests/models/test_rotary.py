@@ -95,3 +95,22 @@ def test_a_cast_there_and_back_keeps_the_frequencies() -> None:
     dlm.to(torch.float64)
     dlm.to(torch.float32)
     assert torch.equal(dlm(torch.tensor([[3, 4, 5]])), fresh(torch.tensor([[3, 4, 5]])))
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_a_cast_to_half_and_back_leaves_frequencies_that_nobody_rounded(half: torch.dtype) -> None:
+    dlm, fresh = (sl.HookedDLM.from_pretrained("tiny-dlm") for _ in range(2))
+    dlm.to(half)
+    dlm.to(torch.float32)
+    fresh.original_model.load_state_dict(
+        {name: w.to(half).float() for name, w in fresh.original_model.state_dict().items()}
+    )
+    tokens = torch.randint(0, 60, (2, 40), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(dlm(tokens), fresh(tokens))
+
+
+def test_frequencies_that_somebody_has_set_stay() -> None:
+    dlm = sl.HookedDLM.from_pretrained("tiny-dlm")
+    dlm.original_model.model.rotary_emb.inv_freq = torch.zeros_like(dlm.original_model.model.rotary_emb.inv_freq)
+    dlm(torch.tensor([[3, 4, 5]]))
+    assert not dlm.original_model.model.rotary_emb.inv_freq.any()
