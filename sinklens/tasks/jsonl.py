@@ -35,7 +35,8 @@ class Jsonl(Task):
             prompt and answer as they are written (code, whose first indentation counts); then white space in front of a
             completion counts, too. White space behind answers and completions never does.
         by: What counts as one place: the whole "answer", which is right or wrong, or each "character" of it (residues
-            of a protein, say), white space aside; then `extract` has no meaning.
+            of a protein, say), white space aside; then `extract` has no meaning, and a completion of another
+            length is an error.
         limit: Read only so many examples.
         name: What results call it; the file's name if empty.
         examples: What the file holds; read from it if empty.
@@ -85,7 +86,13 @@ class Jsonl(Task):
         """1 of 1 if completion and answer are the same text; by characters, how many of the answer's are right."""
         if self.by == "character":
             said, true = ("".join(text.split()) for text in (completion, example.answer))
-            return Score(sum(a == b for a, b in zip(said, true, strict=False)), len(true))
+            if len(said) != len(true):  # a special token has no text: all behind it would be compared one place off
+                raise TaskError(
+                    f"{example.name}: the completion {said[:40]!r} has {len(said)} characters and the answer "
+                    f"{len(true)}, so it is not known which stand at one place (a special token was committed, say); use "
+                    "another metric"
+                )
+            return Score(sum(a == b for a, b in zip(said, true, strict=True)), len(true))
         if not self.extract:
             both = completion, example.answer
             said, true = (text.strip() if self.separator is not None else text.rstrip() for text in both)
