@@ -89,8 +89,8 @@ class Jsonl(Task):
             if len(said) != len(true):  # a special token has no text: all behind it would be compared one place off
                 raise TaskError(
                     f"{example.name}: the completion {said[:40]!r} has {len(said)} characters and the answer "
-                    f"{len(true)}, so it is not known which stand at one place (a special token was committed, say); use "
-                    "another metric"
+                    f"{len(true)}, so it is not known which stand at one place (a special token was committed, "
+                    "say); use another metric"
                 )
             return Score(sum(a == b for a, b in zip(said, true, strict=True)), len(true))
         if not self.extract:
