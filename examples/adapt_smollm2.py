@@ -43,6 +43,7 @@ MASK = 16  # <empty_output>, which SmolLM2 never learned to use
 RUNS = Path("runs/smollm2")
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 HELD_OUT = 64  # rows that are never learned from
+EARLY = (10, 20, 50, 100, 200)  # updates that are logged however little time they took: the sink dissolves among them
 
 
 @dataclass(frozen=True)
@@ -210,18 +211,14 @@ def sinks(dlm: sl.HookedDLM, rows: Tensor) -> dict[str, Any]:
     }
 
 
-def save(folder: Path, update: int, model: Any, optimizer: Any) -> None:
-    """One file with everything that the run needs to go on; it replaces the last one when it is whole."""
+def save(path: Path, update: int, model: Any, optimizer: Any = None) -> None:
+    """What was learned, and with the optimizer all that the run needs to go on; replaces the file when it is whole."""
     state = {f"weight.{name}": value for name, value in model.named_parameters() if value.requires_grad}
-    for number, values in optimizer.state_dict()["state"].items():
+    for number, values in optimizer.state_dict()["state"].items() if optimizer else ():
         state |= {f"optimizer.{number}.{name}": value for name, value in values.items()}
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {name: value.detach().contiguous() for name, value in state.items()},
-        folder / "state.new",
-        metadata={"update": str(update)},
-    )
-    (folder / "state.new").replace(folder / "state.safetensors")
+    tensors = {name: value.detach().contiguous() for name, value in state.items()}
+    save_file(tensors, path.with_suffix(".new"), metadata={"update": str(update)})
+    path.with_suffix(".new").replace(path)
 
 
 def resume(folder: Path, model: Any, optimizer: Any) -> int:
@@ -244,8 +241,10 @@ def resume(folder: Path, model: Any, optimizer: Any) -> int:
     return update
 
 
-def train(base: str, texts: Path, facts: list[dict[str, str]], name: str, recipe: Recipe, minutes: float) -> Path:
-    """Train until the recipe's last update, saving and logging every few minutes."""
+def train(
+    base: str, texts: Path, facts: list[dict[str, str]], name: str, recipe: Recipe, minutes: float, keep: list[int]
+) -> Path:
+    """Train until the recipe's last update, saving and logging every few minutes, and keeping some updates for good."""
     torch.set_flush_denormal(True)  # without it Adam stalls on denormal numbers
     folder = RUNS / name
     rows = rows_of(texts, recipe.length)
@@ -285,24 +284,39 @@ def train(base: str, texts: Path, facts: list[dict[str, str]], name: str, recipe
         optimizer.step()
         losses.append(loss.item())
         bar.set_postfix(loss=f"{sum(losses[-20:]) / len(losses[-20:]):.2f}")
-        last = update + 1 == recipe.updates
-        if last or time.time() - saved > 60 * minutes:
-            save(folder, update + 1, model, optimizer)
+        if update + 1 in keep:
+            save(folder / f"step-{update + 1}.safetensors", update + 1, model)
+        if update + 1 in (*EARLY, *keep, recipe.updates) or time.time() - saved > 60 * minutes:
+            save(folder / "state.safetensors", update + 1, model, optimizer)
             log(update + 1)
             saved = time.time()
     return folder
 
 
 def export(base: str, folder: Path, out: Path) -> None:
-    """A run's adapter as sinklens loads it (bfloat16, beside what it was trained on), and its log.
+    """A run's adapter as sinklens loads it (bfloat16, beside what it was trained on), those it kept, and its log.
 
     Args:
         base: The model that was adapted.
         folder: Of the run.
-        out: The adapter's file; the log goes beside it.
+        out: Folder of adapter.safetensors, step-N.safetensors and log.jsonl.
     """
     recipe = json.loads((folder / "recipe.json").read_text())
-    state = load_file(folder / "state.safetensors")
+    whole = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
+    said = {"base": "smollm2-135m", "base_sha256": adapted.digest_of(whole), "scale": "2.0", "mask": str(MASK)}
+    said |= {"recipe": json.dumps(recipe)}
+    out.mkdir(parents=True, exist_ok=True)
+    for path in (folder / "state.safetensors", *sorted(folder.glob("step-*.safetensors"))):
+        with safe_open(path, "pt") as file:
+            update = file.metadata()["update"]
+        name = path.name if path.stem.startswith("step-") else "adapter.safetensors"
+        save_file(adapter_of(path), out / name, metadata=said | {"update": update})
+    shutil.copy(folder / "log.jsonl", out / "log.jsonl")
+
+
+def adapter_of(path: Path) -> dict[str, Tensor]:
+    """The LoRA matrices A and B of every weight, and the mask's vector, out of what `save` wrote."""
+    state = load_file(path)
     tensors = {}
     for name, value in state.items():
         if name.startswith("weight.") and ".lora_" in name:
@@ -310,13 +324,7 @@ def export(base: str, folder: Path, out: Path) -> None:
             tensors[f"{matrix}.{which[0]}"] = value.bfloat16()
         elif name.startswith("weight.") and "trainable_tokens" in name:
             tensors["mask"] = value[0].bfloat16()
-    whole = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
-    said = {"base": "smollm2-135m", "base_sha256": adapted.digest_of(whole), "scale": "2.0", "mask": str(MASK)}
-    with safe_open(folder / "state.safetensors", "pt") as file:
-        said |= {"update": file.metadata()["update"], "recipe": json.dumps(recipe)}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, out, metadata=said)
-    shutil.copy(folder / "log.jsonl", out.parent / "log.jsonl")
+    return tensors
 
 
 def main() -> None:
@@ -332,6 +340,7 @@ def main() -> None:
     learn.add_argument("--minutes", type=float, default=5.0, help="between two lines of the log")
     learn.add_argument("--task", type=Path, default=HERE / "facts.jsonl", help="facts to be asked on the way (JSONL)")
     learn.add_argument("--facts", type=int, default=40, help="how many of them")
+    learn.add_argument("--keep", type=int, nargs="*", default=[], help="updates whose adapters are kept for good")
     for field in fields(Recipe):
         name, default = field.name, field.default
         if isinstance(default, bool):
@@ -340,7 +349,7 @@ def main() -> None:
             learn.add_argument(f"--{name}", type=type(default), default=default)
     ship = jobs.add_parser("export", help="the adapter of a run, as sinklens loads it")
     ship.add_argument("folder", type=Path, help="runs/smollm2/NAME")
-    ship.add_argument("--out", type=Path, default=RUNS / "adapter.safetensors")
+    ship.add_argument("--out", type=Path, default=RUNS / "adapter", help="a folder")
     for job in (samples, learn):
         job.add_argument("--texts", type=Path, default=RUNS / "own.jsonl", help="the text, JSONL with {'ids': [...]}")
     given = parser.parse_args()
@@ -353,7 +362,7 @@ def main() -> None:
     else:
         recipe = Recipe(**{field.name: getattr(given, field.name) for field in fields(Recipe)})
         facts = [json.loads(line) for line in given.task.open(encoding="utf-8")][: given.facts]
-        train(base, given.texts, facts, given.name, recipe, given.minutes)
+        train(base, given.texts, facts, given.name, recipe, given.minutes, given.keep)
 
 
 if __name__ == "__main__":
