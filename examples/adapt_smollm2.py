@@ -8,8 +8,8 @@
 The recipe is that of the published adaptations (DiffuLLaMA, arXiv 2410.17891; Dream, arXiv 2508.15487): every layer
 sees both ways, the logits stay shifted (row i - 1 predicts position i, so that what the model knows keeps its place),
 and the loss is the cross-entropy of masked tokens weighted 1/t. A run that was stopped goes on where it was. Its log
-has, every few minutes, what the model can do and where its sinks are: one JSON object per line, in
-runs/smollm2/NAME/log.jsonl.
+has, every few minutes, what the model can do and where its sinks are, and first what the original could and had: one
+JSON object per line, in runs/smollm2/NAME/log.jsonl.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from smollm2_samples import write
@@ -126,7 +126,7 @@ def opened(recipe: Recipe, update: int, length: int) -> Tensor | None:
 
 def scored(model: Any, rows: Tensor, chosen: Tensor, shift: bool, mask: Tensor | None = None) -> Tensor:
     """Logits [masked tokens, vocabulary], row by row."""
-    inner = model.base_model.model if hasattr(model, "base_model") and hasattr(model, "peft_config") else model
+    inner = model.base_model.model if isinstance(model, PeftModel) else model
     hidden = inner.model(torch.where(chosen, MASK, rows), attention_mask=mask, use_cache=False).last_hidden_state
     hidden = torch.cat([hidden[:, :1], hidden[:, :-1]], 1) if shift else hidden
     return inner.lm_head(hidden[chosen])
@@ -158,19 +158,19 @@ def batches(count: int, recipe: Recipe, first: int) -> Iterator[Tensor]:
 
 
 @torch.no_grad()
-def measure(dlm: sl.HookedDLM, model: Any, rows: Tensor, facts: list[dict[str, str]], recipe: Recipe) -> dict[str, Any]:
-    """What the model can do, and where its sinks are, on texts that it does not learn from."""
+def measure(dlm: sl.HookedDLM, rows: Tensor, facts: list[dict[str, str]], shift: bool = True) -> dict[str, Any]:
+    """What a model can do, and where its sinks are, on texts that it does not learn from."""
     out: dict[str, Any] = {}
     for t in (0.15, 0.5, 0.9):
         chosen = torch.rand(rows.shape, generator=torch.Generator().manual_seed(5)) < t
         chosen[:, 0] = False
-        logits = torch.cat(
-            [scored(model, *pair, recipe.shift) for pair in zip(rows.split(8), chosen.split(8), strict=True)]
-        )
-        out[f"t={t}"] = {
-            "cross_entropy": round(F.cross_entropy(logits.float(), rows[chosen]).item(), 3),
-            "accuracy": round((logits.argmax(-1) == rows[chosen]).float().mean().item(), 4),
-        }
+        loss = right = 0.0
+        for part, hidden in zip(rows.split(8), chosen.split(8), strict=True):
+            logits, truth = scored(dlm.original_model, part, hidden, shift).float(), part[hidden]
+            loss += F.cross_entropy(logits, truth, reduction="sum").item()
+            right += (logits.argmax(-1) == truth).sum().item()
+        count = int(chosen.sum())
+        out[f"t={t}"] = {"cross_entropy": round(loss / count, 3), "accuracy": round(right / count, 4)}
     for n in (1, 4):
         plan = sl.Plan(new_tokens=n, **dlm.family.plan)
         texts = sl.denoise(dlm, [fact["prompt"] for fact in facts], plan, progress=False).completions
@@ -259,17 +259,18 @@ def train(
     (folder / "recipe.json").write_text(json.dumps(asdict(recipe) | {"texts": texts.name, "rows": len(rows)}, indent=1))
     saved, losses = time.time(), []
 
-    def log(update: int) -> None:
+    def log(update: int, measured: dict[str, Any] | None = None) -> None:
         model.eval()
-        line = {"update": update, "tokens": update * recipe.rows * recipe.length}
-        line |= {"loss": round(sum(losses) / len(losses), 4) if losses else None}
-        line |= measure(dlm, model, held, facts, recipe)
+        line = {"update": update, "causal": measured is not None, "tokens": update * recipe.rows * recipe.length}
+        line |= {"loss": round(sum(losses) / len(losses), 4) if losses else None, "seconds": round(time.time() - saved)}
+        line |= measured or measure(dlm, held, facts, recipe.shift)
         with (folder / "log.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         losses.clear()
         tqdm.write(json.dumps({key: value for key, value in line.items() if key != "sinks"}))
 
     if done == 0:
+        log(0, measure(sl.HookedDLM.from_pretrained(base), held, facts))  # the original, which sees the past only
         log(0)
     bar = tqdm(batches(len(rows), recipe, done), total=recipe.updates, initial=done, desc=name)
     for update, order in enumerate(bar, done):
