@@ -1,4 +1,4 @@
-"""`sinklens demo`: the main job on the bundled twins."""
+"""`sinklens demo`: the main job, on the bundled twins or on real models."""
 
 from __future__ import annotations
 
@@ -12,9 +12,14 @@ from sinklens.cli import options
 
 def demo(
     context: typer.Context,
-    out: Annotated[Path, typer.Option(help="Folder for report.html, record.nc and ablation.csv.")] = Path(
-        "sinklens-demo"
-    ),
+    real: Annotated[
+        bool,
+        typer.Option("--real", help="On real models, of 26 and 135 million weights: about ten minutes on 2 cores."),
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the results.", show_default="sinklens-demo, or sinklens-demo-real"),
+    ] = None,
     prompts: Annotated[
         int, typer.Option(min=4, help="Held-out texts per task; fewer is faster and less certain.")
     ] = 64,
@@ -25,10 +30,22 @@ def demo(
     revision: options.Revision = None,
     attention: options.Attention = None,
 ) -> None:
-    """The main job on the two bundled models: where sinks are, how they move, what removing them does.
+    """The main job: where sinks are, how they move, what removing them does.
 
-    Takes about a minute on 2 cores and needs no network. An interrupted demo goes on where it was.
+    On the two bundled models it takes about a minute on 2 cores and needs no network. With --real it asks models that
+    `sinklens models get smollm2-135m` and `... antiberty` have fetched. An interrupted demo goes on where it was.
     """
+    out = out or Path("sinklens-demo-real" if real else "sinklens-demo")
+    try:
+        if real:
+            _real(context, out, prompts, seed)
+        else:
+            _twins(context, out, prompts, seed)
+    except KeyboardInterrupt:
+        options.interrupted(f"what was finished is in {out}; to go on start the same command again")
+
+
+def _twins(context: typer.Context, out: Path, prompts: int, seed: int) -> None:
     from sinklens.cli.demo_job import FILES, main_job
     from sinklens.cli.demo_page import tell, write_report
     from sinklens.models.files import BUNDLED
@@ -38,18 +55,42 @@ def demo(
         placing.outline(name)
     options.folder(out, FILES)
     options.few_threads()
-    try:
-        findings = main_job(out, placing, prompts=prompts, seed=seed)
-    except KeyboardInterrupt:
-        options.interrupted(f"what was finished is in {out}; to go on start the same command again")
+    findings = main_job(out, placing, prompts=prompts, seed=seed)
     tell(findings)
     page = write_report(findings, out)
-    typer.echo(f"\nDone in {findings.seconds:.0f} s. Results:")
-    for path, what in (
+    _done(
+        findings.seconds,
         (page, "tables and interactive timelines; open it in a browser"),
         (out / "record.nc", "tiny-dlm, every step: sinklens.open(...) gives an xarray Dataset"),
         (out / "record-arm.nc", "tiny-arm, likewise"),
         (out / "ablation.csv", "accuracy under every condition, with intervals"),
-    ):
-        typer.echo(f"  {path}  ({what})")
+    )
     typer.echo("Next: `sinklens hooks tiny-dlm` lists the hook points; the README has a probe in ten lines.")
+
+
+def _real(context: typer.Context, out: Path, prompts: int, seed: int) -> None:
+    from sinklens.cli.real_job import kinds, real_job
+    from sinklens.cli.real_models import subjects
+    from sinklens.cli.real_page import tell, write_report
+
+    placing = options.placed(context.params)
+    asked = subjects(prompts)
+    for subject in asked:
+        placing.outline(subject.model)
+    options.folder(out, kinds(asked))
+    found = real_job(asked, out, placing, seed=seed)
+    tell(found)
+    page = write_report(found, out)
+    records = [(out / subject.record, f"{subject.model}, every step") for subject in asked]
+    _done(
+        found.seconds,
+        (page, "tables, curves and interactive timelines; open it in a browser"),
+        (out / "table1.csv", "accuracy by detector, number of keys and control, with intervals"),
+        *records,
+    )
+
+
+def _done(seconds: float, *results: tuple[Path, str]) -> None:
+    typer.echo(f"\nDone in {seconds:.0f} s. Results:")
+    for path, what in results:
+        typer.echo(f"  {path}  ({what})")

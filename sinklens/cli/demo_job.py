@@ -83,14 +83,14 @@ def main_job(out: Path, placing: Placing, *, prompts: int = 64, seed: int = 0) -
         dlm = placing.load(name)
         which = f", {dlm.revision}" if dlm.revision else ""
         typer.echo(f"{name} on {dlm.device}{which}: {dlm.n_layers} layers x {dlm.n_heads} heads, calibrated")
-        run = _whole(_traced(dlm, continued, seed, f"{name}: sinks"))
+        run = whole(_traced(dlm, continued, seed, f"{name}: sinks"))
         recorded[name] = run.record
         records.save(run.record, out / ("record.nc" if name == "tiny-dlm" else "record-arm.nc"))
         layers.append(metrics.per_layer(run.record, rule).assign(model=name))
         classes.append(metrics.token_classes(run.record, rule).assign(model=name))
         moves.append(metrics.movement(run.record, rule).assign(model=name))
         untrained = replace(placing, revision="step-0").load(name)
-        blank = _whole(_traced(untrained, continued, seed, f"{name} untrained: sinks")).record
+        blank = whole(_traced(untrained, continued, seed, f"{name} untrained: sinks")).record
         layers.append(metrics.per_layer(blank, rule).assign(model=f"{name}, untrained"))
         samples += [(name, "continue", continued[i].prompt, run.completions[i]) for i in range(3)]
         for outcome, task, plan in (("continuing", continued, PLAN), ("filling in", filling, FILL)):
@@ -100,16 +100,16 @@ def main_job(out: Path, placing: Placing, *, prompts: int = 64, seed: int = 0) -
                     dlm,
                     task,
                     edits,
-                    _beside(dlm, plan),
+                    beside(dlm, plan),
                     seeds=[seed],
                     metrics=["forced_accuracy" if task.gaps else "accuracy"],
                     batch_size=448,
                     save_to=out / "scores.jsonl",
                     progress=f"{name}: removing sinks, {outcome}",
                 )
-            results[outcome].append(_whole(result))
+            results[outcome].append(whole(result))
         gap = filling[0]
-        filled = _whole(denoise(dlm, gap.prompt, _beside(dlm, FILL), seed=seed, progress=False))
+        filled = whole(denoise(dlm, gap.prompt, beside(dlm, FILL), seed=seed, progress=False))
         samples.append((name, "fill in", gap.prompt, filled.completions[0]))
     ablations = _table(results)
     files.write_table(out / "ablation.csv", ablations, FILES["ablation.csv"])
@@ -127,14 +127,14 @@ def main_job(out: Path, placing: Placing, *, prompts: int = 64, seed: int = 0) -
     )
 
 
-def _whole(given: Given) -> Given:
+def whole(given: Given) -> Given:
     """What was finished; an interrupt ends the demo, whatever it left."""
     if not given.finished:
         raise KeyboardInterrupt
     return given
 
 
-def _beside(dlm: HookedDLM, plan: Plan) -> Plan:
+def beside(dlm: HookedDLM, plan: Plan) -> Plan:
     """The plan; for the baseline without what only diffusion models use."""
     return plan.for_causal() if dlm.is_causal else plan
 
@@ -143,7 +143,7 @@ def _traced(dlm: HookedDLM, task: Echo, seed: int, label: str) -> Run:
     count = min(len(task), 32)
     seeds = [seed * SEEDS + index for index in range(count)]
     prompts = [task[index].prompt for index in range(count)]
-    return denoise(dlm, prompts, _beside(dlm, PLAN), probes=[ReceivedAttention()], seed=seeds, progress=label)
+    return denoise(dlm, prompts, beside(dlm, PLAN), probes=[ReceivedAttention()], seed=seeds, progress=label)
 
 
 def _table(results: dict[str, list[AblationResult]]) -> Table:

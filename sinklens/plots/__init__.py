@@ -7,7 +7,8 @@ Nothing is computed here that `analysis` or `experiments` could say.
 from sinklens.plots.attention import POINTS, circuitsvis, key_norms
 from sinklens.plots.canvas import sink_positions, timeline
 from sinklens.plots.curves import filtered_curve, histogram
-from sinklens.plots.effects import conditions, dose_response, effects
+from sinklens.plots.doses import dose_response
+from sinklens.plots.effects import conditions, effects
 from sinklens.plots.episodes import sink_lives
 from sinklens.plots.layers_heads import PANELS, heads, layer_steps
 from sinklens.plots.record_view import CELLS, LABELLED

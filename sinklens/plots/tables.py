@@ -61,21 +61,23 @@ def layer_counts(frame: pd.DataFrame, *, unit: str = "sinks per step and head (m
 
 @reads()
 def token_classes(frame: pd.DataFrame) -> Figure:
-    """Grouped bars: which share of the sinks each token class holds, beside its share of all keys.
+    """Grouped bars: which share of the sinks each class of tokens (or of places) holds, beside its share of all keys.
 
     Unit: share, range [0, 1]; equal bars mean that sinks prefer no class. Classes that no model has are left out.
 
     Args:
-        frame: Columns model, token_class, share_of_sinks, share_of_keys; one row per model and class.
+        frame: Columns model, token_class (`metrics.token_classes`) or place (`metrics.place_classes`),
+            share_of_sinks, share_of_keys; one row per model and class.
 
     Raises:
         ValueError: a column is missing, or a model has two rows for a class.
     """
     import plotly.graph_objects as go
 
-    table = _check(frame, ("model", "token_class", "share_of_sinks", "share_of_keys"), ("model", "token_class"))
-    common = table.groupby("token_class")[["share_of_sinks", "share_of_keys"]].max().max(axis=1)
-    table = table[table["token_class"].map(common) > 0]
+    kind = "place" if "place" in frame.columns else "token_class"
+    table = _check(frame, ("model", kind, "share_of_sinks", "share_of_keys"), ("model", kind))
+    common = table.groupby(kind)[["share_of_sinks", "share_of_keys"]].max().max(axis=1)
+    table = table[table[kind].map(common) > 0]
     figure = go.Figure()
     for index, model in enumerate(dict.fromkeys(table["model"])):
         part = table[table["model"] == model]
@@ -84,16 +86,16 @@ def token_classes(frame: pd.DataFrame) -> Figure:
             if column == "share_of_keys":
                 marker |= {"color": "white", "pattern": {"shape": "/", "fgcolor": color, "size": 6}}
             figure.add_bar(
-                x=[safe(name) for name in part["token_class"]], y=part[column].to_numpy(),
+                x=[safe(name) for name in part[kind]], y=part[column].to_numpy(),
                 name=f"{safe(model)}: {what}", marker=marker,
                 hovertemplate=f"{safe(model)}<br>%{{x}}: %{{y:.3f}} of {what}<extra></extra>",
             )  # fmt: skip
     themed(figure).update_yaxes(title_text="share (0 to 1)", range=[0, 1])
-    figure.update_xaxes(title_text="token class", ticks="", showgrid=False)
+    figure.update_xaxes(title_text=kind.replace("_", " "), ticks="", showgrid=False)
     figure.update_layout(height=420, barmode="group", bargap=0.25, showlegend=True)
     return titled(
         figure,
-        "Which tokens are sinks",
+        "Which tokens are sinks" if kind == "token_class" else "At which places sinks stand",
         "Solid: share of the sinks that stand on the class. Hatched: share of all keys (steps x positions).",
     )
 

@@ -1,0 +1,40 @@
+"""What `sinklens demo --real` asks, and of which models."""
+
+from __future__ import annotations
+
+from sinklens.cli.real_job import Subject
+from sinklens.decoding.plan import Plan
+from sinklens.models import adapted
+from sinklens.tasks import antibodies, facts
+
+FACTS = Plan(new_tokens=4)
+RESIDUES = Plan(new_tokens=0, steps=15)  # about four residues at a time
+
+
+def subjects(prompts: int) -> list[Subject]:
+    """The models and their tasks.
+
+    Args:
+        prompts: How many of each task.
+    """
+    known = facts(min(prompts, len(facts())))
+    found = [
+        Subject("smollm2-135m", known, FACTS, "SmolLM2-135M-Instruct: an autoregressive Llama"),
+        *(
+            Subject(
+                name,
+                known,
+                FACTS,
+                "the same weights, made a diffusion language model by LoRA (examples/adapt_smollm2.py)",
+                log=adapted.HOME / name / "log.jsonl",
+            )
+            for name in adapted.ADAPTED
+        ),
+        Subject(
+            "antiberty",
+            antibodies(min(prompts, len(antibodies()))),
+            RESIDUES,
+            "AntiBERTy: a BERT trained on 558 million antibody sequences",
+        ),
+    ]
+    return found

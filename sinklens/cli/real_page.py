@@ -1,0 +1,151 @@
+"""What `sinklens demo --real` shows: tables in the terminal, and a page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import typer
+
+from sinklens import plots, report
+from sinklens.cli.real_job import DETECTORS, KS, Found, Table, table1
+from sinklens.experiments.published import PUBLISHED, published, wide
+
+TASK = "GSM8K"  # of the published curves in our figure
+
+
+def write_report(found: Found, out: Path) -> Path:
+    """Write `report.html` into `out`."""
+    table = table1(found.results)
+    controls = table[["model", "task", "detector", "k", "kind", "accuracy", "low", "high", "exposed"]]
+    against = table[table.minus_control.notna()]
+    differences = ["minus_control", "minus_control_low", "minus_control_high", "p_holm"]
+    results = list(found.results.values())
+    sections = [
+        report.Section(
+            "The models",
+            "Every model is asked what it can do: facts behind four others of their kind, the residues of antibodies "
+            "of which half are masked.",
+            [("Models, and what their sinks are like in one sentence", _models(found))],
+            [],
+        ),
+        report.Section(
+            "What removing sinks does",
+            "The keys that are sinks of a layer and head get -inf before the softmax, in every layer and head: the top "
+            "1, 5 and 10 by the very forward that is edited (same step), or by the one before it (previous step: the "
+            "published protocol, which cannot edit the first step). In an autoregressive model they are those that the "
+            "last query attends to most. Controls: as many random keys (in an autoregressive model from the "
+            "neighbourhood of each sink), random keys with the same attention together, and keys shifted by the same "
+            "distance from the sinks, which keeps their positions alike.\n\n"
+            "Exposed: the share of the scored places that were decided by a forward which the edit changed. Where it "
+            "is below 1, part of the accuracy says nothing about the edit. The grey curves are the paper's "
+            f"({TASK}, arXiv 2510.15731, table 1): compare the direction, not the size.",
+            [
+                ("Accuracy, by detector and number of keys (95 % intervals)", shown(table)),
+                ("Sinks against each control, paired by prompt", _joined(against, differences)),
+                ("Published (arXiv 2510.15731, table 1)", wide(published())),
+                ("All figures, with every control", controls.reset_index(drop=True)),
+            ],
+            [
+                plots.dose_response(
+                    results,
+                    f"{detector}, k",
+                    "accuracy",
+                    controls=["random"],
+                    reference=_published(),
+                    title=f"Accuracy without its top sinks, by the attention of the {detector}",
+                )
+                for detector in (name.partition(",")[0] for name in DETECTORS)
+            ],
+        ),
+        report.Section(
+            "Where the sinks are",
+            "A key is a sink of a head at a step if it receives more than 3 units of attention (column sum; the "
+            "average key receives 1) beyond the mean of the other keys (arXiv 2510.15731, epsilon = 3). 'null' is what "
+            "uniform attention would give: in a causal model the first key passes without being a sink.",
+            [
+                ("Places of sinks, beside how common each place is", found.places),
+                ("Token classes of sinks, beside how common each class is", found.tokens),
+                ("Sinks per head and step, by layer; share of keys that are no sinks", found.layers),
+            ],
+            [plots.token_classes(found.places), plots.token_classes(found.tokens), plots.layer_counts(found.layers)],
+        ),
+        report.Section(
+            "How they move",
+            "The first prompt of each model while it is answered. Jaccard is the overlap of a head's sinks at "
+            "consecutive steps (1 = the same keys); 'ever' and 'always' count keys per head and run.",
+            [("Movement of sinks, by layer", found.movement)],
+            [plots.timeline(record, title=f"{name}, step by step") for name, record in found.records.items()],
+        ),
+    ]
+    return report.write(
+        out / "report.html",
+        title="sinklens demo --real: attention sinks of real models, and what removing them does",
+        intro="Every number on this page was computed by `sinklens demo --real` on this machine, and is shown "
+        "whichever way it came out.",
+        sections=sections,
+        footer=f"computed in {found.seconds:.0f} s",
+    )
+
+
+def tell(found: Found) -> None:
+    """Print the tables."""
+    by_model = found.movement.groupby("model", sort=False)[["jaccard", "ever", "always"]].mean().reset_index()
+    for caption, table in (
+        ("Where sinks stand: share of all sinks, and of all keys", _side_by_side(found.places, "place")),
+        ("What they are", _side_by_side(found.tokens, "token_class")),
+        (
+            "How they move: Jaccard of consecutive steps, keys that are ever / always a sink (mean over layers)",
+            by_model,
+        ),
+        (
+            "Accuracy with sinks or other keys masked (95 % intervals); exposed where it is below 1",
+            shown(table1(found.results)),
+        ),
+    ):
+        typer.echo(f"\n{caption}\n{table.to_string(index=False, float_format=lambda x: f'{x:.3f}', na_rep='')}")
+
+
+def shown(table: Table) -> Table:
+    """Models and settings as lines, kinds of keys as columns; exposure where it is below 1."""
+    out: Table = table.copy()
+    out["figure"] = [
+        f"{a:.2f} [{low:.2f}, {high:.2f}]" + (f" ({met:.2f} exposed)" if met < 1 else "")
+        for a, low, high, met in zip(out.accuracy, out.low, out.high, out.exposed, strict=True)
+    ]
+    out["kind"] = out["kind"].replace("unmasked", "sinks")
+    out["setting"] = [
+        f"{detector}, top {k}" if k else "unmasked" for detector, k in zip(out.detector, out.k, strict=True)
+    ]
+    lines = out.pivot_table(index=["model", "setting"], columns="kind", values="figure", aggfunc="first", sort=False)
+    return lines.fillna("").rename(columns={"sinks": "sinks masked"}).reset_index()
+
+
+def _models(found: Found) -> Table:
+    return pd.DataFrame(
+        [
+            {"model": each.model, "what it is": each.about, "its sinks": found.headlines[each.model]}
+            for each in found.subjects
+        ]
+    )
+
+
+def _side_by_side(table: Table, kind: str) -> Table:
+    """Classes as lines; by model the share of sinks, and that of keys behind it."""
+    out: Table = table.copy()
+    out["figure"] = [f"{a:.2f} ({b:.2f})" for a, b in zip(out.share_of_sinks, out.share_of_keys, strict=True)]
+    return out.pivot_table(index=kind, columns="model", values="figure", aggfunc="first", sort=False).reset_index()
+
+
+def _joined(table: Table, columns: list[str]) -> Table:
+    return (
+        table[["model", "detector", "k", "kind", *columns]].rename(columns={"kind": "control"}).reset_index(drop=True)
+    )
+
+
+def _published() -> dict[str, dict[float, float]]:
+    """The paper's curves, without their unmasked point."""
+    return {
+        f"{model} ({TASK}, published)": dict(zip(map(float, KS), values[1:], strict=True))
+        for model, values in PUBLISHED[TASK].items()
+    }
