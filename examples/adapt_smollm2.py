@@ -300,7 +300,7 @@ def export(base: str, folder: Path, out: Path) -> None:
     Args:
         base: The model that was adapted.
         folder: Of the run.
-        out: Folder of adapter.safetensors, step-N.safetensors and log.jsonl.
+        out: Folder of adapter.safetensors, step-N.safetensors, log.jsonl and recipe.json.
     """
     recipe = json.loads((folder / "recipe.json").read_text())
     whole = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
@@ -312,7 +312,8 @@ def export(base: str, folder: Path, out: Path) -> None:
             update = file.metadata()["update"]
         name = path.name if path.stem.startswith("step-") else "adapter.safetensors"
         save_file(adapter_of(path), out / name, metadata=said | {"update": update})
-    shutil.copy(folder / "log.jsonl", out / "log.jsonl")
+    for name in ("log.jsonl", "recipe.json"):
+        shutil.copy(folder / name, out / name)
 
 
 def adapter_of(path: Path) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ Beside the numbers stands what uniform attention would give; whatever a colour t
 Nothing is computed here that `analysis` or `experiments` could say.
 """
 
+from sinklens.plots.adapting import adaptation
 from sinklens.plots.attention import POINTS, circuitsvis, key_norms
 from sinklens.plots.canvas import sink_positions, timeline
 from sinklens.plots.curves import filtered_curve, histogram
@@ -26,6 +27,7 @@ __all__ = [
     "POINTS",
     "SCALE",
     "SYMBOLS",
+    "adaptation",
     "circuitsvis",
     "conditions",
     "describe",

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 DASHES = ("solid", "6px,2px", "2px,2px", "8px,2px,2px,2px")
 Line = tuple[str, list[float], dict[str, Any]]  # name, values, look
-_DOTTED = {"color": "black", "width": 2, "dash": "4px,3px"}
+DOTTED = {"color": "black", "width": 2, "dash": "4px,3px"}
 
 
 @reads()
@@ -34,36 +34,60 @@ def emergence(log: str | Path | Sequence[dict[str, Any]], *, title: str | None =
     Raises:
         ValueError: no file, no rows, or a field is missing.
     """
-    from plotly.subplots import make_subplots
-
     rows = _rows(log)
     ratios = [name for name in rows[0] if name.startswith("mask_")]
-    steps = [int(row["step"]) for row in rows]
-    first = min([step for step in steps if step > 0], default=1)
-    x = [step or first / 3 for step in steps]  # a log scale has no 0
     shares = "bos_share" in rows[0]
-    headings = [
-        "attention to BOS (0 to 1)" if shares else "share of sinks on BOS (0 to 1)",
-        "sinks per head (mean)",
-        "accuracy (0 to 1)",
-    ]
-    figure = make_subplots(1, 3, subplot_titles=headings, horizontal_spacing=0.06)
-    panels = [_bos(rows, ratios), _counts(rows, ratios), _accuracy(rows, ratios)]
-    for panel, lines in enumerate(panels, 1):
-        for name, y, look in lines:
-            figure.add_scatter(
-                x=x, y=y, name=name, customdata=steps, row=1, col=panel, legend=f"legend{panel}".replace("1", ""),
-                hovertemplate=f"{name}<br>update %{{customdata}}: %{{y:.3f}}<extra></extra>", **look,
-            )  # fmt: skip
-    ticks = [10**n for n in range(1, 9) if first <= 10**n <= max(steps)]
-    themed(figure).update_xaxes(
-        type="log", title_text="updates (log scale)", tickvals=[*([first / 3] if 0 in steps else []), *ticks],
-        ticktext=[*(["0"] if 0 in steps else []), *(f"{tick:,}" for tick in ticks)], showgrid=False,
-    )  # fmt: skip
-    figure.update_yaxes(rangemode="tozero")
+    figure = over_updates(
+        [int(row["step"]) for row in rows],
+        {
+            "attention to BOS (0 to 1)" if shares else "share of sinks on BOS (0 to 1)": _bos(rows, ratios),
+            "sinks per head (mean)": _counts(rows, ratios),
+            "accuracy (0 to 1)": _accuracy(rows, ratios),
+        },
+        title or "How sinks emerge in training",
+        "Sink: received attention above the mean of the other positions by more than 3 (column sum), on 64 held-out "
+        "texts. Dashed: uniform attention.",
+        "BOS: attention that queries with nothing to copy give the first token."
+        if shares
+        else "BOS: of all sinks, the share that stands on the first token.",
+    )
     for panel in (1, 3):
         figure.update_yaxes(range=[0, 1.02], col=panel)
-    entries = max(len(lines) for lines in panels)
+    return figure
+
+
+def over_updates(updates: Sequence[int], panels: dict[str, list[Line]], title: str, *lines: str) -> Figure:
+    """Three panels of lines over updates (log scale), each with its heading and its legend below.
+
+    Args:
+        updates: Of every point; 0 is drawn at the left end, and left of it the causal original (-1).
+        panels: Lines by heading.
+        title: Of the figure.
+        lines: What the numbers are.
+    """
+    from plotly.subplots import make_subplots
+
+    figure = make_subplots(1, 3, subplot_titles=list(panels), horizontal_spacing=0.06)
+    first = min([update for update in updates if update > 0], default=1)
+    ends = {-1: first / 9, 0: first / 3}  # a log scale has no 0
+    for panel, drawn in enumerate(panels.values(), 1):
+        for name, y, style in drawn:
+            said = {"customdata": updates, "hovertemplate": f"{name}<br>update %{{customdata}}: %{{y:.3f}}"}
+            said["hovertemplate"] += "<extra></extra>"
+            figure.add_scatter(
+                x=[ends.get(update, update) for update in updates], y=y, name=name, row=1, col=panel,
+                legend=f"legend{panel}".replace("1", ""), **said | style,
+            )  # fmt: skip
+    ticks = {ends[update]: text for update, text in ((-1, "causal"), (0, "0")) if update in updates}
+    powers = [10**n for n in range(1, 9) if first <= 10**n <= max(updates)]
+    marked = powers if len(powers) > 1 else sorted({first, max(updates)} - {0})
+    ticks |= {place: f"{place:,}" for place in marked}
+    themed(figure).update_xaxes(
+        type="log", title_text="updates (log scale)", tickvals=list(ticks), ticktext=list(ticks.values()),
+        showgrid=False,
+    )  # fmt: skip
+    figure.update_yaxes(rangemode="tozero")
+    entries = max(sum(style.get("showlegend", True) for *_, style in drawn) for drawn in panels.values())
     height = 470 + 19 * entries
     below = {
         "orientation": "v",
@@ -73,16 +97,7 @@ def emergence(log: str | Path | Sequence[dict[str, Any]], *, title: str | None =
         "font_size": 11,
         "y": (12 + 19 * entries) / height,
     }
-    titled(
-        figure,
-        title or "How sinks emerge in training",
-        "Sink: received attention above the mean of the other positions by more than 3 (column sum), on 64 held-out "
-        "texts. Dashed: uniform attention.",
-        "BOS: attention that queries with nothing to copy give the first token."
-        if shares
-        else "BOS: of all sinks, the share that stands on the first token.",
-        panels=height,
-    )
+    titled(figure, title, *lines, panels=height)
     figure.update_layout(
         height=height, margin_t=100, margin_b=75 + 19 * entries, showlegend=True, legend={**below, "x": 0},
         legend2={**below, "x": 0.355}, legend3={**below, "x": 0.71},
@@ -113,7 +128,7 @@ def _rows(log: str | Path | Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-def _look(color: int, dash: int, symbol: int) -> dict[str, Any]:
+def look(color: int, dash: int, symbol: int) -> dict[str, Any]:
     marker = {"symbol": SYMBOLS[symbol % len(SYMBOLS)], "size": 7}
     line = {"color": COLORS[color % len(COLORS)], "width": 1.8, "dash": DASHES[dash % len(DASHES)]}
     return {"mode": "lines+markers", "line": line, "marker": marker}
@@ -126,15 +141,15 @@ def _said(name: str) -> str:
 
 def _bos(rows: list[dict[str, Any]], ratios: list[str]) -> list[Line]:
     if "bos_share" not in rows[0]:
-        return [(_said(r), [row[r]["sinks_on"]["bos"] for row in rows], _look(n, 0, n)) for n, r in enumerate(ratios)]
+        return [(_said(r), [row[r]["sinks_on"]["bos"] for row in rows], look(n, 0, n)) for n, r in enumerate(ratios)]
     shares = rows[0]["bos_share"]
     lines = [
-        (f"layer {i}, head {j}", [row["bos_share"][i][j] for row in rows], _look(i, i, j))
+        (f"layer {i}, head {j}", [row["bos_share"][i][j] for row in rows], look(i, i, j))
         for i, layer in enumerate(shares)
         for j, _ in enumerate(layer)
     ]
     if "bos_null" in rows[0]:
-        lines.append(("uniform", [row["bos_null"] for row in rows], {"mode": "lines", "line": _DOTTED}))
+        lines.append(("uniform", [row["bos_null"] for row in rows], {"mode": "lines", "line": DOTTED}))
     return lines
 
 
@@ -144,12 +159,12 @@ def _counts(rows: list[dict[str, Any]], ratios: list[str]) -> list[Line]:
         for layer, _ in enumerate(rows[0][ratio]["sinks_per_layer"]):
             values = [row[ratio]["sinks_per_layer"][layer] for row in rows]
             of = f", {_said(ratio)}" if len(ratios) > 1 else ""
-            look = _look(n, layer, layer) if len(ratios) > 1 else _look(layer, layer, layer)
-            lines.append((f"layer {layer}{of}", values, look))
+            style = look(n, layer, layer) if len(ratios) > 1 else look(layer, layer, layer)
+            lines.append((f"layer {layer}{of}", values, style))
     if "null_sinks" in rows[0]:
-        lines.append(("uniform", [row["null_sinks"] for row in rows], {"mode": "lines", "line": _DOTTED}))
+        lines.append(("uniform", [row["null_sinks"] for row in rows], {"mode": "lines", "line": DOTTED}))
     return lines
 
 
 def _accuracy(rows: list[dict[str, Any]], ratios: list[str]) -> list[Line]:
-    return [(_said(r), [row[r]["accuracy"] for row in rows], _look(n, 0, n)) for n, r in enumerate(ratios)]
+    return [(_said(r), [row[r]["accuracy"] for row in rows], look(n, 0, n)) for n, r in enumerate(ratios)]
