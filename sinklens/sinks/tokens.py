@@ -12,8 +12,8 @@ from sinklens.errors import ScopeError
 Class = Literal["bos", "eos", "mask", "white space", "punctuation", "digit", "word"]
 CLASSES: tuple[str, ...] = get_args(Class)
 _MARKS = {
-    "bos": r"<\|(bos|startoftext|begin_of_text)\|>|<s>",
-    "eos": r"<\|(eos|endoftext|eot_id|end_of_text|im_end)\|>|</s>",
+    "bos": r"<\|(bos|startoftext|begin_of_text)\|>|<s>|<bos>|<cls>|\[CLS\]",
+    "eos": r"<\|(eos|endoftext|eot_id|end_of_text|im_end)\|>|</s>|<eos>|<sep>|\[SEP\]",
 }
 
 
