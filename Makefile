@@ -2,13 +2,23 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 STAMP := .venv/.ready
 
-.PHONY: demo test check bench clean
+.PHONY: demo test demo-real test-real real check bench clean
 
 demo: $(STAMP)  ## run the main job on the bundled models, into sinklens-demo/
 	$(BIN)/sinklens demo
 
 test: $(STAMP)  ## run the tests
 	$(BIN)/python -m pytest -n auto
+
+real: $(STAMP)  ## fetch the two real models (190 MB, once)
+	$(BIN)/sinklens models get smollm2-135m
+	$(BIN)/sinklens models get antiberty
+
+demo-real: real  ## run the main job on real models, into sinklens-demo-real/
+	$(BIN)/sinklens demo --real
+
+test-real: real  ## run the tests that need them
+	$(BIN)/python -m pytest -n auto -m real tests/real
 
 check: $(STAMP)  ## lint, types, import layers
 	$(BIN)/ruff check .
@@ -26,7 +36,7 @@ bench: $(STAMP)  ## run the benchmarks
 	$(BIN)/python benchmarks/attention_paths.py
 
 clean:
-	rm -rf .venv sinklens-demo .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv sinklens-demo sinklens-demo-real .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
 # torch by itself first: a plain pip install of this very version may come as a CPU build from a local wheel folder.
 $(STAMP): pyproject.toml constraints.txt
