@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import typer
@@ -10,6 +11,9 @@ import typer
 from sinklens import plots, report
 from sinklens.cli.real_job import DETECTORS, KS, Found, Table, table1
 from sinklens.experiments.published import PUBLISHED, published, wide
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
 
 TASK = "GSM8K"  # of the published curves in our figure
 
@@ -19,7 +23,7 @@ def write_report(found: Found, out: Path) -> Path:
     table = table1(found.results)
     against = table[table.minus_control.notna()]
     differences = ["minus_control", "minus_control_low", "minus_control_high", "p_holm"]
-    results = list(found.results.values())
+    same, before = (name.partition(",")[0] for name in DETECTORS)
     sections = [
         report.Section(
             "The models",
@@ -44,15 +48,9 @@ def write_report(found: Found, out: Path) -> Path:
                 ("Published (arXiv 2510.15731, table 1)", wide(published())),
             ],
             [
-                plots.dose_response(
-                    results,
-                    f"{detector}, k",
-                    "accuracy",
-                    controls=["random"],
-                    reference=_published(),
-                    title=f"Accuracy without its top sinks, by the attention of the {detector}",
-                )
-                for detector in (name.partition(",")[0] for name in DETECTORS)
+                _curve(found, same),
+                *(plots.adaptation(subject.log) for subject in found.subjects if subject.log),
+                _curve(found, before),
             ],
         ),
         report.Section(
@@ -147,6 +145,17 @@ def _side_by_side(table: Table, kind: str) -> Table:
 def _joined(table: Table, columns: list[str]) -> Table:
     return (
         table[["model", "detector", "k", "kind", *columns]].rename(columns={"kind": "control"}).reset_index(drop=True)
+    )
+
+
+def _curve(found: Found, detector: str) -> Figure:
+    return plots.dose_response(
+        list(found.results.values()),
+        f"{detector}, k",
+        "accuracy",
+        controls=["random"],
+        reference=_published(),
+        title=f"Accuracy without its top sinks, by the attention of the {detector}",
     )
 
 

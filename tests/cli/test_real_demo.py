@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,12 +27,18 @@ SUBJECTS = [
     Subject("tiny-dlm", sl.tasks.Echo(6, seed=3, gaps=0.5), sl.Plan(new_tokens=0, steps=4), "a diffusion twin"),
 ]
 
+SINKS = {"first_token": [0.5, 0.01], "per_head": [1.0, 2.0], "on": {"first": 0.9, "newline": 0.1}}
+LOG = [{"update": at, "causal": not at, "t=0.5": {"accuracy": 0.1}, "sinks": SINKS} for at in (0, 10)]
+
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[real_job.Found, Path]:
     """The job, done once, and its folder."""
     out = tmp_path_factory.mktemp("real")
-    job = real_job.real_job(SUBJECTS, out, Placing(device="cpu"))
+    log = out / "log.jsonl"
+    log.write_text("".join(json.dumps(row) + "\n" for row in LOG), encoding="utf-8")
+    subjects = [SUBJECTS[0], replace(SUBJECTS[1], log=log)]
+    job = real_job.real_job(subjects, out, Placing(device="cpu"))
     real_page.write_report(job, out)
     return job, out
 
