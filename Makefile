@@ -2,7 +2,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 STAMP := .venv/.ready
 
-.PHONY: demo test demo-real test-real real check bench clean
+.PHONY: demo test demo-real test-real real check bench bench-real clean
 
 demo: $(STAMP)  ## run the main job on the bundled models, into sinklens-demo/
 	$(BIN)/sinklens demo
@@ -27,13 +27,17 @@ check: $(STAMP)  ## lint, types, import layers
 	$(BIN)/lint-imports
 
 # glibc would give freed memory back after every layer; page faults then hide what is measured.
-bench: export MALLOC_TRIM_THRESHOLD_ = 1000000000
-bench: export MALLOC_MMAP_THRESHOLD_ = 1000000000
+bench bench-real: export MALLOC_TRIM_THRESHOLD_ = 1000000000
+bench bench-real: export MALLOC_MMAP_THRESHOLD_ = 1000000000
 bench: $(STAMP)  ## run the benchmarks
 	$(BIN)/python benchmarks/ablation_speed.py
 	$(BIN)/python benchmarks/growth.py
 	$(BIN)/python benchmarks/denoising.py
 	$(BIN)/python benchmarks/attention_paths.py
+
+bench-real: $(STAMP)  ## run those on a real model, SmolLM2 (fetched once, 95 MB)
+	$(BIN)/sinklens models get smollm2-135m
+	$(BIN)/python benchmarks/real_models.py
 
 clean:
 	rm -rf .venv sinklens-demo sinklens-demo-real .pytest_cache .ruff_cache .hypothesis .import_linter_cache

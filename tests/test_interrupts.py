@@ -190,7 +190,7 @@ def test_denoise(dlm: HookedDLM, clean: torch.Tensor, tmp_path: Path, few: int, 
 @pytest.mark.parametrize("few", FEW_AND_MANY)
 def test_attaching(dlm: HookedDLM, clean: torch.Tensor, few: int) -> None:
     """Each place of one forward with an edit, where most of the state is."""
-    from sinklens.decoding.loop import forward
+    from sinklens.decoding.forwards import forward
     from sinklens.decoding.prompts import prepare
 
     canvas = prepare(dlm, PROMPTS, Plan(new_tokens=2)).canvas

@@ -25,7 +25,7 @@ def finite(dlm: HookedDLM, canvas: Canvas, forward: Callable[[], Tensor], hooks:
     Args:
         dlm: The model.
         canvas: What the forward sees.
-        forward: Gives logits [batch, pos, vocab].
+        forward: Gives logits [batch, pos, vocab], or those of the last position alone.
         hooks: The hooks that it runs under, with which it is repeated to find the layer.
 
     Raises:
@@ -41,6 +41,7 @@ def finite(dlm: HookedDLM, canvas: Canvas, forward: Callable[[], Tensor], hooks:
     if bool(total.isneginf().any()):  # tokens that are ruled out, unless they all are
         wrong |= logits.amax(-1).isneginf()
     lost = [_lost(length, wanted) for _, length in lengths]
+    wrong = torch.cat([torch.zeros_like(wanted)[:, wrong.shape[1] :], wrong], 1)  # the last positions are there
     wrong = wanted & torch.stack([wrong, *lost]).any(0)
     if not bool(wrong.any()):
         return logits

@@ -11,7 +11,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sinklens.decoding.answers import Answered, answered_rows
-from sinklens.decoding.loop import check_edits, forward, watch
+from sinklens.decoding.forwards import forward, watch
+from sinklens.decoding.loop import check_edits
 from sinklens.decoding.prompts import left_padded, seeds_for
 from sinklens.errors import PlanError, ScopeError
 from sinklens.hooks import Canvas, Edit, Memory

@@ -5,21 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from sinklens.decoding.finite import finite
 from sinklens.decoding.fold import Trajectory
+from sinklens.decoding.forwards import forward, labels_of
 from sinklens.decoding.plan import Plan
 from sinklens.decoding.prompts import Start, forced_tokens, prepare
 from sinklens.decoding.samplers import sampler_for
 from sinklens.decoding.samplers.base import Choice
 from sinklens.decoding.step import Step
 from sinklens.errors import PlanError, ScopeError
-from sinklens.hooks import Canvas, Edit, Hook, Memory, Probe, with_hooks
+from sinklens.hooks import Canvas, Edit, Probe
 from sinklens.interrupts import surely
 from sinklens.models.hooked_dlm import HookedDLM
 from sinklens.models.norms import keep_watched
@@ -79,8 +78,13 @@ def steps_from(
     interventions: Sequence[Edit] = (),
     force: Sequence[Sequence[int]] | None = None,
     follow: Trajectory | None = None,
+    every_row: bool = True,
 ) -> Generator[Step, None, None]:
-    """`denoising_steps` of prompts that are prepared already."""
+    """`denoising_steps` of prompts that are prepared already.
+
+    Without `every_row` a step's logits may be those of the next position alone [batch, 1, vocab]: a baseline decides
+    by no others, and an unembedding of a large vocabulary costs as much as many layers.
+    """
     check_parts(dlm, start, probes, interventions)
     forced = when = None
     if follow is not None:
@@ -89,7 +93,7 @@ def steps_from(
         forced, when = follow.tokens.to(device), follow.commit_step.to(device)
     if force is not None:
         forced = forced_tokens(dlm, start.canvas, force)
-    yield from _loop(dlm, start, probes, interventions, forced, when)
+    yield from _loop(dlm, start, probes, interventions, forced, when, every_row)
 
 
 def check_parts(dlm: Sketched, start: Start, probes: Sequence[Probe], interventions: Sequence[Edit]) -> None:
@@ -153,12 +157,13 @@ def _loop(
     interventions: Sequence[Edit],
     forced: Tensor | None,
     when: Tensor | None,
+    every_row: bool,
 ) -> Iterator[Step]:
     keep_watched(dlm)
     plan, canvas, limits, total = start.plan, start.canvas, start.limits, start.steps
     sampler = sampler_for(dlm, start)
     memories = tuple(edit.memory(total, canvas) for edit in interventions)
-    fired, labels = {}, _labels([*interventions, *probes])
+    fired, named = {}, labels_of([*interventions, *probes])
     limit = torch.tensor(limits, device=canvas.tokens.device)
     done = torch.zeros(len(limits), dtype=torch.bool, device=canvas.tokens.device)
     ends = torch.tensor(dlm.ids.eos, dtype=torch.long, device=canvas.tokens.device)
@@ -166,7 +171,9 @@ def _loop(
     step = 0
 
     def look(now: Canvas, canvas: Canvas, active: Tensor, seen: Sequence[dict | None]) -> tuple[Tensor, Choice]:
-        logits = dlm.by_position(forward(dlm, now, interventions, memories, probes, seen, fired, labels))
+        last = not every_row and sampler.last_only(canvas, active)
+        logits = forward(dlm, now, interventions, memories, probes, seen, fired, named, last=last)
+        logits = logits if last else dlm.by_position(logits)
         return logits, sampler.choose(logits, canvas, active, now.step)
 
     while True:
@@ -191,35 +198,6 @@ def _loop(
         step += 1
 
 
-def forward(
-    dlm: HookedDLM,
-    canvas: Canvas,
-    interventions: Sequence[Edit] = (),
-    memories: Sequence[Memory] = (),
-    probes: Sequence[Probe] = (),
-    seen: Sequence[dict[Any, Any] | None] = (),
-    fired: dict[str, int] | None = None,
-    labels: Sequence[str] | None = None,
-) -> Float[Tensor, "batch pos vocab"]:
-    """One forward of a canvas with edits and probes attached, after the clean one that some edits want to see.
-
-    Raises:
-        NotFinite: logits that are no numbers.
-    """
-    fired = {} if fired is None else fired
-    labels = _labels([*interventions, *probes]) if labels is None else labels
-    edits = list(zip(interventions, memories, strict=True))
-    clean = [edit.clean_at_step(dlm, canvas, memory) for edit, memory in edits]
-    _look(dlm, canvas, "clean", list(zip(interventions, clean, strict=True)), fired)
-    hooks = [edit.at_step(dlm, canvas, memory) for edit, memory in edits]
-    pairs = zip(probes, seen, strict=True)
-    hooks += [[] if shown is None else probe.hooks(dlm, canvas, shown) for probe, shown in pairs]
-    logits = _hooked(dlm, canvas, list(zip(labels, hooks, strict=True)), fired)
-    for memory in memories:
-        memory.close()
-    return logits
-
-
 def _no_grad(body: Callable[[], R]) -> R:
     """What `body` gives without gradients; never around a yield: that would hold for whoever takes the step, too."""
     before = torch.is_grad_enabled()
@@ -229,51 +207,3 @@ def _no_grad(body: Callable[[], R]) -> R:
         return body()
 
     return surely(without, lambda: torch.set_grad_enabled(before))
-
-
-def watch(dlm: HookedDLM, canvas: Canvas, interventions: Sequence[Edit], memories: Sequence[Memory]) -> None:
-    """What edits that look back see of a canvas that has no step before it: a forward of itself without any edit.
-
-    They are shown it as the step before, so that -1 comes before step 0.
-    """
-    before = replace(canvas, step=canvas.step - 1)
-    pairs = zip(interventions, memories, strict=True)
-    _look(
-        dlm, before, "watch", [(edit, edit.watch(dlm, before, memory)) for edit, memory in pairs if edit.looks_back], {}
-    )
-
-
-def _look(
-    dlm: HookedDLM,
-    canvas: Canvas,
-    why: str,
-    edits: Sequence[tuple[Edit, Sequence[Hook]]],
-    fired: dict[str, int],
-) -> None:
-    """A forward under hooks that only look, if there are any."""
-    parts = [(f"{why}({edit!r})", hooks) for edit, hooks in edits if hooks]
-    if parts:
-        _hooked(dlm, canvas, parts, fired)
-
-
-def _hooked(
-    dlm: HookedDLM, canvas: Canvas, parts: Sequence[tuple[str, Sequence[Hook]]], fired: dict[str, int]
-) -> Tensor:
-    """Logits of a canvas under hooks, which no other thread's forward meets, and which are numbers."""
-
-    def plain() -> Tensor:
-        return dlm(canvas.tokens, attention_mask=canvas.valid)
-
-    def hooked() -> Tensor:
-        return dlm.wiring.held(lambda: with_hooks(dlm, parts, fired, plain))
-
-    return finite(dlm, canvas, hooked, [hook for _, hooks in parts for hook in hooks])
-
-
-def _labels(parts: Sequence[Edit | Probe]) -> list[str]:
-    """What the parts are called in firing counts and errors: their reprs, numbered where two read alike."""
-    texts = [repr(part) for part in parts]
-    return [
-        f"{text} ({texts[:index].count(text) + 1})" if texts.count(text) > 1 else text
-        for index, text in enumerate(texts)
-    ]

@@ -104,7 +104,8 @@ def denoise(
         files.check(save_to, files.RECORD)
     start = prepare(dlm, prompts, plan, seed)
     keeper = _Keeper(dlm, start, probes, interventions, _origin(start, seed, probes, interventions, force, follow))
-    steps = steps_from(dlm, start, probes=probes, interventions=interventions, force=force, follow=follow)
+    parts: Any = {"probes": probes, "interventions": interventions, "force": force, "follow": follow}
+    steps = steps_from(dlm, start, **parts, every_row=False)
     label = progress if isinstance(progress, str) else "denoising"
     bar = tqdm(total=start.steps, desc=label, unit="step", disable=progress is False, leave=False)
     try:

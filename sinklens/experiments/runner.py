@@ -115,7 +115,8 @@ class Runner:
         prompts = [self.job.answered[index].prompt if forced else self.job.prompts[index] for index in batch.rows]
         start = prepare_rows(self.dlm, prompts, self.plan, batch.seeds)
         trajectory, exposure, memory = Trajectory.of(start.canvas), Exposure(start.canvas), None
-        for step in steps_from(self.dlm, start, interventions=batch.interventions, **options):
+        options |= {"interventions": batch.interventions, "every_row": replayed is not None}
+        for step in steps_from(self.dlm, start, **options):
             trajectory.add(step)
             exposure.add(step)
             memory = next(iter(step.memories), None)

@@ -189,8 +189,9 @@ class HookedDLM(Text, Tools):
         treats queries by themselves, or with whole patterns. "pattern": whole patterns in every layer, hooked or not.
         "blocks": blocks in every layer; a hook that needs more is an error. Under grad whole patterns are used.
 
-        The ways differ by rounding. In float32 that has changed no token; in bfloat16 and float16 it does, so that a
-        probe can change what a run writes. With "pattern" or "blocks" probes change no bit in any dtype.
+        Likewise, under "auto" `denoise` and `ablate` unembed the next position of a baseline alone while nobody hooks
+        `unembed`. The ways differ by rounding. In float32 that has changed no token; in bfloat16 and float16 it does,
+        so that a probe can change what a run writes. With "pattern" or "blocks" probes change no bit in any dtype.
         """
         return self._path
 
@@ -239,8 +240,8 @@ class HookedDLM(Text, Tools):
         valid = attention_mask.bool() if attention_mask is not None and attention_mask.ndim == 2 else None
         if valid is not None and bool(valid.all()):
             valid = attention_mask = None
-        if plain and not kwargs and return_type == "logits":
-            inner = partial(self._logits, input, attention_mask, valid)
+        if plain and kwargs.keys() <= {"logits_to_keep"} and return_type == "logits":
+            inner = partial(self._logits, input, attention_mask, valid, kwargs)
         else:
             inner = partial(super().forward, input, return_type, attention_mask=attention_mask, **kwargs)
 
@@ -251,9 +252,11 @@ class HookedDLM(Text, Tools):
 
         return self.wiring.run(told, everything=self.across(kwargs))
 
-    def _logits(self, tokens: Any, attention_mask: Tensor | None, valid: Tensor | None) -> Tensor:
+    def _logits(
+        self, tokens: Any, attention_mask: Tensor | None, valid: Tensor | None, options: dict[str, Any]
+    ) -> Tensor:
         """The transformers model's own logits, without TransformerLens's handling of everything else."""
-        arguments: dict[str, Any] = {"use_cache": False}
+        arguments: dict[str, Any] = {"use_cache": False, **options}
         if valid is not None:
             places = attention.positions(valid, self._driver.first_position)
             arguments |= {"attention_mask": valid.long(), "position_ids": places}

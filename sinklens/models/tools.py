@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -26,6 +27,7 @@ class Tools(TransformerBridge):
     name: str
     wiring: Wiring
     adapter: Any
+    _path: str
     points: dict[str, Any]
 
     @property
@@ -69,6 +71,20 @@ class Tools(TransformerBridge):
                     f"say dlm.original_model.set_attn_implementation({attention.NAME!r})"
                 )
 
+    def last_logits(
+        self, tokens: Int[Tensor, "batch pos"], *, attention_mask: Tensor | None = None
+    ) -> Float[Tensor, "batch 1 vocab"]:
+        """Logits of the last position, by which a baseline decides.
+
+        The unembedding runs there alone, unless somebody hooks it, or `attention` is other than "auto": a hook must see
+        every position, and must then not change a bit by looking.
+        """
+        unembed: Any = self.unembed
+        wanted = any(slot.wanted for slot in self.wiring.slots if slot.component is unembed)
+        alone = self.is_causal and self._path == "auto" and not wanted
+        options = {"logits_to_keep": 1} if alone else {}
+        return self(tokens, attention_mask=attention_mask, **options)[:, -1:]
+
     def refuse(self, return_type: Any, kwargs: dict[str, Any], *, embedded: bool = False) -> None:
         """Raise for what a forward of this model cannot give; `embedded`: of embeddings, not of tokens.
 
@@ -94,6 +110,11 @@ class Tools(TransformerBridge):
             raise Unsupported(
                 f"return_type={return_type!r}: {self.name} is a diffusion model, which has no next-token loss; use "
                 "sinklens.log_likelihood, or compute a loss at masked positions from the logits"
+            )
+        if kwargs.get("logits_to_keep"):
+            raise Unsupported(
+                f"logits_to_keep: {self.name} is a diffusion model, whose logits are aligned with all positions; take "
+                "the rows that you want"
             )
         if kwargs.get("past_key_values") is not None or kwargs.get("use_past_kv_cache") or kwargs.get("use_cache"):
             raise Unsupported(f"{self.name} sees the whole canvas at every step, so a key-value cache is never right")

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sinklens import Canvas, HookedDLM, MaskSinks, Plan, SameStep, Scope, denoise, denoising_steps
 from sinklens.errors import HookNeverFired, PlanError, ScopeError
-from sinklens.probes import ReceivedAttention
+from sinklens.probes import Confidence, ReceivedAttention
 
 MASK, PAD = 62, 1
 PROMPT = [5, 17, 9, 30, 2, 44]
@@ -628,3 +628,52 @@ def test_steps_from_the_end_need_rows_that_take_as_many(model: Model, steps: Any
     with pytest.raises(ScopeError, match="the prompts of this run take 1 to 3 steps"):
         next(denoising_steps(dlm, gaps, Plan(new_tokens=0), interventions=[edit]))
     next(denoising_steps(dlm, gaps[:1] * 2, Plan(new_tokens=0), interventions=[edit]))
+
+
+# The unembedding of a baseline.
+
+
+def unembedded(dlm: HookedDLM, run: Callable[[], Any]) -> tuple[Any, list[int]]:
+    """What a run gives, and how many positions its unembedding saw, forward by forward."""
+    sizes: list[int] = []
+    head: Any = dlm.original_model.lm_head
+    handle = head.register_forward_hook(lambda _, inputs, out: sizes.append(inputs[0].shape[1]))
+    try:
+        return run(), sizes
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize("family", BASELINES)
+def test_a_run_of_a_baseline_unembeds_the_next_position_alone(model: Model, family: str) -> None:
+    """With the same tokens and confidences as steps, which show every row of logits."""
+    dlm, plan = model(family), Plan(new_tokens=3, suppress_eos="logits")
+    whole, every = unembedded(dlm, lambda: list(denoising_steps(dlm, PROMPTS, plan)))
+    result, alone = unembedded(dlm, lambda: run(dlm, PROMPTS, plan, probes=[ReceivedAttention()]))
+    assert (every, alone) == ([6, 7, 8], [1, 1, 1])
+    assert torch.equal(result.tokens, whole[-1].tokens)
+    for step in whole:
+        torch.testing.assert_close(result.confidence[step.committed], step.confidence[step.committed])
+
+
+def test_a_run_unembeds_all_that_somebody_looks_at(model: Model) -> None:
+    """A probe of the logits, a hook of one's own, attention in the open, and gaps at different places."""
+    dlm, plan = model("Llama"), Plan(new_tokens=2, suppress_eos="logits")
+    plain = run(dlm, PROMPTS, plan)
+    probed, sizes = unembedded(dlm, lambda: run(dlm, PROMPTS, plan, probes=[Confidence()]))
+    assert sizes == [6, 7]
+    assert torch.equal(plain.tokens, probed.tokens)
+    assert probed.record["prediction_probability"].isel(prompt=1, step=1).notnull().sum() == 7
+    seen: list[int] = []
+    with dlm.hooks(fwd_hooks=[("unembed.hook_in", lambda tensor, hook: seen.append(tensor.shape[1]))]):
+        run(dlm, PROMPTS, plan)
+    assert seen == [6, 7]
+    dlm.attention = "blocks"
+    try:
+        assert unembedded(dlm, lambda: run(dlm, PROMPTS, plan))[1] == [6, 7]
+    finally:
+        dlm.attention = "auto"
+    gaps = [[5, MASK, 9, MASK], [7, 8, MASK, MASK]]
+    filled, sizes = unembedded(dlm, lambda: run(dlm, gaps, Plan(new_tokens=0)))
+    assert sizes == [2, 1]  # the rows' next gaps are at 1 and 2 first, and then both at 3
+    assert torch.equal(filled.tokens, list(denoising_steps(dlm, gaps, Plan(new_tokens=0)))[-1].tokens)

@@ -112,6 +112,8 @@ def test_what_has_no_meaning_for_a_diffusion_model_is_refused(model: Any, family
             getattr(dlm, name)(TOKENS)
     with pytest.raises(Unsupported, match="key-value cache"):
         dlm(TOKENS, use_cache=True)
+    with pytest.raises(Unsupported, match=r"logits_to_keep.*take the rows"):  # Dream's would be moved by one among them
+        dlm(TOKENS, logits_to_keep=2)
     with pytest.raises(TypeError, match="attention_mask="):
         dlm(TOKENS, torch.ones_like(TOKENS))
 

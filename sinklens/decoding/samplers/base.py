@@ -48,6 +48,10 @@ class Sampler(ABC):
         """What the model sees of a canvas: all of it."""
         return canvas
 
+    def last_only(self, canvas: Canvas, active: Bool[Tensor, " batch"]) -> bool:
+        """Whether all active rows are decided by the last row of logits that the model gives now."""
+        return False
+
     @abstractmethod
     def choose(
         self,
@@ -59,7 +63,7 @@ class Sampler(ABC):
         """Tokens, confidences and positions.
 
         Args:
-            logits: Row i scores the token at position i (`dlm.by_position`).
+            logits: Row i scores the token at position i (`dlm.by_position`); or the last row alone (`last_only`).
             canvas: The whole canvas, whatever the model saw of it.
             active: Rows that are still being decoded.
             step: Index of the step.

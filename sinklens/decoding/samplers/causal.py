@@ -30,6 +30,12 @@ class Causal(Sampler):
             prompt=canvas.prompt[:, :length],
         )
 
+    def last_only(self, canvas: Canvas, active: Tensor) -> bool:
+        """Unless the rows' gaps are at different places."""
+        following = self._next(canvas)
+        seen = following[following < canvas.masked.shape[-1]].max()
+        return bool((following == seen)[active].all())
+
     def choose(self, logits: Tensor, canvas: Canvas, active: Tensor, step: int) -> Choice:
         """A token for the next position of each active row, which is committed."""
         following = self._next(canvas)
