@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sinklens.errors import TaskError
@@ -21,10 +21,11 @@ def refuse_unknown(tokenizer: Any, examples: Sequence[Example], *, answers: bool
     Raises:
         TaskError: naming the example and quoting the word.
     """
+    marks = {} if tokenizer is None else _unknown_tokens(tokenizer)
     for example in examples if tokenizer is not None else ():
         for what in ("prompt", "answer") if answers else ("prompt",):
             text = getattr(example, what)
-            unknown = _unknown(tokenizer, text) if isinstance(text, str) and text else None
+            unknown = _unknown(tokenizer, text, marks) if isinstance(text, str) and text else None
             if unknown is not None:
                 raise TaskError(
                     f"{example.name}: the tokenizer does not know {unknown!r} in the {what} {text[:80]!r}, so the "
@@ -32,7 +33,7 @@ def refuse_unknown(tokenizer: Any, examples: Sequence[Example], *, answers: bool
                 )
 
 
-def _unknown(tokenizer: Any, text: str) -> str | None:
+def _unknown(tokenizer: Any, text: str, marks: Mapping[str, int]) -> str | None:
     """What of a text is lost on the way to tokens; None if nothing is."""
     fast = bool(getattr(tokenizer, "is_fast", False))
     try:
@@ -41,8 +42,7 @@ def _unknown(tokenizer: Any, text: str) -> str | None:
         return next((word for word in text.split() if not _readable(tokenizer, word)), str(error))
     ids, spans = read["input_ids"], read["offset_mapping"] if fast else []
     said = [] if not fast else [text[start:end] for start, end in spans]
-    for unknown in _unknown_tokens(tokenizer, fast=fast):
-        number = tokenizer.convert_tokens_to_ids(unknown)
+    for unknown, number in marks.items():
         if ids.count(number) > text.count(unknown):
             wrong = [word for token, word in zip(ids, said, strict=False) if token == number]
             return next((word for word in wrong if word != unknown), text)
@@ -51,10 +51,12 @@ def _unknown(tokenizer: Any, text: str) -> str | None:
     return lost[0] if fast and lost else None
 
 
-def _unknown_tokens(tokenizer: Any, *, fast: bool) -> set[str]:
-    """What stands for unknown words, as transformers has it and as the vocabulary's own model has it."""
+def _unknown_tokens(tokenizer: Any) -> dict[str, int]:
+    """What stands for unknown words, as transformers has it and as the vocabulary's own model has it, and its ids."""
+    fast = bool(getattr(tokenizer, "is_fast", False))
     of_model = getattr(tokenizer.backend_tokenizer.model, "unk_token", None) if fast else None
-    return {token for token in (tokenizer.unk_token, of_model) if token and token in tokenizer.get_vocab()}
+    known = tokenizer.get_vocab()
+    return {token: known[token] for token in (tokenizer.unk_token, of_model) if token and token in known}
 
 
 def _readable(tokenizer: Any, word: str) -> bool:
