@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -43,6 +44,7 @@ MASK = 16  # <empty_output>, which SmolLM2 never learned to use
 RUNS = Path("runs/smollm2")
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 HELD_OUT = 64  # rows that are never learned from
+IDS = SpecialIds(mask=MASK, eos=(2, 0), bos=None, pad=2, eot=None)
 EARLY = (10, 20, 50, 100, 200)  # updates that are logged however little time they took: the sink dissolves among them
 
 
@@ -82,8 +84,9 @@ def family(shift: bool) -> Family:
 def rows_of(texts: Path, length: int) -> Tensor:
     """All texts end to end (id 0 between them), cut into rows [row, length]."""
     ids: list[int] = []
-    for line in texts.open(encoding="utf-8"):
-        ids += [*json.loads(line)["ids"], 0]
+    with texts.open(encoding="utf-8") as file:
+        for line in file:
+            ids += [*json.loads(line)["ids"], 0]
     return torch.tensor(ids[: len(ids) // length * length]).view(-1, length)
 
 
@@ -250,8 +253,7 @@ def train(
     rows = rows_of(texts, recipe.length)
     held, rows = rows[-HELD_OUT:], rows[:-HELD_OUT]
     model, tokenizer = start(base, recipe)
-    ids = SpecialIds(mask=MASK, eos=(2, 0), bos=None, pad=2, eot=None)
-    dlm = sl.HookedDLM.from_transformers(model.base_model.model, tokenizer, family(recipe.shift), ids=ids)
+    dlm = sl.HookedDLM.from_transformers(model.base_model.model, tokenizer, family(recipe.shift), ids=IDS)
     learned = [value for value in model.parameters() if value.requires_grad]
     optimizer = torch.optim.AdamW(learned, lr=recipe.rate, weight_decay=0.0)
     done = resume(folder, model, optimizer)
@@ -314,6 +316,17 @@ def export(base: str, folder: Path, out: Path) -> None:
         save_file(adapter_of(path), out / name, metadata=said | {"update": update})
     for name in ("log.jsonl", "recipe.json"):
         shutil.copy(folder / name, out / name)
+
+
+def loaded(base: str, folder: Path) -> sl.HookedDLM:
+    """The model of a run as it would be shipped: its adapter merged into its base in float32, then bfloat16."""
+    recipe = json.loads((folder / "recipe.json").read_text())
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    with TemporaryDirectory() as out:
+        export(base, folder, Path(out))
+        adapted.merge(model, Path(out) / "adapter.safetensors")
+    model, tokenizer = model.to(torch.bfloat16), AutoTokenizer.from_pretrained(base)
+    return sl.HookedDLM.from_transformers(model, tokenizer, family(recipe["shift"]), ids=IDS)
 
 
 def adapter_of(path: Path) -> dict[str, Tensor]:
