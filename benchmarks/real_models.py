@@ -13,14 +13,15 @@ table1    accuracy on the task "facts", unmasked, without the top 1, 5 and 10 ke
           sl.ablate (target 5 x faster). Another accuracy than by hand is an error, random keys aside.
           The straightforward way is measured on the first `--by-hand` prompts and scaled to all of them.
 memory    peak resident size of sl.denoise with ReceivedAttention over a text of 1024 tokens (4 of them new), beyond
-          that of one plain forward of the transformers model over as many tokens, each in a fresh process; and beyond
-          the weights (target 300 MB).
+          that of the model after a forward of 2 tokens (target 300 MB), and beyond one plain forward of the
+          transformers model over all of them; each in a fresh process.
 
 Time: medians of interleaved runs after a warm-up.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -217,6 +218,8 @@ def one_run(name: str, folder: str, dtype: torch.dtype, size: int) -> common.Job
 
 def measure_memory(folder: str, dtype: torch.dtype) -> None:
     """Its lines."""
+    for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"):  # `make bench-real` keeps freed memory: not here
+        os.environ.pop(name, None)
     peak = {name: common.fresh_peak(one_run, name, folder, dtype, LONG) for name in ("weights", "plain", "trace")}
     print(f"\nmemory, {dtype}: {LONG} tokens, peak resident size, MB\n")
     common.heading("run", "peak", "beyond the weights", "beyond the plain forward", "target")
