@@ -21,8 +21,13 @@ def demo(
         typer.Option(help="Folder for the results.", show_default="sinklens-demo, or sinklens-demo-real"),
     ] = None,
     prompts: Annotated[
-        int, typer.Option(min=4, help="Held-out texts per task; fewer is faster and less certain.")
-    ] = 64,
+        int | None,
+        typer.Option(
+            min=4,
+            help="Texts per task; fewer is faster and less certain.",
+            show_default="64; --real: 48 facts and all 30 antibodies",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the texts and of the sampling.")] = 0,
     device: options.Device = None,
     dtype: options.Dtype = None,
@@ -38,9 +43,9 @@ def demo(
     out = out or Path("sinklens-demo-real" if real else "sinklens-demo")
     try:
         if real:
-            _real(context, out, prompts, seed)
+            _real(context, out, prompts or 48, seed)
         else:
-            _twins(context, out, prompts, seed)
+            _twins(context, out, prompts or 64, seed)
     except KeyboardInterrupt:
         options.interrupted(f"what was finished is in {out}; to go on start the same command again")
 

@@ -20,10 +20,13 @@ def facts(limit: int | None = None) -> Jsonl:
 
 
 def antibodies(limit: int | None = None) -> Jsonl:
-    """Variable regions of 15 therapeutic antibodies, heavy and light, half of the residues masked (two draws of each).
+    """Variable regions of 15 therapeutic antibodies, heavy and light, half of the residues masked.
 
-    Every residue is a place. Sequences: supporting data set S2 of Jain et al., "Biophysical properties of the
-    clinical-stage antibody landscape", PNAS 114 (2017), doi:10.1073/pnas.1616408114, from the WHO's lists of names.
+    Every residue is a place. The first 30 are one draw of masks for each of the 30 sequences, the next 30 another for
+    the same: intervals over prompts take these for new sequences, which they are not.
+
+    Sequences: supporting data set S2 of Jain et al., "Biophysical properties of the clinical-stage antibody landscape",
+    PNAS 114 (2017), doi:10.1073/pnas.1616408114, from the WHO's lists of names.
     """
     return Jsonl(HERE / "antibodies.jsonl", by="character", separator=None, limit=limit, name="antibodies")
 

@@ -50,6 +50,7 @@ def test_antibodies_are_thirty_sequences_masked_twice():
         assert len(example.answer) == len(whole[-1]) // 2
         assert set(whole[-1]) <= set("ACDEFGHIKLMNPQRSTVWY")
     assert set(Counter(whole).values()) == {2}
+    assert len(set(whole[:30])) == 30  # so that intervals over the first thirty are over sequences
     assert all(any(conserved in text for text in whole) for conserved in ("WGQGT", "FGQGTK"))
 
 
