@@ -156,10 +156,28 @@ def test_antiberty_does_without_its_first_sink(antiberty: sl.HookedDLM) -> None:
     assert found["random"] > 0.8
 
 
+def test_the_adapted_model_has_no_sink_on_its_first_token_and_does_without_its_first_sinks() -> None:
+    dlm = sl.HookedDLM.from_pretrained("smollm2-135m-diffusion")
+    prompts = [facts()[index].prompt for index in range(4)]
+    record = sl.denoise(
+        dlm, prompts, sl.Plan(new_tokens=1), probes=[sl.probes.ReceivedAttention()], progress=False
+    ).record
+    places: Any = sl.metrics.place_classes(record).set_index("place")
+    assert places.loc["first", "share_of_sinks"] < 0.1
+    task = facts()
+    task = sl.tasks.Jsonl(
+        task.path, extract=task.extract, match=task.match, examples=tuple(task[index] for index in CAPITALS[:10])
+    )
+    result = sl.ablate(dlm, task, {"top-1": MASK_TOP_1}, sl.Plan(new_tokens=1), metrics=["accuracy"], progress=False)
+    found: Any = result.summary().set_index("kind")["value"]
+    assert found["unmasked"] >= 0.7
+    assert found["sinks"] >= 0.5
+
+
 def test_the_real_demo_from_end_to_end(tmp_path: Any) -> None:
     code, text, said = command("demo", "--real", "--prompts", "4", "--out", str(tmp_path))
     assert code == 0, text + said
     table = pd.read_csv(tmp_path / "table1.csv")
-    assert {"smollm2-135m", "antiberty"} <= set(table.model)
+    assert set(table.model) == {"smollm2-135m", "smollm2-135m-diffusion", "antiberty"}
     assert table[table.kind == "sinks"].exposed.gt(0).all()
     assert (tmp_path / "report.html").stat().st_size > 100_000
