@@ -15,7 +15,7 @@ def demo(
     real: Annotated[
         bool,
         typer.Option(
-            "--real", help="On real models, of 26 and 135 million weights: about a quarter of an hour on 2 cores."
+            "--real", help="On real models, of 26 and 135 million weights: 12 minutes on 2 cores."
         ),
     ] = False,
     out: Annotated[
@@ -27,7 +27,7 @@ def demo(
         typer.Option(
             min=4,
             help="Texts per task; fewer is faster and less certain.",
-            show_default="64; --real: 30",
+            show_default="64; --real: 20",
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the texts and of the sampling.")] = 0,
@@ -45,7 +45,7 @@ def demo(
     out = out or Path("sinklens-demo-real" if real else "sinklens-demo")
     try:
         if real:
-            _real(context, out, prompts or 30, seed)
+            _real(context, out, prompts or 20, seed)
         else:
             _twins(context, out, prompts or 64, seed)
     except KeyboardInterrupt:
