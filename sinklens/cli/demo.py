@@ -14,9 +14,7 @@ def demo(
     context: typer.Context,
     real: Annotated[
         bool,
-        typer.Option(
-            "--real", help="On real models, of 26 and 135 million weights: 12 minutes on 2 cores."
-        ),
+        typer.Option("--real", help="On real models, of 26 and 135 million weights: 12 minutes on 2 cores."),
     ] = False,
     out: Annotated[
         Path | None,
