@@ -56,8 +56,8 @@ def write_report(found: Found, out: Path) -> Path:
         report.Section(
             "Sinks against their controls",
             "minus_control: (sinks - unmasked) - (control - unmasked), paired by prompt, with its 95 % interval; "
-            "p_holm: permutation test, corrected over the model's lines. Where one key holds most of the attention, as "
-            "in SmolLM2, keys of the same mass are nearly all the others: such a control destroys the model, too.",
+            "p_holm: permutation test, corrected over the model's lines. Where one key holds most of the attention, "
+            "keys of the same mass are nearly all the others: such a control may destroy the model, too.",
             [("Sinks against each control", _joined(against, differences))],
             [],
         ),
