@@ -9,6 +9,7 @@ import pandas as pd
 import xarray as xr
 
 from sinklens.analysis.attention import CELL, flags, measured, positions, received, texts
+from sinklens.analysis.ranks import spearman
 from sinklens.analysis.rates import flagged
 from sinklens.errors import RecordError
 from sinklens.records import made
@@ -67,7 +68,7 @@ def key_norm_correlation(
         groups = (
             [keep] if types is None else [keep & (types.to_numpy() == i)[:, :, None] for i in range(len(KEY_TYPES))]
         )
-        layers.append([_mean(_spearman(attention, smallness, group)) for group in groups])
+        layers.append([_mean(spearman(attention, smallness, group)) for group in groups])
     table = xr.DataArray(np.array(layers).T, dims=("key_type", "layer"), coords={"layer": values["layer"].to_numpy()})
     table = table.isel(key_type=0) if by is None else table.assign_coords(key_type=list(KEY_TYPES))
     table.attrs = {
@@ -174,30 +175,3 @@ def _median(values: np.ndarray) -> np.ndarray:
     ordered, count = np.sort(values, -1), np.isfinite(values).sum(-1, keepdims=True)
     lower, upper = np.maximum(count - 1, 0) // 2, np.minimum(count // 2, values.shape[-1] - 1)
     return (np.take_along_axis(ordered, lower, -1) + np.take_along_axis(ordered, upper, -1)) / 2
-
-
-def _ranks(values: np.ndarray, keep: np.ndarray) -> np.ndarray:
-    """Average ranks from 0 among the kept entries of the last axis; 0 for the others."""
-    order = np.argsort(np.where(keep, values, np.inf), -1)  # the kept ones are finite and come first
-    ordered = np.take_along_axis(values, order, -1)
-    place = np.broadcast_to(np.arange(values.shape[-1], dtype=np.float32), values.shape)
-    new = np.ones(values.shape, bool)
-    new[..., 1:] = ordered[..., 1:] != ordered[..., :-1]
-    new |= place == keep.sum(-1, keepdims=True)  # what is not kept begins a tie of its own
-    first = np.maximum.accumulate(np.where(new, place, 0), -1)
-    ends = np.ones(values.shape, bool)
-    ends[..., :-1] = new[..., 1:]
-    last = np.minimum.accumulate(np.where(ends, place, np.inf)[..., ::-1], -1)[..., ::-1]
-    ranks = np.empty(values.shape)
-    np.put_along_axis(ranks, order, (first + last) / 2, -1)
-    return np.where(keep, ranks, 0)
-
-
-def _spearman(a: np.ndarray, b: np.ndarray, keep: np.ndarray) -> np.ndarray:
-    """Rank correlation over the last axis among the kept entries; nan where fewer than 3, or all equal."""
-    keep = np.broadcast_to(keep, a.shape)
-    count = keep.sum(-1)
-    x, y = ((_ranks(v, keep) - (count[..., None] - 1) / 2) * keep for v in (a, b))  # ranks average (n - 1) / 2
-    power = (x * x).sum(-1) * (y * y).sum(-1)
-    defined = (count >= 3) & (power > 0)
-    return np.where(defined, (x * y).sum(-1) / np.sqrt(np.where(defined, power, 1)), np.nan)

@@ -29,7 +29,6 @@ R = TypeVar("R")
 NAME = "sinklens"  # of this function, in transformers
 ROTATED = ("hook_rot_q", "hook_rot_k")  # of every model, also where nothing is rotated
 RECEIVED = ("hook_received", "hook_received_masked", "hook_received_committed", "hook_received_last")
-ROTATED = ("hook_rot_q", "hook_rot_k")  # of every model, also where nothing is rotated
 MEANING = {  # of a layer's hook points, by what follows "blocks.{i}."
     "hook_in": "residual stream before the layer",
     "hook_out": "residual stream after it",
@@ -82,6 +81,8 @@ class Forward:
         valid: Real positions [batch, pos]; None if all are.
         mask_token: Id of the mask token; None where there is none.
         path: "auto", "pattern" (whole patterns) or "blocks" (blocks of queries).
+        cached: Every layer sees all keys of its cache, and new ones causally, however many its cache holds: the mask
+            that transformers makes is that of the first layer.
     """
 
     serving: Mapping[torch.nn.Module, Points] = field(default_factory=dict)
@@ -89,6 +90,7 @@ class Forward:
     valid: Tensor | None = None
     mask_token: int | None = None
     path: str = "auto"
+    cached: bool = False
 
 
 FORWARD: ContextVar[Forward] = ContextVar("sinklens_forward", default=Forward())  # noqa: B039 - frozen, never changed
@@ -205,6 +207,8 @@ def attention(
     """
     now = FORWARD.get()
     points = now.serving.get(module)
+    if now.cached:
+        attention_mask = behind_cache(query.shape[-2], key.shape[-2], query.device)
     if points is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     hooked = [point for point in points.rotated if point._forward_hooks or point._backward_hooks]
@@ -235,6 +239,11 @@ def attention(
     shown = _received(points, sight, now)
     mixed, pattern = blocks.attend(points.weights, shown, query, key, value, sight, scaling, path=now.path)
     return mixed.transpose(1, 2), pattern
+
+
+def behind_cache(queries: int, keys: int, device: torch.device) -> Tensor:
+    """Who sees whom behind a cache: all that it holds, and causally what is new [1, 1, query, key]."""
+    return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)[None, None]
 
 
 def _received(points: Points, sight: Sight, now: Forward) -> list[tuple[HookPoint, Tensor | None]]:

@@ -245,12 +245,13 @@ class HookedDLM(Text, Tools):
         else:
             inner = partial(super().forward, input, return_type, attention_mask=attention_mask, **kwargs)
 
-        def told(serving: dict[Any, Any]) -> Any:
+        def run(serving: dict[Any, Any]) -> Any:
             serving = serving if self._path == "auto" else self.wiring.serving(everywhere=True)
             self.check_attention(serving)
-            return attention.running(attention.Forward(serving, mask_token=self.ids.mask, path=self._path), inner)
+            told: Any = {"mask_token": self.ids.mask, "path": self._path, "cached": attention.FORWARD.get().cached}
+            return attention.running(attention.Forward(serving, **told), inner)
 
-        return self.wiring.run(told, everything=self.across(kwargs))
+        return self.wiring.run(run, everything=self.across(kwargs))
 
     def _logits(
         self, tokens: Any, attention_mask: Tensor | None, valid: Tensor | None, options: dict[str, Any]

@@ -1,0 +1,153 @@
+"""What the key-norm protocol found: a line for every trial, share and ranking, and their summary."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sinklens.experiments.l2 import L2, Trial, Window
+from sinklens.experiments.statistics import holm, mean_and_interval, permutation_p, rate_and_interval
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+WHOLE, RANDOM = "whole cache", "random"
+SEMANTICS = {"cache": "cache", "recomputed": "recomputed", "perplexity": "cache"}
+PUBLISHED = {  # arXiv 2406.11430: shares of the cache that could be dropped "without losing accuracy"
+    "perplexity": "50 % of the cache dropped (Llama-2-7B and others: language modelling)",
+    "needle": "50 % dropped: 99 %",
+    "passkey": "90 % dropped: 100 %",
+}
+
+
+@dataclass
+class L2Result:
+    """What `l2` found.
+
+    Attributes:
+        model: Its name.
+        protocol: What was asked.
+        total: How many trials there are.
+        done: How many of them are finished.
+        lines: One per trial, share and ranking.
+        correlations: One per window, layer, key head and way.
+    """
+
+    model: str
+    protocol: L2
+    total: int
+    done: int = 0
+    lines: list[dict[str, Any]] = field(default_factory=list)
+    correlations: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def finished(self) -> bool:
+        """Whether every trial is."""
+        return self.done == self.total
+
+    @property
+    def unfinished(self) -> str:
+        """What must be said of a result that was interrupted; empty if it is whole."""
+        return "" if self.finished else f"unfinished: {self.done} of {self.total} trials"
+
+    def add(self, trial: Trial, part: str, values: dict[str, Any]) -> None:
+        """A part of a trial that is finished."""
+        if part == "correlation":
+            for way, table in values.items():
+                for layer, row in enumerate(table):
+                    for head, value in enumerate(row):
+                        at = {"window": _number(trial), "layer": layer, "key_head": head}
+                        known = math.nan if value is None else value
+                        self.correlations.append({**at, "way": way, "correlation": known})
+            return
+        about: dict[str, Any] = {"outcome": part, "semantics": SEMANTICS[part]}
+        if isinstance(trial, Window):
+            about |= {"tokens": self.protocol.window, "depth": math.nan, "trial": trial.index}
+        else:
+            about |= {"outcome": trial.kind, "tokens": trial.tokens, "depth": trial.depth, "trial": trial.seed}
+        for share, found in values.items():
+            if share == WHOLE:
+                self.lines.append({**about, "share": 1.0, "ranking": WHOLE, "value": found})
+            else:
+                self.lines += [{**about, "share": float(share), "ranking": n, "value": v} for n, v in found.items()]
+
+    def has(self) -> list[str]:
+        """Its outcomes, with their semantics."""
+        found = dict.fromkeys(f"{line['outcome']} ({line['semantics']})" for line in self.lines)
+        return [*found, *(["correlation"] if self.correlations else [])]
+
+    def table(self) -> pd.DataFrame:
+        """A line per trial, share and ranking.
+
+        Columns: outcome; semantics ("cache": what is dropped stays dropped; "recomputed": every step anew); tokens of
+        the context; depth; trial; share kept; ranking; value (1 or 0 for an answer, nats per token for perplexity).
+        """
+        import pandas as pd
+
+        columns = ["outcome", "semantics", "tokens", "depth", "trial", "share", "ranking", "value"]
+        return pd.DataFrame(self.lines, columns=columns)
+
+    def summary(self) -> pd.DataFrame:
+        """Means over trials with 95 % intervals, and paired differences from keeping as many keys at random.
+
+        Columns: outcome, semantics, ranking, share, trials, value (share of right answers; perplexity), low, high,
+        minus_random (of answers; in nats per token for perplexity) with its interval and p, corrected by Holm's method
+        within an outcome and semantics. The whole cache has share 1.
+        """
+        import pandas as pd
+
+        table: Any = self.table()
+        rows: list[dict[str, Any]] = []
+        for (outcome, semantics), part in table.groupby(["outcome", "semantics"], sort=False):
+            first = len(rows)
+            for (ranking, share), cell in part.groupby(["ranking", "share"], sort=False):
+                rows.append({"outcome": outcome, "semantics": semantics, "ranking": ranking, "share": share})
+                rows[-1] |= _level(outcome, cell["value"].to_numpy())
+                others = part[(part.ranking == RANDOM) & (part.share == share)]
+                rows[-1] |= _against(cell, others if ranking not in (RANDOM, WHOLE) else others[:0])
+            for row, p in zip(rows[first:], holm([row["p"] for row in rows[first:]]), strict=True):
+                row["p_holm"] = p
+        return pd.DataFrame(rows).drop(columns="p", errors="ignore")
+
+    def grid(self, outcome: str, share: float, ranking: str) -> pd.DataFrame:
+        """Share of right answers by depth (rows) and length (columns), over the cache that was cut."""
+        table: Any = self.table()
+        chosen = (table.outcome == outcome) & (table.semantics == "cache") & (table.ranking == ranking)
+        return table[chosen & (table.share == share)].pivot_table(index="depth", columns="tokens", values="value")
+
+    def correlation(self) -> pd.DataFrame:
+        """Mean over windows of the rank correlation of -norm and what a key received.
+
+        Columns: way, layer, key_head, correlation in [-1, 1]; 1: the smaller the key, the more attention. Ways:
+        "received" as the sum over queries; "per query" that can see the key (sums favour early keys); "without the
+        first" position; "beyond position": the same, the part of it that the position does not explain.
+        """
+        import pandas as pd
+
+        table: Any = pd.DataFrame(self.correlations, columns=["window", "layer", "key_head", "way", "correlation"])
+        return table.groupby(["way", "layer", "key_head"], sort=False)["correlation"].mean().reset_index()
+
+
+def _number(trial: Trial) -> int:
+    return trial.index if isinstance(trial, Window) else trial.seed
+
+
+def _level(outcome: str, values: Any) -> dict[str, Any]:
+    found = torch.tensor(values, dtype=torch.float64)
+    mean, (low, high) = mean_and_interval(found) if outcome == "perplexity" else rate_and_interval(found)
+    if outcome == "perplexity":
+        mean, low, high = math.exp(mean), math.exp(low), math.exp(high)
+    return {"trials": len(values), "value": mean, "low": low, "high": high}
+
+
+def _against(cell: Any, others: Any) -> dict[str, Any]:
+    """The paired difference from random keys; nan where there is none."""
+    pairs = cell.merge(others, on=["tokens", "depth", "trial"], suffixes=("", "_random"))
+    if pairs.empty:
+        return dict.fromkeys(("minus_random", "minus_random_low", "minus_random_high", "p"), math.nan)
+    differences = torch.tensor((pairs["value"] - pairs["value_random"]).to_numpy(), dtype=torch.float64)
+    mean, (low, high) = mean_and_interval(differences)
+    return {"minus_random": mean, "minus_random_low": low, "minus_random_high": high, "p": permutation_p(differences)}
