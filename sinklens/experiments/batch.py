@@ -116,15 +116,14 @@ class Batch:
             memory: Of the edits as one.
         """
         none = [0.0] * len(self.rows)
-        names = ("keys", "mass", "eligible", "kept")
-        counts = ((memory.per_row(name) if memory is not None else []) or none for name in names)
-        keys, mass, eligible, kept = counts
+        names = ("keys", "mass", "candidates")
+        keys, mass, among = ((memory.per_row(name) if memory is not None else []) or none for name in names)
         scores = [
             {
                 "values": {name: self._met(row, values[name][row]) for name in values},
                 "edited_keys": round(keys[row]),
                 "edited_mass": float(mass[row]),
-                "kept": (kept[row] or eligible[row] - keys[row]) / eligible[row] if eligible[row] else None,
+                "kept": 1 - keys[row] / among[row] if among[row] else None,
             }
             for row in range(len(self.rows))
         ]

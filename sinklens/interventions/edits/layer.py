@@ -234,11 +234,11 @@ class Acting(Reading):
     def _count_found(self) -> None:
         if self.selected is None or self.found is None:
             return
-        (heads, short, eligible), some, count = self.found, self.selected.any(-1), self.memory.count
+        (heads, short, candidates), some, count = self.found, self.selected.any(-1), self.memory.count
         count("heads_without_sink", (heads & ~some).sum(-1))
         count("heads_with_fewer", (heads & short & some).sum(-1))
         count("keys", self.selected.sum((1, 2)))
-        count("eligible", (eligible * heads).sum(-1))
+        count("candidates", (candidates * heads).sum(-1))
 
     def _count_mass(self, pattern: Tensor, view: View, here: At) -> None:
         """What the touched entries held before, where it is not what the selector was shown."""
