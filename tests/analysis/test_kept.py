@@ -92,14 +92,14 @@ def test_chance_is_what_drawing_gives() -> None:
     """Many draws of as many keys: the mean of a hypergeometric distribution, as a simulation."""
     case, rng = planted("split", steps=4, keys=16), np.random.default_rng(0)
     shares = []
-    for _ in range(300):
+    for _ in range(100):
         flags = np.zeros((1, 4, 2, 1, 16))
         for s, layer in itertools.product(range(4), range(2)):
             flags[0, s, layer, 0, rng.choice(16, 5, replace=False)] = 1
         line = sinks_kept(with_kept(case.record, flags, (0.3,)), SinkRule(), by=()).iloc[0]
         shares.append(line["kept"])
         assert line["chance"] == pytest.approx(5 / 16)
-    assert np.mean(shares) == pytest.approx(5 / 16, abs=4 * np.std(shares) / math.sqrt(300))
+    assert np.mean(shares) == pytest.approx(5 / 16, abs=4 * np.std(shares) / math.sqrt(100))
 
 
 def test_a_record_without_a_sink_has_no_share_of_them() -> None:
