@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from sinklens.decoding.replay import replay
     from sinklens.decoding.run import Run, denoise
     from sinklens.experiments.ablation import ablate, doses
+    from sinklens.experiments.budget_table import breaking_point, budget_table
+    from sinklens.experiments.budgets import budget_curve
     from sinklens.experiments.results import AblationResult, Effect
     from sinklens.ground_truth.models import planted_model
     from sinklens.ground_truth.records import planted
@@ -38,6 +40,8 @@ _HOMES = {
     "decoding.replay": ("replay",),
     "decoding.run": ("Run", "denoise"),
     "experiments.ablation": ("ablate", "doses"),
+    "experiments.budget_table": ("breaking_point", "budget_table"),
+    "experiments.budgets": ("budget_curve",),
     "experiments.results": ("AblationResult", "Effect"),
     "values": ("named",),
     "hooks": ("Canvas", "Edit", "Probe", "Scope"),
@@ -86,6 +90,9 @@ __all__ = [
     "__version__",
     "ablate",
     "analysis",
+    "breaking_point",
+    "budget_curve",
+    "budget_table",
     "concat",
     "denoise",
     "denoising_steps",

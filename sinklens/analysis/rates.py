@@ -102,28 +102,37 @@ PLACES = ("first", "last", "separator", "other")
 
 
 @reads()
-def place_classes(record: xr.Dataset, rule: SinkRule | None = None) -> pd.DataFrame:
-    """On which places of a text sinks fall, beside how common the places are, whatever words stand there.
+def places(record: xr.Dataset) -> xr.DataArray:
+    """The place of each key at each step, as an index into PLACES; -1 where there is none [prompt, step, key].
 
     "first" and "last" are the first and last position of the row (as far as there is one at the step); "separator" is
     any other line break, BOS or EOS ([CLS], [SEP]); "other" the rest.
-
-    Columns: place; share_of_sinks and share_of_keys, both in [0, 1] and summing to 1 over the places (share_of_sinks is
-    nan if there is no sink at all).
     """
-    there = existing(record).transpose("prompt", "step", "key").to_numpy()
-    kinds = classes(record).transpose("prompt", "step", "key").to_numpy()
+    exists = existing(record).transpose("prompt", "step", "key")
+    there, kinds = exists.to_numpy(), classes(record).transpose("prompt", "step", "key").to_numpy()
     text = texts(record).transpose("prompt", "key").to_numpy()
     breaks = np.vectorize(lambda each: "\n" in each, otypes=[bool])(text)[:, None] & (kinds != CLASSES.index("mask"))
     marks = breaks | (kinds == CLASSES.index("bos")) | (kinds == CLASSES.index("eos"))
     first = there & (there.cumsum(-1) == 1)
     last = there & (there[..., ::-1].cumsum(-1)[..., ::-1] == 1) & ~first
-    separator = there & marks & ~first & ~last
+    found = np.select([~there, first, last, marks], [-1, *map(PLACES.index, PLACES[:3])], PLACES.index("other"))
+    return exists.copy(data=found)
+
+
+@reads()
+def place_classes(record: xr.Dataset, rule: SinkRule | None = None) -> pd.DataFrame:
+    """On which places of a text sinks fall (`places`), beside how common the places are, whatever words stand there.
+
+    Columns: place; share_of_sinks and share_of_keys, both in [0, 1] and summing to 1 over the places (share_of_sinks is
+    nan if there is no sink at all).
+    """
+    place = places(record).to_numpy()
     weight = sinks(record, rule).sum(["layer", "head"]).transpose("prompt", "step", "key").to_numpy()
     rows = []
-    for place, here in zip(PLACES, (first, last, separator, there & ~first & ~last & ~separator), strict=True):
+    for index, name in enumerate(PLACES):
+        here = place == index
         share = float(weight[here].sum() / weight.sum()) if weight.sum() else float("nan")
-        rows.append((place, share, float(here.sum() / there.sum())))
+        rows.append((name, share, float(here.sum() / (place >= 0).sum())))
     return pd.DataFrame(rows, columns=["place", "share_of_sinks", "share_of_keys"])
 
 

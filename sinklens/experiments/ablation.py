@@ -202,7 +202,7 @@ def _stored(
             return []
         names = {"model": runner.dlm.name, "task": runner.task.name, "prompt": index}
         names |= {"name": runner.job.examples[index].name, "seed": seed, "condition": arm.condition, "kind": arm.kind}
-        counts = {"edited_keys": stored["edited_keys"], "edited_mass": stored["edited_mass"]}
+        counts = {name: stored[name] for name in ("edited_keys", "edited_mass", "kept")}
         for metric in (name for name in runner.metrics if name in stored["values"]):
             measured = Measured(*stored["values"][metric])
             scores.append({**names, "metric": metric, **measured._asdict(), **counts})

@@ -18,7 +18,7 @@ from sinklens.values.exact import Range
 SEEDS = 1_000_003  # a prompt's own seed is the repetition's times this, plus the prompt's index
 Repetition = Annotated[int, Range(0, 2**43 - 1)]  # so that a prompt's own seed is one
 
-FORM = 3  # of a stored score; those of another form are not read as if they were of this one
+FORM = 4  # of a stored score; those of another form are not read as if they were of this one
 
 
 class Measured(NamedTuple):
@@ -109,19 +109,21 @@ class Batch:
         return [Conditions(self.edits, len(self.prompts))] if edited else []
 
     def scores(self, values: Values, memory: Memory | None) -> list[list[dict[str, Any]]]:
-        """What a run came to, by edit and prompt: "values", {metric: Measured}, "edited_keys", "edited_mass".
+        """What a run came to, by edit and prompt: "values", {metric: Measured}, "edited_keys", "edited_mass", "kept".
 
         Args:
             values: By metric and row.
             memory: Of the edits as one.
         """
         none = [0.0] * len(self.rows)
-        keys, mass = ((memory.per_row(name) if memory is not None else []) or none for name in ("keys", "mass"))
+        names = ("keys", "mass", "candidates")
+        keys, mass, among = ((memory.per_row(name) if memory is not None else []) or none for name in names)
         scores = [
             {
                 "values": {name: self._met(row, values[name][row]) for name in values},
                 "edited_keys": round(keys[row]),
                 "edited_mass": float(mass[row]),
+                "kept": 1 - keys[row] / among[row] if among[row] else None,
             }
             for row in range(len(self.rows))
         ]

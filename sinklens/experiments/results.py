@@ -39,7 +39,8 @@ class AblationResult:
             could be scored), places (how many tokens it is the mean of), exposed (the share of them, 0 to 1, that were
             decided by a forward that an edit changed in this row; None where nothing was scored, or was to be
             edited), edited_keys (over steps, layers and heads), edited_mass (attention that these held, each query
-            having 1).
+            having 1), kept (the share of the keys that could have been edited, over all steps, layers and heads in
+            scope, that were left as they are; None where nothing is counted).
         finished: False after an interrupt.
         provenance: What made the scores, the content of every edit included.
     """

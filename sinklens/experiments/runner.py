@@ -92,7 +92,7 @@ class Runner:
 
         Yields:
             For as many edits as a forward holds, the unedited run first: for each of them, the scores of each prompt.
-            A score is "values", {metric: Measured}, and "edited_keys" and "edited_mass" of that row.
+            A score is "values", {metric: Measured}, and "edited_keys", "edited_mass" and "kept" of that row.
         """
         beside = max(1, rows // len(prompts) - 1)
         clean = self._decode(Batch(tuple(prompts), seed)).trajectory if which == "replayed" else None

@@ -6,6 +6,7 @@ Nothing is computed here that `analysis` or `experiments` could say.
 
 from sinklens.plots.adapting import adaptation
 from sinklens.plots.attention import POINTS, circuitsvis, key_norms
+from sinklens.plots.budgets import budget_curves, reached_shares, sinks_kept
 from sinklens.plots.canvas import sink_positions, timeline
 from sinklens.plots.curves import filtered_curve, histogram
 from sinklens.plots.doses import dose_response
@@ -14,6 +15,7 @@ from sinklens.plots.episodes import sink_lives
 from sinklens.plots.layers_heads import PANELS, heads, layer_steps
 from sinklens.plots.record_view import CELLS, LABELLED
 from sinklens.plots.side_by_side import side_by_side
+from sinklens.plots.survival import survival
 from sinklens.plots.tables import layer_counts, token_classes
 from sinklens.plots.theme import COLORS, FONT, SCALE, SYMBOLS, describe, themed, visible
 from sinklens.plots.training import emergence
@@ -28,6 +30,7 @@ __all__ = [
     "SCALE",
     "SYMBOLS",
     "adaptation",
+    "budget_curves",
     "circuitsvis",
     "conditions",
     "describe",
@@ -40,9 +43,12 @@ __all__ = [
     "key_norms",
     "layer_counts",
     "layer_steps",
+    "reached_shares",
     "side_by_side",
     "sink_lives",
     "sink_positions",
+    "sinks_kept",
+    "survival",
     "themed",
     "timeline",
     "token_classes",

@@ -463,11 +463,12 @@ def test_counts_are_what_happened() -> None:
     for kind in EDITS:
         edit = kind(SameStep(rule))
         tensor, memory = tensor_for(edit, scores), edit.memory()
-        names = {"keys", "mass", "heads_without_sink", "heads_with_fewer", "rows_that_kept_one_key"}
+        names = {"keys", "candidates", "mass", "heads_without_sink", "heads_with_fewer", "rows_that_kept_one_key"}
         assert memory.counts() == dict.fromkeys(names, 0)
         for layer in (0, 1):
             call(edit, canvas, tensor, layer, memory=memory)
         assert memory.counts()["keys"] == 2 * keys
+        assert memory.counts()["candidates"] == 2 * HEADS * int(canvas.valid.sum())
         assert memory.counts()["heads_without_sink"] == 2 * without
         assert set(memory.counts()) == names
         assert edit.memory().counts() == dict.fromkeys(names, 0)

@@ -92,9 +92,10 @@ class SinkEdit(AttentionEdit, ActsOnKeys):
     One of your own is a frozen dataclass with a field `selector` (`selector: Selector = PreviousStep(top_k=1)`) and
     the method `apply`.
 
-    Counts, over steps, layers and heads: "keys" edited; "mass", the attention that the touched entries held before
-    (each query has 1); "heads_without_sink", where the selector found nothing; "heads_with_fewer" than top_k;
-    "rows_that_kept_one_key", where the edit would have left a query without any key.
+    Counts, over steps, layers and heads: "keys" edited, of the "candidates" that the selector could have chosen;
+    "mass", the attention that the touched entries held before (each query has 1); "heads_without_sink", where the
+    selector found nothing; "heads_with_fewer" than top_k; "rows_that_kept_one_key", where the edit would have left a
+    query without any key.
 
     Args:
         where: As in AttentionEdit.
@@ -111,6 +112,7 @@ class SinkEdit(AttentionEdit, ActsOnKeys):
     hook_point: ClassVar[str] = "hook_pattern"
     counted: ClassVar[tuple[str, ...]] = (
         "keys",
+        "candidates",
         "mass",
         "heads_without_sink",
         "heads_with_fewer",

@@ -175,7 +175,8 @@ class Acting(Reading):
         # Whether the entries that it touches are those that received attention counts.
         self.alike = edit.diagonal and edit.queries == self.counting
         self.selected: Tensor | None = None
-        self.found: tuple[Tensor, Tensor] | None = None  # the heads in scope, and those with fewer keys than wanted
+        # The heads in scope, those with fewer keys than wanted, and how many keys could have been chosen in each.
+        self.found: tuple[Tensor, Tensor, Tensor] | None = None
         self.previewed = False
 
     def preview(self, tensor: Tensor, hook: Any) -> At | None:
@@ -225,17 +226,19 @@ class Acting(Reading):
         """The keys to act on, by the selector and in scope."""
         if self.edit.selector.loop == "open" and ("clean", self.layer) not in self.memory.notes:
             raise ScopeError(f"{self.edit!r} needs a clean forward at the same canvas first; use it in denoise")
-        selected, short = self.edit.selector.find(self.evidence(received, view))
+        evidence = self.evidence(received, view)
+        selected, short = self.edit.selector.find(evidence)
         heads = self.edit.heads(view.canvas, received.shape[1], received.device)
-        self.selected, self.found = selected & heads[..., None], (heads, short)
+        self.selected, self.found = selected & heads[..., None], (heads, short, evidence.eligible.sum(-1))
 
     def _count_found(self) -> None:
         if self.selected is None or self.found is None:
             return
-        (heads, short), some, count = self.found, self.selected.any(-1), self.memory.count
+        (heads, short, candidates), some, count = self.found, self.selected.any(-1), self.memory.count
         count("heads_without_sink", (heads & ~some).sum(-1))
         count("heads_with_fewer", (heads & short & some).sum(-1))
         count("keys", self.selected.sum((1, 2)))
+        count("candidates", (candidates * heads).sum(-1))
 
     def _count_mass(self, pattern: Tensor, view: View, here: At) -> None:
         """What the touched entries held before, where it is not what the selector was shown."""

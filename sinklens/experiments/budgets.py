@@ -1,0 +1,171 @@
+"""Accuracy against the share of keys that is kept: one curve per way to choose them, beside the sinks alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from sinklens.decoding.plan import Plan
+from sinklens.errors import ContentError, TaskError
+from sinklens.experiments.ablation import ablate
+from sinklens.experiments.batch import Repetition
+from sinklens.experiments.job import Job
+from sinklens.experiments.results import AblationResult
+from sinklens.hooks import Edit, Scope
+from sinklens.interventions import KeepKeys, MaskSinks, SameStep, control
+from sinklens.models.hooked_dlm import HookedDLM
+from sinklens.models.outline import Sketched
+from sinklens.sinks import Positions, SinkRule
+from sinklens.tasks import Prompts, Task
+from sinklens.values.kinds import Count, reads
+
+Ranking = Literal["received", "key_norm", "recency", "random"]
+RATES = (0.1, 0.15, 0.2, 0.25, 0.35, 0.5, 0.65, 0.8, 0.9, 1.0)
+RANKINGS: tuple[Ranking, ...] = get_args(Ranking)
+RANDOM = "random"
+WITHOUT_SINKS, WITHOUT_OTHERS = "without sinks", "without as many others"
+EVERYWHERE = Scope()
+
+
+@reads()
+def budget_edits(
+    rates: Sequence[float] = RATES,
+    selectors: Sequence[Ranking] = RANKINGS,
+    *,
+    draws: Count = 3,
+    sinks: SinkRule | None = SinkRule(),
+    where: Scope = EVERYWHERE,
+    queries: Positions = "all",
+) -> dict[str, Edit]:
+    """The conditions of a budget curve: each selector at each rate, and the sinks alone.
+
+    "SELECTOR=RATE" keeps that share of the keys, as `interventions.KeepKeys` has it; "random" comes `draws` times, as
+    "random#0=RATE" and so on. "without sinks" drops the keys that a rule calls sinks and nothing else, "without as many
+    others" as many random other keys: the same budget, so their difference is what a sink is worth more than another
+    key. A rate of 1 keeps everything: it is the unedited run, and has no condition.
+
+    Args:
+        rates: Shares of keys, in (0, 1].
+        selectors: How keys are chosen.
+        draws: Seeds of the random choice.
+        sinks: What a sink is, in the forward that is edited; None leaves the two conditions out.
+        where: Layers, heads and steps in which keys are dropped.
+        queries: Which queries see only what is kept.
+
+    Raises:
+        ContentError: a rate outside (0, 1], a rate or a selector that is named twice, nothing left to compare.
+    """
+    _check_rates(rates)
+    twice = [name for name in selectors if selectors.count(name) > 1]
+    if twice or not selectors:
+        raise ContentError(f"selectors={list(selectors)} " + ("names one twice" if twice else "is empty"))
+    edits: dict[str, Edit] = {}
+    for selector in selectors:
+        for rate in sorted(rate for rate in rates if rate < 1):
+            if selector == RANDOM:
+                for draw in range(draws):
+                    name = f"{RANDOM}#{draw}={rate!r}"
+                    edits[name] = KeepKeys(rate, RANDOM, seed=draw, where=where, queries=queries)
+            else:
+                edits[f"{selector}={rate!r}"] = KeepKeys(rate, selector, where=where, queries=queries)
+    if sinks is not None:
+        edits[WITHOUT_SINKS] = MaskSinks(SameStep(sinks), where=where, queries=queries)
+        edits[WITHOUT_OTHERS] = control(edits[WITHOUT_SINKS], RANDOM)
+    return edits
+
+
+def _check_rates(rates: Sequence[float]) -> None:
+    wrong = [rate for rate in rates if not 0 < rate <= 1]
+    if wrong:
+        raise ContentError(f"rate {wrong[0]!r} is outside (0, 1]; a rate is the share of keys that is kept")
+    if len(set(rates)) < len(rates) or not any(rate < 1 for rate in rates):
+        what = "names one twice" if len(set(rates)) < len(rates) else "drops nothing; name a rate below 1"
+        raise ContentError(f"rates={list(rates)} {what}")
+
+
+def check_lengths(model: Sketched, task: Task, plan: Plan, rates: Sequence[float], metrics: Sequence[str]) -> int:
+    """Raise, before a forward, for rates that mean nothing on the shortest prompt of a task.
+
+    Returns:
+        The number of keys of the shortest prompt at its first step (a baseline has no more, a diffusion model's canvas
+        is whole).
+
+    Raises:
+        TaskError: a rate that is less than one key of it, or below 1 and yet keeps all of them.
+        ValueError: as in `experiments.job.Job`.
+    """
+    _check_rates(rates)
+    canvas = Job(model, task, plan, metrics).start.canvas
+    keys = int(canvas.positions("prompt" if model.is_causal else "all").sum(-1).min())
+    low, high = 1 / keys, 1 - 1 / keys
+    less = [rate for rate in rates if rate * keys < 1 - 1e-9]
+    whole = [rate for rate in rates if rate < 1 and math.ceil(rate * keys - 1e-9) == keys]
+    if less or whole:
+        rate, why = (less[0], "is less than one of them") if less else (whole[0], "keeps all of them")
+        raise TaskError(
+            f"rate {rate!r} means nothing on the shortest prompt of {task.name!r}: it has {keys} keys at its first "
+            f"step, and {rate!r} {why}. Give rates from {math.ceil(low * 1000) / 1000:g} to "
+            f"{math.floor(high * 1000) / 1000:g} (and 1), or longer prompts"
+        )
+    return keys
+
+
+@reads("task")
+def budget_curve(
+    dlm: HookedDLM,
+    task: Task | Sequence[Any],
+    rates: Sequence[float] = RATES,
+    selectors: Sequence[Ranking] = RANKINGS,
+    plan: Plan | None = None,
+    *,
+    seeds: Sequence[Repetition] = (0,),
+    metrics: Sequence[str] | None = None,
+    batch_size: Count = 128,
+    save_to: str | Path | None = None,
+    progress: bool | str = True,
+    **options: Any,
+) -> AblationResult:
+    """Measure a model that sees only a share of its keys, for every rate and way to choose them, on the same prompts.
+
+    One ablation (`ablate`) of the conditions of `budget_edits`, paired by prompt and seed. `budget_table` makes the
+    curves of it, `plots.budgets` draws them. A key that is dropped at one step may be back at the next.
+
+    Args:
+        dlm: The model.
+        task: As in `ablate`.
+        rates: Shares of keys, in (0, 1]. 1 is the unedited run.
+        selectors: How keys are chosen.
+        plan: As in `ablate`.
+        seeds: As in `ablate`.
+        metrics: As in `ablate`; forced_accuracy for a task and kl for prompts when None.
+        batch_size: As in `ablate`.
+        save_to: As in `ablate`; an interrupted curve goes on where it was.
+        progress: As in `ablate`.
+        **options: Further arguments of `budget_edits`.
+
+    Raises:
+        ContentError: a rate outside (0, 1], an unknown selector.
+        TaskError: rates that mean nothing on the shortest prompt (`check_lengths`).
+        ValueError: as in `ablate`.
+        NeverExposed: as in `ablate`: no key was a sink, say; `sinks=None` leaves them out.
+    """
+    edits = budget_edits(rates, selectors, **options)
+    asked = task if isinstance(task, Task) else Prompts(task)
+    if metrics is None:
+        metrics = ("kl",) if isinstance(asked, Prompts) else ("forced_accuracy",)
+    check_lengths(dlm, asked, plan or Plan(), rates, metrics)
+    label = progress if isinstance(progress, str) else "budgets"
+    return ablate(
+        dlm,
+        asked,
+        edits,
+        plan,
+        seeds=seeds,
+        controls=None,
+        metrics=metrics,
+        batch_size=batch_size,
+        save_to=save_to,
+        progress=label if progress else False,
+    )
