@@ -14,7 +14,8 @@ from sinklens.cli.ablate import ablate
 from sinklens.cli.demo import demo
 from sinklens.cli.hooks import hooks
 from sinklens.cli.models import group
-from sinklens.cli.reproduce import reproduce
+from sinklens.cli.reproduce import table1
+from sinklens.cli.reproduce_l2 import l2
 from sinklens.cli.trace import trace
 
 
@@ -37,9 +38,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (demo, trace, ablate, reproduce, hooks):
+for command in (demo, trace, ablate, hooks):
     app.command()(_stoppable(command))
 app.add_typer(group, name="models")
+reproduce = typer.Typer(
+    help="Published results by their own protocols, with the controls they lack.", no_args_is_help=True
+)
+for command in (table1, l2):
+    reproduce.command()(_stoppable(command))
+app.add_typer(reproduce, name="reproduce")
 
 
 def main() -> None:

@@ -72,7 +72,7 @@ def fields_of(params: Mapping[str, Any], *others: str) -> dict[str, Any]:
         others: Parameters that are no fields.
     """
     said = {name: tuple(value) if isinstance(value, list) else value for name, value in params.items()}
-    said = {name: value for name, value in said.items() if _is_said(value) and name not in others}
+    said = {name: value for name, value in said.items() if is_said(value) and name not in others}
     if said.get("controls") == ("none",):
         said["controls"] = ()
     return {**{name: value for name, value in said.items() if name not in PLAN}, "plan": plan_of(params)}
@@ -80,11 +80,12 @@ def fields_of(params: Mapping[str, Any], *others: str) -> dict[str, Any]:
 
 def plan_of(params: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of `Plan` that the user set."""
-    return {name: params[name] for name in PLAN if _is_said(params.get(name))}
+    return {name: params[name] for name in PLAN if is_said(params.get(name))}
 
 
-def _is_said(value: Any) -> bool:
-    return not (value is None or value is False or value == ())  # 0 is said
+def is_said(value: Any) -> bool:
+    """Whether an option was given."""
+    return not (value is None or value is False or value in ((), []))  # 0 is said
 
 
 def few_threads(*models: str) -> None:
@@ -107,7 +108,7 @@ def placed(params: Mapping[str, Any]) -> Placing:
     from sinklens.models.devices import best_device
     from sinklens.models.placing import Placing
 
-    said = {name: params[name] for name in PLACING if _is_said(params.get(name))}
+    said = {name: params[name] for name in PLACING if is_said(params.get(name))}
     anywhere = {"device": best_device()} if not {"device", "device_map"} & set(said) else {}
     return Placing(**anywhere, **said)
 

@@ -1,4 +1,4 @@
-"""`sinklens reproduce`: a published table beside its own numbers."""
+"""`sinklens reproduce table1`: a published table beside its own numbers."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ import typer
 from sinklens.cli import options
 
 
-def reproduce(
+def table1(
     context: typer.Context,
-    what: Annotated[str, typer.Argument(help="table1: accuracy without the top 1, 5 and 10 sinks.")],
     model: Annotated[
         list[str] | None, typer.Option(help="Several times.", show_default="tiny-dlm and tiny-arm")
     ] = None,
@@ -40,10 +39,10 @@ def reproduce(
         "sinklens-table1"
     ),
 ) -> None:
-    """A published table by its own protocol, next to the published numbers, with the controls it lacks.
+    """Accuracy without the top 1, 5 and 10 sinks, by the paper's protocol, with the controls it lacks.
 
-    table1 is that of "Attention Sinks in Diffusion Language Models" (arXiv 2510.15731). On the bundled twins it takes
-    about a minute or two and needs no network. For the paper's models give --model and a JSONL file of prompts and
+    Table 1 of "Attention Sinks in Diffusion Language Models" (arXiv 2510.15731). On the bundled twins it takes about a
+    minute or two and needs no network. For the paper's models give --model and a JSONL file of prompts and
     answers; the paper generates 256 tokens for GSM8K, in blocks of 32.
     """
     from sinklens.errors import PlanError
@@ -52,15 +51,13 @@ def reproduce(
     from sinklens.models.files import BUNDLED
     from sinklens.report.table1 import files_of, unfinished, write_table1
 
-    if what != "table1":
-        raise PlanError(f"{what!r} is unknown; there is table1")
     names = model or list(BUNDLED)
     twice = [name for name in names if names.count(name) > 1]
     if twice:
         raise PlanError(f"--model {twice[0]} is given twice")
     options.folder(out, {**files_of(names), "scores.jsonl": SCORES})
     options.few_threads(*names)
-    fields = options.fields_of(context.params, "what", "model", "out")
+    fields = options.fields_of(context.params, "model", "out")
     every = [options.on_best_device(published.experiment1(name, **fields)) for name in names]
     for asked in every:  # all of them before the first: the last model's mistake is not found after hours
         asked.check()

@@ -14,7 +14,8 @@ from sinklens.experiments.statistics import holm, mean_and_interval, permutation
 if TYPE_CHECKING:
     import pandas as pd
 
-WHOLE, RANDOM = "whole cache", "random"
+WHOLE = "whole cache"
+REFERENCES = {"minus_random": "random", "minus_random_first": "random + first"}
 SEMANTICS = {"cache": "cache", "recomputed": "recomputed", "perplexity": "cache"}
 PUBLISHED = {  # arXiv 2406.11430: shares of the cache that could be dropped "without losing accuracy"
     "perplexity": "50 % of the cache dropped (Llama-2-7B and others: language modelling)",
@@ -94,8 +95,9 @@ class L2Result:
         """Means over trials with 95 % intervals, and paired differences from keeping as many keys at random.
 
         Columns: outcome, semantics, ranking, share, trials, value (share of right answers; perplexity), low, high,
-        minus_random (of answers; in nats per token for perplexity) with its interval and p, corrected by Holm's method
-        within an outcome and semantics. The whole cache has share 1.
+        minus_random and minus_random_first: differences from keeping as many random keys, and as many with the first
+        position among them (of answers; in nats per token for perplexity), each with its interval and p_holm: corrected
+        by Holm's method within an outcome and semantics. The whole cache has share 1.
         """
         import pandas as pd
 
@@ -106,11 +108,13 @@ class L2Result:
             for (ranking, share), cell in part.groupby(["ranking", "share"], sort=False):
                 rows.append({"outcome": outcome, "semantics": semantics, "ranking": ranking, "share": share})
                 rows[-1] |= _level(outcome, cell["value"].to_numpy())
-                others = part[(part.ranking == RANDOM) & (part.share == share)]
-                rows[-1] |= _against(cell, others if ranking not in (RANDOM, WHOLE) else others[:0])
-            for row, p in zip(rows[first:], holm([row["p"] for row in rows[first:]]), strict=True):
-                row["p_holm"] = p
-        return pd.DataFrame(rows).drop(columns="p", errors="ignore")
+                for name, reference in REFERENCES.items():
+                    others = part[(part.ranking == reference) & (part.share == share) & (ranking != reference)]
+                    rows[-1] |= _against(cell, others, name)
+            for name in REFERENCES:
+                for row, p in zip(rows[first:], holm([row[f"{name}_p_holm"] for row in rows[first:]]), strict=True):
+                    row[f"{name}_p_holm"] = p
+        return pd.DataFrame(rows)
 
     def grid(self, outcome: str, share: float, ranking: str) -> pd.DataFrame:
         """Share of right answers by depth (rows) and length (columns), over the cache that was cut."""
@@ -143,11 +147,12 @@ def _level(outcome: str, values: Any) -> dict[str, Any]:
     return {"trials": len(values), "value": mean, "low": low, "high": high}
 
 
-def _against(cell: Any, others: Any) -> dict[str, Any]:
-    """The paired difference from random keys; nan where there is none."""
+def _against(cell: Any, others: Any, name: str) -> dict[str, Any]:
+    """The paired difference from random keys; nan where there is none. Its p is not corrected yet."""
+    columns = (name, f"{name}_low", f"{name}_high", f"{name}_p_holm")
     pairs = cell.merge(others, on=["tokens", "depth", "trial"], suffixes=("", "_random"))
     if pairs.empty:
-        return dict.fromkeys(("minus_random", "minus_random_low", "minus_random_high", "p"), math.nan)
+        return dict.fromkeys(columns, math.nan)
     differences = torch.tensor((pairs["value"] - pairs["value_random"]).to_numpy(), dtype=torch.float64)
     mean, (low, high) = mean_and_interval(differences)
-    return {"minus_random": mean, "minus_random_low": low, "minus_random_high": high, "p": permutation_p(differences)}
+    return dict(zip(columns, (mean, low, high, permutation_p(differences)), strict=True))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from sinklens.errors import ContentError
-from sinklens.experiments.l2_result import RANDOM, WHOLE, L2Result
+from sinklens.experiments.l2_result import WHOLE, L2Result
 from sinklens.plots.theme import COLORS, SCALE, SYMBOLS, safe, themed, titled
 from sinklens.values.kinds import reads
 
@@ -52,16 +52,18 @@ def cache_curve(result: L2Result, outcome: str, semantics: str = "cache", title:
         raise ContentError(f"this result has no {outcome!r} with semantics {semantics!r}; it has {result.has()}")
     figure, shares = go.Figure(), sorted(result.protocol.shares)
     cut = part[part.ranking != WHOLE].sort_values("share")
-    for number, (ranking, line) in enumerate(cut.groupby("ranking", sort=False)):
-        x = [share * (1 + 0.012 * (number - 4)) for share in line.share]  # side by side, so that intervals are seen
+    shown = [ranking for ranking in result.protocol.rankings if ranking in set(cut.ranking)]
+    bases = list(dict.fromkeys(ranking.split()[0] for ranking in shown))
+    for number, ranking in enumerate(shown):
+        line, base = cut[cut.ranking == ranking], bases.index(ranking.split()[0])
+        aside = 1 + 0.012 * (number - len(shown) / 2)  # side by side, so that intervals are seen
         figure.add_scatter(
-            x=x, y=line["value"], mode="lines+markers", name=worded(str(ranking)),
+            x=[share * aside for share in line.share], y=line["value"], mode="lines+markers", name=worded(ranking),
             error_y={"type": "data", "symmetric": False, "array": line.high - line.value,
-                     "arrayminus": line.value - line.low, "thickness": 1, "width": 3},
-            line={"color": COLORS[number % len(COLORS)], "width": 1.6,
-                  "dash": "dot" if ranking == RANDOM else "dash" if "first" in str(ranking) else "solid"},
-            marker={"symbol": SYMBOLS[number % len(SYMBOLS)], "size": 9},
-            customdata=line[["share", "trials", "low", "high", "minus_random", "p_holm"]].to_numpy(),
+                     "arrayminus": line.value - line.low, "thickness": 0.7, "width": 2},
+            line={"color": COLORS[base % len(COLORS)], "width": 1.8, "dash": "dot" if " " in ranking else "solid"},
+            marker={"symbol": SYMBOLS[base % len(SYMBOLS)] + ("-open" if " " in ranking else ""), "size": 9},
+            customdata=line[["share", "trials", "low", "high", "minus_random", "minus_random_p_holm"]].to_numpy(),
             hovertemplate="%{customdata[0]} of the keys kept: %{y:.3f} [%{customdata[2]:.3f}, %{customdata[3]:.3f}], "
             "%{customdata[1]} texts<br>minus random %{customdata[4]:.3f}, p (Holm) %{customdata[5]:.3f}<extra></extra>",
         )  # fmt: skip
@@ -134,7 +136,8 @@ def retrieval_grid(
         )  # fmt: skip
     height = 150 * len(shown) + 160
     themed(figure).update_layout(height=height, margin_r=110)
-    figure.update_yaxes(autorange="reversed")
+    figure.update_yaxes(autorange="reversed", type="category")
+    figure.update_xaxes(type="category")
     figure.update_yaxes(title_text="depth", col=1)
     figure.update_xaxes(title_text="tokens", row=len(shown))
     return titled(
@@ -193,3 +196,34 @@ def norm_correlation(result: L2Result) -> Figure:
 def _number(whole: Any, part: Any) -> str:
     counts = sorted(set((whole if len(whole) else part)["trials"]))
     return "-".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
+
+
+@reads("table")
+def norms_over_steps(table: Any, model: str = "") -> Figure:
+    """The rank correlation of -norm and received attention over denoising steps, a line per type of key.
+
+    Unit: Spearman's correlation, -1 to 1; 1: the smaller the key, the more attention.
+
+    Args:
+        table: `NormsInDiffusion.correlation`.
+        model: For the title.
+    """
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    for number, (kind, line) in enumerate(table.dropna().groupby("key_type", sort=False)):
+        figure.add_scatter(
+            x=line.step, y=line.correlation, mode="lines+markers", name=f"{kind} keys",
+            line={"color": COLORS[number % len(COLORS)]},
+            marker={"symbol": SYMBOLS[number % len(SYMBOLS)], "size": 7},
+            hovertemplate=f"{kind} keys, step %{{x}}: %{{y:.2f}}<extra></extra>",
+        )  # fmt: skip
+    figure.add_hline(y=0, line={"color": "#222", "width": 1, "dash": "dot"})
+    themed(figure).update_xaxes(title_text="denoising step")
+    figure.update_yaxes(title_text="rank correlation", range=[-1.05, 1.05])
+    figure.update_layout(height=420, showlegend=True)
+    return titled(
+        figure,
+        f"Do small keys receive more attention, step by step? ({safe(model)})",
+        "Spearman's correlation of -norm and received attention within each type of key, mean over layers and heads.",
+    )
