@@ -11,8 +11,10 @@ from sinklens.models.outline import Sketched
 from sinklens.values.content import Value
 
 Remasking = Literal["low_confidence", "random", "margin", "entropy", "maskgit_plus", "origin"]
-Sampler = Literal["llada", "dream", "diffugpt", "ddpm_cache"]
+Sampler = Literal["llada", "dream", "diffugpt", "ddpm_cache", "p2", "dplm"]
 BY_CHANCE = ("diffugpt", "ddpm_cache")  # which positions these commit, and how many, is drawn
+REMASKS = ("p2", "dplm")  # these may mask a committed position again
+ANY_STEPS = (*BY_CHANCE, *REMASKS)  # these may take more steps than there are tokens
 EPS = {"dream": 1e-3, "ddpm_cache": 1e-5}  # the last timestep, where a sampler has one
 
 
@@ -34,14 +36,19 @@ class Plan(Value):
             "dream" (timesteps from 1 to eps, categorical draws with top_p and top_k); "diffugpt" (DiffuGPT's and
             DiffuLLaMA's: a draw for every position, each revealed with probability 1 / (steps that are left); official
             are 64 steps, temperature 0.95 or 0.9, top_p 0.9); "ddpm_cache" (MDLM's: timesteps from 1 to eps, and one
-            step more that fills what is left with the likeliest tokens; official is temperature 1). A step of the
-            last two may commit nothing, so steps may be more than tokens.
+            step more that fills what is left with the likeliest tokens; official is temperature 1); "p2"
+            (open-dcoder's, path planning: every step draws for all positions that were masked at first, and the least
+            confident are masked after it, also committed ones; official are temperature 0.5, top_k 200 and as many
+            steps as tokens); "dplm" (DPLM's: likewise with Gumbel noise, the confidence is the score with its noise;
+            temperature 1 is the official "gumbel_argmax", 0 "argmax", another scales the noise; official are 500
+            steps; without the official `resample` of frequent residues). All but "llada" and "dream" take more steps
+            than tokens, too: a step may commit nothing.
         threshold: Commit every position whose confidence reaches it (>=), at least one per step; `steps` is then not
             used. In (0, 1] for probabilities and margins; below 0 for remasking="entropy", whose confidence is minus
             the entropy in nats. Fast-dLLM's parallel decoding compares so, too; the block samplers of SDAR, LLaDA2.x
             and Fast-dLLM v2 commit above it only (>), which differs at exact ties.
         temperature: 0 takes the likeliest token.
-        top_p: Nucleus; "llada" has none.
+        top_p: Nucleus; "llada" and "dplm" have none.
         top_k: Likewise.
         cfg_scale: Classifier-free guidance w: u + (w + 1)(c - u), u with the prompt masked.
         eps: The last timestep; 1e-3 for "dream" and 1e-5 for "ddpm_cache" when None.
@@ -102,9 +109,11 @@ class Plan(Value):
             return self._resolved_causal(dlm)
         default = dlm.family.plan
         sampler = self.sampler or default.get("sampler", "llada")
-        usual = "origin" if sampler in BY_CHANCE else default.get("remasking", "low_confidence")
+        usual = _ONLY.get(sampler, default.get("remasking", "low_confidence"))
         eps = EPS.get(sampler) if self.eps is None else self.eps
         plan = replace(self, sampler=sampler, remasking=self.remasking or usual, eps=eps)
+        if sampler == "dplm":
+            _check_residues(dlm)
         if self.new_tokens == 0:
             if self.block_length is not None:
                 raise PlanError(f"block_length={self.block_length} has no meaning for filling gaps (new_tokens=0)")
@@ -119,7 +128,7 @@ class Plan(Value):
         steps = self.steps if self.steps is not None else self.new_tokens
         if self.threshold is None and steps % blocks:
             raise PlanError(f"steps={steps} is not divisible by the {blocks} blocks of new_tokens={self.new_tokens}")
-        if self.threshold is None and steps > self.new_tokens and sampler not in BY_CHANCE:
+        if self.threshold is None and steps > self.new_tokens and sampler not in ANY_STEPS:
             raise PlanError(
                 f"steps={steps} is more than new_tokens={self.new_tokens}; a step commits at least one token"
             )
@@ -151,6 +160,16 @@ class Plan(Value):
             raise PlanError(
                 f"remasking={self.remasking!r}: the sampler {self.sampler!r} reveals by chance, remasking='origin', "
                 "and knows nothing else"
+            )
+        if self.sampler in REMASKS and self.remasking != "low_confidence":
+            raise PlanError(
+                f"remasking={self.remasking!r}: the sampler {self.sampler!r} masks the least confident again by the "
+                "probability of the token that it draws, remasking='low_confidence', and knows nothing else"
+            )
+        if self.sampler in REMASKS and self.threshold is not None:
+            raise PlanError(
+                f"threshold={self.threshold}: with sampler={self.sampler!r} the step says how many positions are "
+                "masked; use 'llada' or 'dream'"
             )
         for name, of in (("top_p", _DRAWS), ("top_k", _DRAWS), ("alg_temp", ("dream",)), ("eps", tuple(EPS))):
             if getattr(self, name) is not None and self.sampler not in of:
@@ -187,7 +206,27 @@ _ONLY_DIFFUSION: dict[str, Any] = {
     for name in ("steps", "block_length", "remasking", "sampler", "threshold", "cfg_scale", "eps", "alg_temp")
 }
 
-_DRAWS = ("dream", *BY_CHANCE)  # from a nucleus
+_DRAWS = ("dream", *BY_CHANCE, "p2")  # from a nucleus
+_ONLY: dict[str, Remasking] = {
+    **dict.fromkeys(BY_CHANCE, "origin"),
+    **dict.fromkeys(REMASKS, "low_confidence"),
+}  # the one remasking that a sampler knows
+
+
+def _check_residues(dlm: Sketched) -> None:
+    """Raise for a model of which it is not known what DPLM's sampler never chooses."""
+    never = dlm.family.never
+    if not never:
+        raise PlanError(
+            f"sampler='dplm' draws residues, and {dlm.name} ({dlm.family.name}) is no protein model of its kind"
+        )
+    known = dlm.tokenizer.get_vocab() if dlm.tokenizer is not None else {}
+    unknown = [token for token in never if token not in known]
+    if unknown:
+        raise PlanError(
+            f"sampler='dplm' never chooses {', '.join(never)}, and the tokenizer of {dlm.name} does not say which "
+            f"{'is' if len(unknown) == 1 else 'are'} {', '.join(unknown)}; set dlm.tokenizer, or say sampler='llada'"
+        )
 
 
 def _reach(remasking: Remasking | None) -> str:

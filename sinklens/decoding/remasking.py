@@ -97,6 +97,35 @@ def most_confident(confidence: Confidence, eligible: Mask, counts: Int[Tensor, "
     return (rank < counts.to(rank.device).unsqueeze(-1)) & eligible
 
 
+def least_confident(confidence: Confidence, among: Mask, counts: Int[Tensor, " batch"]) -> Mask:
+    """The `counts[row]` least confident of some positions of each row (all when fewer); ties go to the left.
+
+    Source: pengzhangzhi/Open-dLLM generation_utils.py, alg "p2": what is masked after a step.
+    """
+    order = confidence.masked_fill(~among, float("inf")).argsort(dim=-1, stable=True)
+    place = torch.arange(order.shape[-1], device=order.device).expand_as(order)
+    rank = torch.empty_like(order).scatter(-1, order, place)
+    return (rank < counts.to(rank.device).unsqueeze(-1)) & among
+
+
+def below_cutoff(confidence: Confidence, among: Mask, counts: Int[Tensor, " batch"]) -> Mask:
+    """The positions that are less confident than the one with `counts[row]` below it; fewer than that at ties.
+
+    Source: bytedance/dplm models/utils.py, topk_masking.
+    """
+    ordered = confidence.masked_fill(~among, float("inf")).sort(-1).values
+    places = counts.to(ordered.device).clamp(max=ordered.shape[-1] - 1)
+    return among & (confidence < ordered.gather(-1, places.unsqueeze(-1)))
+
+
+def share_left(masks: int, step: int, steps: int) -> int:
+    """How many of `masks` positions are masked after this step: int(masks (1 - (step + 1) / steps)), in float32.
+
+    Source: pengzhangzhi/Open-dLLM generation_utils.py, alg "p2"; bytedance/dplm dplm.py, schedule "linear".
+    """
+    return int(torch.tensor([float(masks)]) * (1 - (step + 1) / steps)) if step < steps else 0
+
+
 def above_threshold(confidence: Confidence, eligible: Mask, threshold: float) -> Mask:
     """Every eligible position with confidence >= threshold, and always the most confident one of a row.
 

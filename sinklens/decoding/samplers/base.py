@@ -25,11 +25,13 @@ class Choice(NamedTuple):
         predicted: A token for every masked position [batch, pos].
         confidence: How sure the model is of it; nan where nothing is masked [batch, pos].
         committed: The positions to commit [batch, pos].
+        remasked: Committed positions that are masked again [batch, pos]; None from a sampler that never does so.
     """
 
     predicted: Int[Tensor, "batch pos"]
     confidence: Float[Tensor, "batch pos"]
     committed: Bool[Tensor, "batch pos"]
+    remasked: Bool[Tensor, "batch pos"] | None = None
 
 
 class Sampler(ABC):
