@@ -216,6 +216,30 @@ def texts(record: xr.Dataset) -> xr.DataArray:
     return text.transpose(*VARIABLES["text"].dims)
 
 
+def texts_at(record: xr.Dataset) -> np.ndarray:
+    """The token of each position before each step as text [prompt, step, key]; the final one where it is masked.
+
+    One step stands for all of them where no commit was undone.
+
+    Raises:
+        RecordError: the record does not hold it.
+    """
+    final = texts(record).to_numpy()[:, None]
+    undone = made(record).get("undone")
+    if not undone:
+        return final
+    if not isinstance(undone, dict):
+        raise RecordError(
+            f"the provenance of this record names undone tokens by {undone!r}; expected texts by token id"
+        )
+    canvas, masked = (_variable(record, name).transpose(*_PLACE).to_numpy() for name in ("canvas", "masked"))
+    token = _variable(record, "token").transpose("prompt", "key").to_numpy()[:, None]
+    out = np.broadcast_to(final, canvas.shape).astype(object)
+    other = (masked == 0) & (canvas != token)
+    out[other] = [str(undone.get(str(number), f"<{number}>")) for number in canvas[other].tolist()]
+    return out
+
+
 def _received(record: xr.Dataset) -> xr.DataArray:
     if "received" not in record:
         raise RecordError("this record has no received attention; run denoise with probes=[ReceivedAttention()]")

@@ -78,14 +78,20 @@ class Trajectory:
         self.predicted = torch.where(here, step.predicted, self.predicted)
         self.confidence = torch.where(here, step.confidence.to(self.confidence.dtype), self.confidence)
 
+    def on(self, device: torch.device) -> Trajectory:
+        """The same on a device."""
+        parts = (self.tokens, self.commit_step, self.predicted, self.confidence, self.filled)
+        undone = (Undone(one.step, *(part.to(device) for part in one[1:])) for one in self.undone)
+        return Trajectory(*(part.to(device) for part in parts), undone=tuple(undone))
+
     def repeated(self, times: int) -> Trajectory:
         """All rows `times` times, one group after the other: what several groups of one batch follow."""
         parts = (self.tokens, self.commit_step, self.predicted, self.confidence, self.filled)
-        undone = tuple(
+        undone = (
             Undone(one.step, one.places.repeat(times, 1), one.tokens.repeat(times), one.since.repeat(times))
             for one in self.undone
         )
-        return Trajectory(*(part.repeat(times, 1) for part in parts), undone=undone)
+        return Trajectory(*(part.repeat(times, 1) for part in parts), undone=tuple(undone))
 
     @property
     def last(self) -> Int[Tensor, " prompt"]:

@@ -41,7 +41,7 @@ class Plan(Value):
             confident are masked after it, also committed ones; official are temperature 0.5, top_k 200 and as many
             steps as tokens); "dplm" (DPLM's: likewise with Gumbel noise, the confidence is the score with its noise;
             temperature 1 is the official "gumbel_argmax", 0 "argmax", another scales the noise; official are 500
-            steps; without the official `resample` of frequent residues). All but "llada" and "dream" take more steps
+            steps, temperature 1 and resample 0.25). All but "llada" and "dream" take more steps
             than tokens, too: a step may commit nothing.
         threshold: Commit every position whose confidence reaches it (>=), at least one per step; `steps` is then not
             used. In (0, 1] for probabilities and margins; below 0 for remasking="entropy", whose confidence is minus
@@ -53,6 +53,9 @@ class Plan(Value):
         cfg_scale: Classifier-free guidance w: u + (w + 1)(c - u), u with the prompt masked.
         eps: The last timestep; 1e-3 for "dream" and 1e-5 for "ddpm_cache" when None.
         alg_temp: Dream: draw the positions to commit with this temperature on the confidence.
+        resample: DPLM: where a residue makes up more than this share of a row's drawn tokens, all places of such
+            residues are drawn once more, after a second forward that sees them masked. In (0, 1), and only with a
+            temperature; never when None (the official disable_resample). Edits are refused with it.
         suppress_eos: LLaDA, appendix B.4: "logits" never chooses EOS; "confidence" commits EOS and EoT last
             (their confidence is 0 and the others' is renormalised, at every temperature), for the "llada" sampler;
             "both" does both.
@@ -75,6 +78,7 @@ class Plan(Value):
     cfg_scale: float = 0.0
     eps: float | None = None
     alg_temp: float | None = None
+    resample: float | None = None
     suppress_eos: Literal["logits", "confidence", "both"] | None = None
     allow_mask: bool = False
     chat: bool = False
@@ -92,6 +96,7 @@ class Plan(Value):
             ("cfg_scale", 0 <= self.cfg_scale < math.inf, "must be at least 0, and finite"),
             ("eps", self.eps is None or 0 < self.eps < 1, "must be in (0, 1)"),
             ("alg_temp", self.alg_temp is None or 0 <= self.alg_temp < math.inf, "must be at least 0, and finite"),
+            ("resample", self.resample is None or 0 < self.resample < 1, "must be in (0, 1)"),
         ]
         for name, holds, rule in rules:
             if not holds:
@@ -164,19 +169,25 @@ class Plan(Value):
         if self.sampler in REMASKS and self.remasking != "low_confidence":
             raise PlanError(
                 f"remasking={self.remasking!r}: the sampler {self.sampler!r} masks the least confident again by the "
-                "probability of the token that it draws, remasking='low_confidence', and knows nothing else"
+                "probability of the token that it draws, remasking='low_confidence', and knows nothing else; say "
+                "sampler='llada' or 'dream'"
             )
         if self.sampler in REMASKS and self.threshold is not None:
             raise PlanError(
                 f"threshold={self.threshold}: with sampler={self.sampler!r} the step says how many positions are "
                 "masked; use 'llada' or 'dream'"
             )
-        for name, of in (("top_p", _DRAWS), ("top_k", _DRAWS), ("alg_temp", ("dream",)), ("eps", tuple(EPS))):
+        for name, of in _OWNERS.items():
             if getattr(self, name) is not None and self.sampler not in of:
                 raise PlanError(
                     f"{name}={getattr(self, name)} needs sampler={' or '.join(map(repr, of))}; {self.sampler!r} does "
                     "not use it"
                 )
+        if self.resample is not None and (self.temperature == 0 or self.cfg_scale):
+            raise PlanError(
+                f"resample={self.resample} needs a temperature and no guidance: temperature={self.temperature:g}, "
+                f"cfg_scale={self.cfg_scale:g}"
+            )
         if self.sampler != "llada" and self.suppress_eos in ("confidence", "both"):
             raise PlanError(
                 f"suppress_eos={self.suppress_eos!r} needs sampler='llada'; {self.sampler!r} knows only 'logits'"
@@ -203,10 +214,27 @@ class Plan(Value):
 # What only diffusion models can do, and what it is where nothing is said.
 _ONLY_DIFFUSION: dict[str, Any] = {
     name: getattr(Plan, name)
-    for name in ("steps", "block_length", "remasking", "sampler", "threshold", "cfg_scale", "eps", "alg_temp")
+    for name in (
+        "steps",
+        "block_length",
+        "remasking",
+        "sampler",
+        "threshold",
+        "cfg_scale",
+        "eps",
+        "alg_temp",
+        "resample",
+    )
 }
 
 _DRAWS = ("dream", *BY_CHANCE, "p2")  # from a nucleus
+_OWNERS = {  # whose a field is that not all samplers use
+    "top_p": _DRAWS,
+    "top_k": _DRAWS,
+    "alg_temp": ("dream",),
+    "eps": tuple(EPS),
+    "resample": ("dplm",),
+}
 _ONLY: dict[str, Remasking] = {
     **dict.fromkeys(BY_CHANCE, "origin"),
     **dict.fromkeys(REMASKS, "low_confidence"),

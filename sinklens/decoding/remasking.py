@@ -57,16 +57,21 @@ def tempered(logits: Logits, temperature: float, top_p: float | None, top_k: int
     """
     if temperature > 0:
         logits = logits / temperature
-    lowest = torch.finfo(logits.dtype).min
     if top_p is not None and top_p < 1:
-        ordered, index = logits.sort(descending=True, dim=-1)
-        beyond = ordered.softmax(-1).cumsum(-1) > top_p
-        beyond = torch.cat([torch.zeros_like(beyond[..., :1]), beyond[..., :-1]], -1)
-        logits = logits.masked_fill(torch.zeros_like(beyond).scatter(-1, index, beyond), lowest)
+        logits = nucleus(logits, top_p)
     if top_k is not None:
         kth = logits.topk(min(top_k, logits.shape[-1]), -1).values[..., -1:]
-        logits = logits.masked_fill(logits < kth, lowest)
+        logits = logits.masked_fill(logits < kth, torch.finfo(logits.dtype).min)
     return logits.softmax(-1)
+
+
+def nucleus(logits: Logits, top_p: float) -> Logits:
+    """Logits in which all tokens behind the one that crosses top_p are as low as the dtype goes."""
+    ordered, index = logits.sort(descending=True, dim=-1)
+    beyond = ordered.softmax(-1).cumsum(-1) > top_p
+    beyond = torch.cat([torch.zeros_like(beyond[..., :1]), beyond[..., :-1]], -1)
+    outside = torch.zeros_like(beyond).scatter(-1, index, beyond)
+    return logits.masked_fill(outside, torch.finfo(logits.dtype).min)
 
 
 def probability_of(tokens: Int[Tensor, "*batch pos"], probabilities: Logits) -> Float[Tensor, "*batch pos"]:

@@ -46,6 +46,11 @@ class Sampler(ABC):
         self.dlm, self.plan, self.given, self.limits = dlm, start.plan, start.canvas, start.limits
         self.draws = Draws(start.canvas.seeds, start.starts)
 
+    @property
+    def mask(self) -> int:
+        """Id of the mask token, -1 where there is none."""
+        return -1 if self.dlm.ids.mask is None else self.dlm.ids.mask
+
     def seen(self, canvas: Canvas) -> Canvas:
         """What the model sees of a canvas: all of it."""
         return canvas
@@ -121,11 +126,6 @@ class Diffusion(Sampler):
         rest = probabilities.index_fill(-1, torch.tensor([self.mask], device=logits.device), 0.0)
         likeliest = torch.zeros_like(rest).scatter(-1, self.choosable(logits).argmax(-1, keepdim=True), 1.0)
         return torch.where(rest.sum(-1, keepdim=True) > 0, rest, likeliest)
-
-    @property
-    def mask(self) -> int:
-        """Id of the mask token, -1 where there is none."""
-        return -1 if self.dlm.ids.mask is None else self.dlm.ids.mask
 
 
 class ByConfidence(Diffusion):
