@@ -28,7 +28,7 @@ def key_types(record: xr.Dataset) -> xr.DataArray:
     "mask": still to be committed; "prompt": given; "eos": a committed token that is an end of sequence or of turn;
     "committed": any other committed token.
     """
-    text = texts_at(record)
+    text = texts_at(record).to_numpy()
     every, index = np.unique(text.astype(str), return_inverse=True)
     ends = np.array([token_class(one) == "eos" for one in every])[index.reshape(text.shape)]
     kinds = {name: positions(record, name) for name in ("committed", "prompt", "masked")}

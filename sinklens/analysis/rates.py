@@ -73,7 +73,7 @@ def per_layer(record: xr.Dataset, rule: SinkRule | None = None) -> pd.DataFrame:
 @reads()
 def classes(record: xr.Dataset) -> xr.DataArray:
     """Class of the token that stands at each key at each step, as an index into CLASSES; -1 where there is none."""
-    index = np.vectorize(lambda text: CLASSES.index(token_class(text)), otypes=[int])(texts_at(record))
+    index = np.vectorize(lambda text: CLASSES.index(token_class(text)), otypes=[int])(texts_at(record).to_numpy())
     exists = existing(record)
     at_step = np.where(positions(record, "masked"), CLASSES.index("mask"), index)
     return exists.copy(data=np.where(exists, at_step, -1))
@@ -112,7 +112,9 @@ def place_classes(record: xr.Dataset, rule: SinkRule | None = None) -> pd.DataFr
     """
     there = existing(record).transpose("prompt", "step", "key").to_numpy()
     kinds = classes(record).transpose("prompt", "step", "key").to_numpy()
-    breaks = np.vectorize(lambda each: "\n" in each, otypes=[bool])(texts_at(record)) & (kinds != CLASSES.index("mask"))
+    breaks = np.vectorize(lambda each: "\n" in each, otypes=[bool])(texts_at(record).to_numpy()) & (
+        kinds != CLASSES.index("mask")
+    )
     marks = breaks | (kinds == CLASSES.index("bos")) | (kinds == CLASSES.index("eos"))
     first = there & (there.cumsum(-1) == 1)
     last = there & (there[..., ::-1].cumsum(-1)[..., ::-1] == 1) & ~first
@@ -142,7 +144,7 @@ def sink_tokens(record: xr.Dataset, rule: SinkRule | None = None, top: Count | N
     """
     weight = sinks(record, rule).sum(["layer", "head"]).transpose("prompt", "step", "key").to_numpy()
     exists = existing(record).to_numpy()
-    text = np.where(positions(record, "masked"), "[MASK]", texts_at(record).astype(str))
+    text = np.where(positions(record, "masked"), "[MASK]", texts_at(record).to_numpy().astype(str))
     each = pd.DataFrame({"token": text[exists], "sinks": weight[exists]}).groupby("token", as_index=False)
     table: Any = each.agg(sinks=("sinks", "sum"), keys=("sinks", "size"))
     table = table[table["sinks"] > 0].sort_values(["sinks", "keys"], ascending=False, kind="stable")

@@ -221,7 +221,7 @@ def _of_record(
     if tokens is None:
         need(record, "text", "masked")
         at = int(np.flatnonzero(measured)[step_index])
-        texts = texts_at(record.isel(prompt=[prompt], step=[at]))[0, 0, exists]
+        texts = texts_at(record.isel(prompt=[prompt], step=[at])).to_numpy()[0, 0, exists]
         masked = record["masked"].isel(prompt=prompt, step=at).to_numpy()[exists]
         tokens = ["[MASK]" if hidden == 1 else visible(str(text)) for text, hidden in zip(texts, masked, strict=True)]
     return cut.to_numpy()[:, exists][:, :, exists], tokens, names

@@ -131,7 +131,7 @@ def view_of(record: xr.Dataset, prompt: int, rule: SinkRule) -> PromptView:
                 "[MASK]" if hidden == 1 else "" if hidden < 0 else safe(token)
                 for hidden, token in zip(*each, strict=True)
             ]
-            for each in zip(masked, np.broadcast_to(texts_at(one)[0], masked.shape), strict=True)
+            for each in zip(masked, np.broadcast_to(texts_at(one).to_numpy()[0], masked.shape), strict=True)
         ],
         final=[
             token if done else "[MASK]" if ever else ""

@@ -129,7 +129,7 @@ def test_commit_step_is_the_last_commit_and_the_record_shows_all(case: Any) -> N
 def test_texts_at_a_step_are_of_the_tokens_that_stood_there_then(case: Any) -> None:
     dlm, prompts, plan = case
     record = run(dlm, prompts, plan, probes=[ReceivedAttention()]).record
-    canvas, masked, shown = record["canvas"].to_numpy(), record["masked"].to_numpy(), texts_at(record)
+    canvas, masked, shown = record["canvas"].to_numpy(), record["masked"].to_numpy(), texts_at(record).to_numpy()
     there = masked == 0
     assert shown[there].tolist() == dlm.token_strings(canvas[there].tolist())
     final = np.broadcast_to(record["text"].to_numpy()[:, None], shown.shape)
@@ -151,7 +151,7 @@ def test_a_run_without_undone_commits_says_nothing_of_them(model: Any) -> None:
     result = run(model("Dream"), PROMPTS, Plan(new_tokens=4))
     assert result.undone == ()
     assert "undone" not in json.loads(result.record.attrs["provenance"])
-    assert texts_at(result.record).shape[1] == 1
+    assert texts_at(result.record).sizes["step"] == 1
     assert all(step.remasked is None for step in denoising_steps(model("Dream"), PROMPTS, Plan(new_tokens=4)))
 
 
