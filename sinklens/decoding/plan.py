@@ -31,7 +31,8 @@ class Plan(Value):
         block_length: Blocks are filled from left to right; one block when None.
         remasking: Which positions a step commits: the most confident by "low_confidence" (probability of the
             chosen token), "margin", "entropy", "maskgit_plus"; at "random"; or "origin" (Dream: each with
-            probability 1 - s/t; the samplers "diffugpt" and "ddpm_cache" know nothing else).
+            probability 1 - s/t; the samplers "diffugpt" and "ddpm_cache" know nothing else). "p2" and "dplm" know
+            "low_confidence" alone.
         sampler: Whose counts per step and whose random draws: "llada" (even split, Gumbel-max in float64);
             "dream" (timesteps from 1 to eps, categorical draws with top_p and top_k); "diffugpt" (DiffuGPT's and
             DiffuLLaMA's: a draw for every position, each revealed with probability 1 / (steps that are left); official
@@ -41,8 +42,8 @@ class Plan(Value):
             confident are masked after it, also committed ones; official are temperature 0.5, top_k 200 and as many
             steps as tokens); "dplm" (DPLM's: likewise with Gumbel noise, the confidence is the score with its noise;
             temperature 1 is the official "gumbel_argmax", 0 "argmax", another scales the noise; official are 500
-            steps, temperature 1 and resample 0.25). All but "llada" and "dream" take more steps
-            than tokens, too: a step may commit nothing.
+            steps, temperature 1 and resample 0.25). All but "llada" and "dream" take more steps than tokens, too: a
+            step may commit nothing.
         threshold: Commit every position whose confidence reaches it (>=), at least one per step; `steps` is then not
             used. In (0, 1] for probabilities and margins; below 0 for remasking="entropy", whose confidence is minus
             the entropy in nats. Fast-dLLM's parallel decoding compares so, too; the block samplers of SDAR, LLaDA2.x

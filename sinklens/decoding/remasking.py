@@ -1,4 +1,4 @@
-"""Which masked positions a denoising step commits, and to which token. Pure torch, batched over rows."""
+"""Which positions a denoising step commits or masks again, and to which token. Pure torch, batched over rows."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ class Step:
         memories: What each edit remembers and has counted, up to and including this step.
         fired: How often the hooks of each probe and edit have fired.
         remasked: Positions that an earlier step had committed and this one masked again [batch, pos]; None under a
-            sampler that never does so.
+            sampler that never does so, or where a followed step did not.
     """
 
     index: int
