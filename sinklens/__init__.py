@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from sinklens.experiments.ablation import ablate, doses
     from sinklens.experiments.budget_table import breaking_point, budget_table
     from sinklens.experiments.budgets import budget_curve
+    from sinklens.experiments.l2 import L2
+    from sinklens.experiments.l2_diffusion import l2_in_diffusion
+    from sinklens.experiments.l2_run import l2
     from sinklens.experiments.results import AblationResult, Effect
     from sinklens.ground_truth.models import planted_model
     from sinklens.ground_truth.records import planted
@@ -42,6 +45,9 @@ _HOMES = {
     "experiments.ablation": ("ablate", "doses"),
     "experiments.budget_table": ("breaking_point", "budget_table"),
     "experiments.budgets": ("budget_curve",),
+    "experiments.l2": ("L2",),
+    "experiments.l2_diffusion": ("l2_in_diffusion",),
+    "experiments.l2_run": ("l2",),
     "experiments.results": ("AblationResult", "Effect"),
     "values": ("named",),
     "hooks": ("Canvas", "Edit", "Probe", "Scope"),
@@ -71,6 +77,7 @@ _MODULES = {
 }
 
 __all__ = [
+    "L2",
     "AblationResult",
     "Canvas",
     "Edit",
@@ -100,6 +107,8 @@ __all__ = [
     "dynamics",
     "estimate",
     "interventions",
+    "l2",
+    "l2_in_diffusion",
     "log_likelihood",
     "metrics",
     "named",

@@ -216,6 +216,31 @@ def texts(record: xr.Dataset) -> xr.DataArray:
     return text.transpose(*VARIABLES["text"].dims)
 
 
+def texts_at(record: xr.Dataset) -> xr.DataArray:
+    """The token of each position before each step as text [prompt, step, key]; the final one where it is masked.
+
+    One step stands for all of them where no commit was undone.
+
+    Raises:
+        RecordError: the record does not hold it.
+    """
+    final = texts(record).expand_dims("step", 1)
+    undone = made(record).get("undone")
+    if not undone:
+        return final
+    if not isinstance(undone, dict):
+        raise RecordError(
+            f"the provenance of this record names undone tokens by {undone!r}; expected texts by token id"
+        )
+    canvas, masked = (_variable(record, name).transpose(*_PLACE) for name in ("canvas", "masked"))
+    token = _variable(record, "token").transpose("prompt", "key").to_numpy()[:, None]
+    out = np.broadcast_to(final.to_numpy(), canvas.shape).astype(object)
+    ids = canvas.to_numpy()
+    other = (masked.to_numpy() == 0) & (ids != token)
+    out[other] = [str(undone.get(str(number), f"<{number}>")) for number in ids[other].tolist()]
+    return canvas.copy(data=out).drop_attrs()
+
+
 def _received(record: xr.Dataset) -> xr.DataArray:
     if "received" not in record:
         raise RecordError("this record has no received attention; run denoise with probes=[ReceivedAttention()]")

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from sinklens.analysis.attention import CELL, flags, measured, positions, received, texts
+from sinklens.analysis.attention import CELL, flags, measured, positions, received, texts_at
 from sinklens.analysis.ranks import spearman
 from sinklens.analysis.rates import flagged
 from sinklens.errors import RecordError
@@ -29,10 +29,11 @@ def key_types(record: xr.Dataset) -> xr.DataArray:
     "mask": still to be committed; "prompt": given; "eos": a committed token that is an end of sequence or of turn;
     "committed": any other committed token.
     """
-    text = texts(record)
-    every, index = np.unique(text.to_numpy().astype(str), return_inverse=True)
-    is_eos = text.copy(data=np.array([token_class(one) == "eos" for one in every])[index.reshape(text.shape)])
+    text = texts_at(record).to_numpy()
+    every, index = np.unique(text.astype(str), return_inverse=True)
+    ends = np.array([token_class(one) == "eos" for one in every])[index.reshape(text.shape)]
     kinds = {name: positions(record, name) for name in ("committed", "prompt", "masked")}
+    is_eos = kinds["masked"].copy(data=np.broadcast_to(ends, kinds["masked"].shape))
     types = xr.where(kinds["committed"], xr.where(kinds["prompt"], 0, xr.where(is_eos, 3, 1)), -1)
     return xr.where(kinds["masked"], 2, types).transpose("prompt", "step", "key")
 

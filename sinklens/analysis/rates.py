@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from sinklens.analysis.attention import CELL, existing, flags, measured, null, positions, received, texts
+from sinklens.analysis.attention import CELL, existing, flags, measured, null, positions, received, texts_at
 from sinklens.sinks import SinkRule
 from sinklens.sinks.tokens import CLASSES, token_class
 from sinklens.values.kinds import Count, reads
@@ -73,10 +73,9 @@ def per_layer(record: xr.Dataset, rule: SinkRule | None = None) -> pd.DataFrame:
 @reads()
 def classes(record: xr.Dataset) -> xr.DataArray:
     """Class of the token that stands at each key at each step, as an index into CLASSES; -1 where there is none."""
-    final = texts(record).to_numpy()
-    index = np.vectorize(lambda text: CLASSES.index(token_class(text)), otypes=[int])(final)
+    index = np.vectorize(lambda text: CLASSES.index(token_class(text)), otypes=[int])(texts_at(record).to_numpy())
     exists = existing(record)
-    at_step = np.where(positions(record, "masked"), CLASSES.index("mask"), index[:, None, :])
+    at_step = np.where(positions(record, "masked"), CLASSES.index("mask"), index)
     return exists.copy(data=np.where(exists, at_step, -1))
 
 
@@ -109,9 +108,11 @@ def places(record: xr.Dataset) -> xr.DataArray:
     any other line break, BOS or EOS ([CLS], [SEP]); "other" the rest.
     """
     exists = existing(record).transpose("prompt", "step", "key")
-    there, kinds = exists.to_numpy(), classes(record).transpose("prompt", "step", "key").to_numpy()
-    text = texts(record).transpose("prompt", "key").to_numpy()
-    breaks = np.vectorize(lambda each: "\n" in each, otypes=[bool])(text)[:, None] & (kinds != CLASSES.index("mask"))
+    there = exists.to_numpy()
+    kinds = classes(record).transpose("prompt", "step", "key").to_numpy()
+    breaks = np.vectorize(lambda each: "\n" in each, otypes=[bool])(texts_at(record).to_numpy()) & (
+        kinds != CLASSES.index("mask")
+    )
     marks = breaks | (kinds == CLASSES.index("bos")) | (kinds == CLASSES.index("eos"))
     first = there & (there.cumsum(-1) == 1)
     last = there & (there[..., ::-1].cumsum(-1)[..., ::-1] == 1) & ~first
@@ -153,7 +154,7 @@ def sink_tokens(record: xr.Dataset, rule: SinkRule | None = None, top: Count | N
     """
     weight = sinks(record, rule).sum(["layer", "head"]).transpose("prompt", "step", "key").to_numpy()
     exists = existing(record).to_numpy()
-    text = np.where(positions(record, "masked"), "[MASK]", texts(record).to_numpy().astype(str)[:, None, :])
+    text = np.where(positions(record, "masked"), "[MASK]", texts_at(record).to_numpy().astype(str))
     each = pd.DataFrame({"token": text[exists], "sinks": weight[exists]}).groupby("token", as_index=False)
     table: Any = each.agg(sinks=("sinks", "sum"), keys=("sinks", "size"))
     table = table[table["sinks"] > 0].sort_values(["sinks", "keys"], ascending=False, kind="stable")

@@ -100,7 +100,7 @@ def _of_baseline(params: dict[str, Any], model: str, placing: Placing, out: Path
 
     said = {name: params[name] for name in (*CACHE, "shares") if options.is_said(params[name])}
     protocol = L2(**said, seed=params["seed"])
-    protocol.check(placing.outline(model))
+    protocol.contexts(placing.outline(model))
     options.folder(out, {**FILES, "scores.jsonl": SCORES})
     options.tell_model(model, placing)
     dlm = placing.load(model)
@@ -127,9 +127,10 @@ def _of_baseline(params: dict[str, Any], model: str, placing: Placing, out: Path
 
 def _of_diffusion(params: dict[str, Any], model: str, placing: Placing, out: Path) -> None:
     from sinklens.experiments.budget_table import budget_table
+    from sinklens.experiments.budgets import check_lengths
     from sinklens.experiments.config import Experiment
     from sinklens.experiments.l2 import L2
-    from sinklens.experiments.l2_diffusion import by_type, l2_in_diffusion
+    from sinklens.experiments.l2_diffusion import METRICS, by_type, l2_in_diffusion
     from sinklens.files import SCORES
     from sinklens.report.l2 import FILES_IN_DIFFUSION, write_l2_in_diffusion
 
@@ -137,6 +138,7 @@ def _of_diffusion(params: dict[str, Any], model: str, placing: Placing, out: Pat
     fields = {name: params[name] for name in STEPS[:5] if options.is_said(params[name])}
     asked = Experiment(model=model, edits={"all": "keep=0.5:key_norm"}, plan=options.plan_of(params), **fields)
     asked.check()
+    check_lengths(placing.outline(model), asked.make_task(), asked.make_plan(), rates, METRICS)
     options.folder(out, {**FILES_IN_DIFFUSION, "scores.jsonl": SCORES})
     options.tell_model(model, placing)
     dlm = placing.load(model)

@@ -25,11 +25,18 @@ class Draws:
         self.starts = list(starts)
         self.generators = [Generator().manual_seed(int(seed)) for seed in seeds]
 
-    def uniform(self, like: Tensor, dtype: torch.dtype) -> Tensor:
-        """Uniform numbers in [0, 1) of the shape of `like` [batch, pos, ...]; 0.5 on padding."""
+    def uniform(self, like: Tensor, dtype: torch.dtype, rows: Sequence[int] | None = None) -> Tensor:
+        """Uniform numbers in [0, 1) of the shape of `like` [batch, pos, ...]; 0.5 on padding.
+
+        Args:
+            like: A row each of `rows`.
+            dtype: In which they are drawn.
+            rows: Which rows of the run; all when None.
+        """
         out = torch.full(like.shape, 0.5, dtype=dtype)
-        for row, (generator, start) in enumerate(zip(self.generators, self.starts, strict=True)):
-            out[row, start:] = torch.rand(out[row, start:].shape, dtype=dtype, generator=generator)
+        for index, row in enumerate(range(len(self.starts)) if rows is None else rows):
+            here = out[index, self.starts[row] :]
+            here.copy_(torch.rand(here.shape, dtype=dtype, generator=self.generators[row]))
         return out.to(like.device)
 
     def bernoulli(self, count: int, row: int) -> None:

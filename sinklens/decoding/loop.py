@@ -86,14 +86,11 @@ def steps_from(
     by no others, and an unembedding of a large vocabulary costs as much as many layers.
     """
     check_parts(dlm, start, probes, interventions)
-    forced = when = None
     if follow is not None:
         _check_followed(follow, start.canvas, force)
-        device = start.canvas.tokens.device
-        forced, when = follow.tokens.to(device), follow.commit_step.to(device)
-    if force is not None:
-        forced = forced_tokens(dlm, start.canvas, force)
-    yield from _loop(dlm, start, probes, interventions, forced, when, every_row)
+        follow = follow.on(start.canvas.tokens.device)
+    forced = None if force is None else forced_tokens(dlm, start.canvas, force)
+    yield from _loop(dlm, start, probes, interventions, forced, follow, every_row)
 
 
 def check_parts(dlm: Sketched, start: Start, probes: Sequence[Probe], interventions: Sequence[Edit]) -> None:
@@ -101,6 +98,11 @@ def check_parts(dlm: Sketched, start: Start, probes: Sequence[Probe], interventi
     if interventions and start.plan.cfg_scale:
         raise PlanError(
             f"cfg_scale={start.plan.cfg_scale:g}: edits under classifier-free guidance have no one meaning; use 0"
+        )
+    if interventions and start.plan.resample is not None:
+        raise PlanError(
+            f"resample={start.plan.resample:g}: edits have no one meaning where some forwards are of a canvas that no "
+            "step stands on; leave it out"
         )
     for probe in probes:
         probe.where.validate(dlm.n_layers, dlm.n_heads, start.steps, min(start.limits))
@@ -156,7 +158,7 @@ def _loop(
     probes: Sequence[Probe],
     interventions: Sequence[Edit],
     forced: Tensor | None,
-    when: Tensor | None,
+    follow: Trajectory | None,
     every_row: bool,
 ) -> Iterator[Step]:
     keep_watched(dlm)
@@ -167,7 +169,7 @@ def _loop(
     limit = torch.tensor(limits, device=canvas.tokens.device)
     done = torch.zeros(len(limits), dtype=torch.bool, device=canvas.tokens.device)
     ends = torch.tensor(dlm.ids.eos, dtype=torch.long, device=canvas.tokens.device)
-    last = when.amax(-1) if when is not None else None
+    last = None if follow is None else follow.last
     step = 0
 
     def look(now: Canvas, canvas: Canvas, active: Tensor, seen: Sequence[dict | None]) -> tuple[Tensor, Choice]:
@@ -185,15 +187,18 @@ def _loop(
             return
         now = sampler.seen(replace(canvas, step=step, active=active))
         seen = tuple({} if probe.where.at(step, total) else None for probe in probes)
-        logits, (predicted, confidence, commit) = _no_grad(partial(look, now, canvas, active, seen))
-        if when is not None:
-            commit = (when == step) & active[:, None]
+        logits, (predicted, confidence, commit, again) = _no_grad(partial(look, now, canvas, active, seen))
         token = predicted if forced is None else forced
+        if follow is not None:
+            commit, token, again = follow.at(step)
+            commit = commit & active[:, None]
         tokens = torch.where(commit, token, canvas.tokens)
         still = canvas.masked & ~(commit & (tokens != dlm.ids.mask) if plan.allow_mask else commit)
-        yield Step(step, now, tokens, commit, predicted, confidence, logits, active, seen, memories, fired)
+        if again is not None:
+            tokens, still = tokens.masked_fill(again, sampler.mask), still | again
+        yield Step(step, now, tokens, commit, predicted, confidence, logits, active, seen, memories, fired, again)
         canvas = replace(canvas, tokens=tokens, masked=still)
-        if dlm.is_causal and plan.new_tokens and forced is None:
+        if dlm.is_causal and plan.new_tokens and forced is None and follow is None:
             done |= (commit & torch.isin(tokens, ends)).any(-1)
         step += 1
 

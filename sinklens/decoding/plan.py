@@ -11,8 +11,10 @@ from sinklens.models.outline import Sketched
 from sinklens.values.content import Value
 
 Remasking = Literal["low_confidence", "random", "margin", "entropy", "maskgit_plus", "origin"]
-Sampler = Literal["llada", "dream", "diffugpt", "ddpm_cache"]
+Sampler = Literal["llada", "dream", "diffugpt", "ddpm_cache", "p2", "dplm"]
 BY_CHANCE = ("diffugpt", "ddpm_cache")  # which positions these commit, and how many, is drawn
+REMASKS = ("p2", "dplm")  # these may mask a committed position again
+ANY_STEPS = (*BY_CHANCE, *REMASKS)  # these may take more steps than there are tokens
 EPS = {"dream": 1e-3, "ddpm_cache": 1e-5}  # the last timestep, where a sampler has one
 
 
@@ -29,23 +31,32 @@ class Plan(Value):
         block_length: Blocks are filled from left to right; one block when None.
         remasking: Which positions a step commits: the most confident by "low_confidence" (probability of the
             chosen token), "margin", "entropy", "maskgit_plus"; at "random"; or "origin" (Dream: each with
-            probability 1 - s/t; the samplers "diffugpt" and "ddpm_cache" know nothing else).
+            probability 1 - s/t; the samplers "diffugpt" and "ddpm_cache" know nothing else). "p2" and "dplm" know
+            "low_confidence" alone.
         sampler: Whose counts per step and whose random draws: "llada" (even split, Gumbel-max in float64);
             "dream" (timesteps from 1 to eps, categorical draws with top_p and top_k); "diffugpt" (DiffuGPT's and
             DiffuLLaMA's: a draw for every position, each revealed with probability 1 / (steps that are left); official
             are 64 steps, temperature 0.95 or 0.9, top_p 0.9); "ddpm_cache" (MDLM's: timesteps from 1 to eps, and one
-            step more that fills what is left with the likeliest tokens; official is temperature 1). A step of the
-            last two may commit nothing, so steps may be more than tokens.
+            step more that fills what is left with the likeliest tokens; official is temperature 1); "p2"
+            (open-dcoder's, path planning: every step draws for all positions that were masked at first, and the least
+            confident are masked after it, also committed ones; official are temperature 0.5, top_k 200 and as many
+            steps as tokens); "dplm" (DPLM's: likewise with Gumbel noise, the confidence is the score with its noise;
+            temperature 1 is the official "gumbel_argmax", 0 "argmax", another scales the noise; official are 500
+            steps, temperature 1 and resample 0.25). All but "llada" and "dream" take more steps than tokens, too: a
+            step may commit nothing.
         threshold: Commit every position whose confidence reaches it (>=), at least one per step; `steps` is then not
             used. In (0, 1] for probabilities and margins; below 0 for remasking="entropy", whose confidence is minus
             the entropy in nats. Fast-dLLM's parallel decoding compares so, too; the block samplers of SDAR, LLaDA2.x
             and Fast-dLLM v2 commit above it only (>), which differs at exact ties.
         temperature: 0 takes the likeliest token.
-        top_p: Nucleus; "llada" has none.
+        top_p: Nucleus; "llada" and "dplm" have none.
         top_k: Likewise.
         cfg_scale: Classifier-free guidance w: u + (w + 1)(c - u), u with the prompt masked.
         eps: The last timestep; 1e-3 for "dream" and 1e-5 for "ddpm_cache" when None.
         alg_temp: Dream: draw the positions to commit with this temperature on the confidence.
+        resample: DPLM: where a residue makes up more than this share of a row's drawn tokens, all places of such
+            residues are drawn once more, after a second forward that sees them masked. In (0, 1), and only with a
+            temperature; never when None (the official disable_resample). Edits are refused with it.
         suppress_eos: LLaDA, appendix B.4: "logits" never chooses EOS; "confidence" commits EOS and EoT last
             (their confidence is 0 and the others' is renormalised, at every temperature), for the "llada" sampler;
             "both" does both.
@@ -68,6 +79,7 @@ class Plan(Value):
     cfg_scale: float = 0.0
     eps: float | None = None
     alg_temp: float | None = None
+    resample: float | None = None
     suppress_eos: Literal["logits", "confidence", "both"] | None = None
     allow_mask: bool = False
     chat: bool = False
@@ -85,6 +97,7 @@ class Plan(Value):
             ("cfg_scale", 0 <= self.cfg_scale < math.inf, "must be at least 0, and finite"),
             ("eps", self.eps is None or 0 < self.eps < 1, "must be in (0, 1)"),
             ("alg_temp", self.alg_temp is None or 0 <= self.alg_temp < math.inf, "must be at least 0, and finite"),
+            ("resample", self.resample is None or 0 < self.resample < 1, "must be in (0, 1)"),
         ]
         for name, holds, rule in rules:
             if not holds:
@@ -102,9 +115,11 @@ class Plan(Value):
             return self._resolved_causal(dlm)
         default = dlm.family.plan
         sampler = self.sampler or default.get("sampler", "llada")
-        usual = "origin" if sampler in BY_CHANCE else default.get("remasking", "low_confidence")
+        usual = _ONLY.get(sampler, default.get("remasking", "low_confidence"))
         eps = EPS.get(sampler) if self.eps is None else self.eps
         plan = replace(self, sampler=sampler, remasking=self.remasking or usual, eps=eps)
+        if sampler == "dplm":
+            _check_residues(dlm)
         if self.new_tokens == 0:
             if self.block_length is not None:
                 raise PlanError(f"block_length={self.block_length} has no meaning for filling gaps (new_tokens=0)")
@@ -119,7 +134,7 @@ class Plan(Value):
         steps = self.steps if self.steps is not None else self.new_tokens
         if self.threshold is None and steps % blocks:
             raise PlanError(f"steps={steps} is not divisible by the {blocks} blocks of new_tokens={self.new_tokens}")
-        if self.threshold is None and steps > self.new_tokens and sampler not in BY_CHANCE:
+        if self.threshold is None and steps > self.new_tokens and sampler not in ANY_STEPS:
             raise PlanError(
                 f"steps={steps} is more than new_tokens={self.new_tokens}; a step commits at least one token"
             )
@@ -152,12 +167,28 @@ class Plan(Value):
                 f"remasking={self.remasking!r}: the sampler {self.sampler!r} reveals by chance, remasking='origin', "
                 "and knows nothing else"
             )
-        for name, of in (("top_p", _DRAWS), ("top_k", _DRAWS), ("alg_temp", ("dream",)), ("eps", tuple(EPS))):
+        if self.sampler in REMASKS and self.remasking != "low_confidence":
+            raise PlanError(
+                f"remasking={self.remasking!r}: the sampler {self.sampler!r} masks the least confident again by the "
+                "probability of the token that it draws, remasking='low_confidence', and knows nothing else; say "
+                "sampler='llada' or 'dream'"
+            )
+        if self.sampler in REMASKS and self.threshold is not None:
+            raise PlanError(
+                f"threshold={self.threshold}: with sampler={self.sampler!r} the step says how many positions are "
+                "masked; use 'llada' or 'dream'"
+            )
+        for name, of in _OWNERS.items():
             if getattr(self, name) is not None and self.sampler not in of:
                 raise PlanError(
                     f"{name}={getattr(self, name)} needs sampler={' or '.join(map(repr, of))}; {self.sampler!r} does "
                     "not use it"
                 )
+        if self.resample is not None and (self.temperature == 0 or self.cfg_scale):
+            raise PlanError(
+                f"resample={self.resample} needs a temperature and no guidance: temperature={self.temperature:g}, "
+                f"cfg_scale={self.cfg_scale:g}"
+            )
         if self.sampler != "llada" and self.suppress_eos in ("confidence", "both"):
             raise PlanError(
                 f"suppress_eos={self.suppress_eos!r} needs sampler='llada'; {self.sampler!r} knows only 'logits'"
@@ -184,10 +215,47 @@ class Plan(Value):
 # What only diffusion models can do, and what it is where nothing is said.
 _ONLY_DIFFUSION: dict[str, Any] = {
     name: getattr(Plan, name)
-    for name in ("steps", "block_length", "remasking", "sampler", "threshold", "cfg_scale", "eps", "alg_temp")
+    for name in (
+        "steps",
+        "block_length",
+        "remasking",
+        "sampler",
+        "threshold",
+        "cfg_scale",
+        "eps",
+        "alg_temp",
+        "resample",
+    )
 }
 
-_DRAWS = ("dream", *BY_CHANCE)  # from a nucleus
+_DRAWS = ("dream", *BY_CHANCE, "p2")  # from a nucleus
+_OWNERS = {  # whose a field is that not all samplers use
+    "top_p": _DRAWS,
+    "top_k": _DRAWS,
+    "alg_temp": ("dream",),
+    "eps": tuple(EPS),
+    "resample": ("dplm",),
+}
+_ONLY: dict[str, Remasking] = {
+    **dict.fromkeys(BY_CHANCE, "origin"),
+    **dict.fromkeys(REMASKS, "low_confidence"),
+}  # the one remasking that a sampler knows
+
+
+def _check_residues(dlm: Sketched) -> None:
+    """Raise for a model of which it is not known what DPLM's sampler never chooses."""
+    never = dlm.family.never
+    if not never:
+        raise PlanError(
+            f"sampler='dplm' draws residues, and {dlm.name} ({dlm.family.name}) is no protein model of its kind"
+        )
+    known = dlm.tokenizer.get_vocab() if dlm.tokenizer is not None else {}
+    unknown = [token for token in never if token not in known]
+    if unknown:
+        raise PlanError(
+            f"sampler='dplm' never chooses {', '.join(never)}, and the tokenizer of {dlm.name} does not say which "
+            f"{'is' if len(unknown) == 1 else 'are'} {', '.join(unknown)}; set dlm.tokenizer, or say sampler='llada'"
+        )
 
 
 def _reach(remasking: Remasking | None) -> str:

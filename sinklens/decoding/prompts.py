@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from sinklens.decoding.plan import BY_CHANCE, Plan
+from sinklens.decoding.plan import ANY_STEPS, Plan
 from sinklens.errors import PlanError
 from sinklens.hooks import Canvas
 from sinklens.models.outline import Sketched
@@ -139,7 +139,7 @@ def first_canvas(
             raise PlanError(f"prompt {index} holds {gaps} mask tokens; to fill gaps say new_tokens=0")
         if dlm.is_causal and plan.new_tokens == 0 and row[0] == dlm.ids.mask:
             raise PlanError(f"prompt {index} begins with a gap; an autoregressive model needs a token before it")
-        several = plan.steps is not None and plan.steps > gaps and plan.sampler not in BY_CHANCE
+        several = plan.steps is not None and plan.steps > gaps and plan.sampler not in ANY_STEPS
         if plan.new_tokens == 0 and several and plan.threshold is None:
             raise PlanError(f"steps={plan.steps} is more than the {gaps} gaps of prompt {index}")
     tokens, valid, starts = left_padded(dlm, [[*row, *[mask] * plan.new_tokens] for row in rows])

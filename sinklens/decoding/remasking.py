@@ -1,4 +1,4 @@
-"""Which masked positions a denoising step commits, and to which token. Pure torch, batched over rows."""
+"""Which positions a denoising step commits or masks again, and to which token. Pure torch, batched over rows."""
 
 from __future__ import annotations
 
@@ -57,16 +57,21 @@ def tempered(logits: Logits, temperature: float, top_p: float | None, top_k: int
     """
     if temperature > 0:
         logits = logits / temperature
-    lowest = torch.finfo(logits.dtype).min
     if top_p is not None and top_p < 1:
-        ordered, index = logits.sort(descending=True, dim=-1)
-        beyond = ordered.softmax(-1).cumsum(-1) > top_p
-        beyond = torch.cat([torch.zeros_like(beyond[..., :1]), beyond[..., :-1]], -1)
-        logits = logits.masked_fill(torch.zeros_like(beyond).scatter(-1, index, beyond), lowest)
+        logits = nucleus(logits, top_p)
     if top_k is not None:
         kth = logits.topk(min(top_k, logits.shape[-1]), -1).values[..., -1:]
-        logits = logits.masked_fill(logits < kth, lowest)
+        logits = logits.masked_fill(logits < kth, torch.finfo(logits.dtype).min)
     return logits.softmax(-1)
+
+
+def nucleus(logits: Logits, top_p: float) -> Logits:
+    """Logits in which all tokens behind the one that crosses top_p are as low as the dtype goes."""
+    ordered, index = logits.sort(descending=True, dim=-1)
+    beyond = ordered.softmax(-1).cumsum(-1) > top_p
+    beyond = torch.cat([torch.zeros_like(beyond[..., :1]), beyond[..., :-1]], -1)
+    outside = torch.zeros_like(beyond).scatter(-1, index, beyond)
+    return logits.masked_fill(outside, torch.finfo(logits.dtype).min)
 
 
 def probability_of(tokens: Int[Tensor, "*batch pos"], probabilities: Logits) -> Float[Tensor, "*batch pos"]:
@@ -95,6 +100,35 @@ def most_confident(confidence: Confidence, eligible: Mask, counts: Int[Tensor, "
         -1, order, torch.arange(order.shape[-1], device=order.device).expand_as(order)
     )
     return (rank < counts.to(rank.device).unsqueeze(-1)) & eligible
+
+
+def least_confident(confidence: Confidence, among: Mask, counts: Int[Tensor, " batch"]) -> Mask:
+    """The `counts[row]` least confident of some positions of each row (all when fewer); ties go to the left.
+
+    Source: pengzhangzhi/Open-dLLM generation_utils.py, alg "p2": what is masked after a step.
+    """
+    order = confidence.masked_fill(~among, float("inf")).argsort(dim=-1, stable=True)
+    place = torch.arange(order.shape[-1], device=order.device).expand_as(order)
+    rank = torch.empty_like(order).scatter(-1, order, place)
+    return (rank < counts.to(rank.device).unsqueeze(-1)) & among
+
+
+def below_cutoff(confidence: Confidence, among: Mask, counts: Int[Tensor, " batch"]) -> Mask:
+    """The positions that are less confident than the one with `counts[row]` below it; fewer than that at ties.
+
+    Source: bytedance/dplm models/utils.py, topk_masking.
+    """
+    ordered = confidence.masked_fill(~among, float("inf")).sort(-1).values
+    places = counts.to(ordered.device).clamp(max=ordered.shape[-1] - 1)
+    return among & (confidence < ordered.gather(-1, places.unsqueeze(-1)))
+
+
+def share_left(masks: int, step: int, steps: int) -> int:
+    """How many of `masks` positions are masked after this step: int(masks (1 - (step + 1) / steps)), in float32.
+
+    Source: pengzhangzhi/Open-dLLM generation_utils.py, alg "p2"; bytedance/dplm dplm.py, schedule "linear".
+    """
+    return int(torch.tensor([float(masks)]) * (1 - (step + 1) / steps)) if step < steps else 0
 
 
 def above_threshold(confidence: Confidence, eligible: Mask, threshold: float) -> Mask:

@@ -36,10 +36,12 @@ class Run(Trajectory):
 
     Attributes:
         tokens: Final canvas [prompt, pos], left-padded.
-        commit_step: Step at which each position was committed, -1 where given [prompt, pos].
+        commit_step: Step at which each position was committed, the last time where a sampler masked it again; -1 where
+            given [prompt, pos].
         predicted: The model's own choice at the commit [prompt, pos]; differs from tokens under `force`.
         confidence: Confidence at the commit, nan where given [prompt, pos].
         filled: Positions that were to be filled [prompt, pos].
+        undone: Commits before the last one of a position, where a sampler masked it again.
         completions: Text of what was filled in, up to the first EOS.
         texts: Text of the whole row.
         record: The measurements, an xarray Dataset (`records`).
@@ -239,7 +241,11 @@ class _Keeper:
             "predicted": done.trajectory.predicted,
             "confidence": done.trajectory.confidence,
         }
-        origin = provenance(dlm, **self.origin, edit_counts=done.counts, fired=done.fired, finished=self.finished)
+        undone = sorted({token for one in done.trajectory.undone for token in one.tokens.tolist()})
+        told = {"undone": dict(zip(map(str, undone), dlm.token_strings(undone), strict=True))} if undone else {}
+        origin = provenance(
+            dlm, **self.origin, **told, edit_counts=done.counts, fired=done.fired, finished=self.finished
+        )
         texts = [dlm.token_strings(row) for row in rows]
         return Run(
             **{field.name: getattr(done.trajectory, field.name) for field in fields(done.trajectory)},

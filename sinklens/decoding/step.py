@@ -29,6 +29,8 @@ class Step:
         seen: What each probe's hooks saw, for `probe.values`; None at steps outside its scope.
         memories: What each edit remembers and has counted, up to and including this step.
         fired: How often the hooks of each probe and edit have fired.
+        remasked: Positions that an earlier step had committed and this one masked again [batch, pos]; None under a
+            sampler that never does so, or where a followed step did not.
     """
 
     index: int
@@ -42,3 +44,4 @@ class Step:
     seen: tuple[dict[Any, Any] | None, ...] = ()
     memories: tuple[Memory, ...] = ()
     fired: dict[str, int] = field(default_factory=dict)
+    remasked: Bool[Tensor, "batch pos"] | None = None

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from sinklens.errors import ContentError, TaskError, Unsupported
-from sinklens.models.hooked_dlm import HookedDLM
+from sinklens.models.outline import Sketched
 from sinklens.selection.cache import Cut, Kept
-from sinklens.selection.retrieval import Kind, Retrieval, sentences
+from sinklens.selection.retrieval import KINDS, Retrieval, sentences
 from sinklens.selection.streaming import check_room
 from sinklens.selection.texts import python_reference
 from sinklens.values.content import Value
@@ -113,32 +113,33 @@ class L2(Value):
             for depth in self.depths:
                 for _ in range(self.repeats):
                     seed += 1
-                    asked = [kind for kind in get_args(Kind) if kind in self.outcomes]
-                    every += [Retrieval(kind, length, depth, seed) for kind in asked]
+                    every += [Retrieval(kind, length, depth, seed) for kind in KINDS if kind in self.outcomes]
         return every
 
-    def contexts(self, dlm: HookedDLM) -> list[list[int]]:
+    def contexts(self, model: Sketched) -> list[list[int]]:
         """The token ids of every trial's context; whatever cannot be asked of the model is found here.
+
+        Args:
+            model: The model, or its outline.
 
         Raises:
             Unsupported: a model that sees both ways.
             TaskError: contexts longer than the model, or too short for what is hidden; too little text.
             ScopeError: layers that are not there, a share that leaves no room for a token.
         """
-        self.check(dlm)
-        text, stack = dlm.encode_piece(python_reference("test")), sentences(python_reference("test"))
+        self._check(model)
+        text, stack = model.encode_piece(python_reference("test")), sentences(python_reference("test"))
         if (needed := self.texts * self.window) > len(text) and isinstance(self.trials[0], Window):
             raise TaskError(
                 f"texts={self.texts} windows of {self.window} are {needed} tokens; the held-out text has {len(text)}"
             )
         windows = [text[start : start + self.window] for start in range(0, len(text), self.window)]
         return [
-            windows[trial.index] if isinstance(trial, Window) else trial.context(dlm.encode, stack)
+            windows[trial.index] if isinstance(trial, Window) else trial.context(model.encode, stack)
             for trial in self.trials
         ]
 
-    def check(self, model: Any) -> None:
-        """Raise for what cannot be asked of a model, or of its outline."""
+    def _check(self, model: Sketched) -> None:
         if not model.is_causal:
             raise Unsupported(
                 f"{model.name} sees in both directions: it has no cache of the past to cut. Its norms are measured by "

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SELECTORS = ("key_norm", "received", "recency", "random")
+METRICS = ("accuracy",)
 MEASURED = 8  # prompts whose attention is recorded
 
 
@@ -74,9 +75,18 @@ def l2_in_diffusion(
     if dlm.is_causal:
         raise Unsupported(f"{dlm.name} is autoregressive: its cache is cut by l2")
     curve = budget_curve(
-        dlm, task, rates, SELECTORS, plan, sinks=None, seeds=(seed,), batch_size=batch_size, save_to=save_to,
+        dlm,
+        task,
+        rates,
+        SELECTORS,
+        plan,
+        sinks=None,
+        seeds=(seed,),
+        metrics=METRICS,
+        batch_size=batch_size,
+        save_to=save_to,
         progress=progress,
-    )  # fmt: skip
+    )
     if not curve.finished:
         return NormsInDiffusion(_table([]), curve)
     prompts = [task[index].prompt for index in range(min(MEASURED, len(task)))]

@@ -7,6 +7,7 @@ Nothing is computed here that `analysis` or `experiments` could say.
 from sinklens.plots.adapting import adaptation
 from sinklens.plots.attention import POINTS, circuitsvis, key_norms
 from sinklens.plots.budgets import budget_curves, reached_shares, sinks_kept
+from sinklens.plots.caches import cache_curve, norm_correlation, norms_over_steps, retrieval_grid
 from sinklens.plots.canvas import sink_positions, timeline
 from sinklens.plots.curves import filtered_curve, histogram
 from sinklens.plots.doses import dose_response
@@ -31,6 +32,7 @@ __all__ = [
     "SYMBOLS",
     "adaptation",
     "budget_curves",
+    "cache_curve",
     "circuitsvis",
     "conditions",
     "describe",
@@ -43,7 +45,10 @@ __all__ = [
     "key_norms",
     "layer_counts",
     "layer_steps",
+    "norm_correlation",
+    "norms_over_steps",
     "reached_shares",
+    "retrieval_grid",
     "side_by_side",
     "sink_lives",
     "sink_positions",

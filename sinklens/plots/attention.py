@@ -11,7 +11,7 @@ import xarray as xr
 from einops import repeat
 
 from sinklens.analysis import norms
-from sinklens.analysis.attention import flags, null
+from sinklens.analysis.attention import flags, null, texts_at
 from sinklens.plots.record_view import check_prompt, need, null_words, place, rule_of
 from sinklens.plots.theme import COLORS, describe, themed, titled, visible
 from sinklens.sinks import SinkRule
@@ -220,7 +220,8 @@ def _of_record(
     names = [f"layer {int(layers[layer_index])}, head {int(one)}" for one in cut["head"]]
     if tokens is None:
         need(record, "text", "masked")
-        texts = record["text"].isel(prompt=prompt).to_numpy()[exists]
-        masked = record["masked"].isel(prompt=prompt, step=int(np.flatnonzero(measured)[step_index])).to_numpy()[exists]
+        at = int(np.flatnonzero(measured)[step_index])
+        texts = texts_at(record.isel(prompt=[prompt], step=[at])).to_numpy()[0, 0, exists]
+        masked = record["masked"].isel(prompt=prompt, step=at).to_numpy()[exists]
         tokens = ["[MASK]" if hidden == 1 else visible(str(text)) for text, hidden in zip(texts, masked, strict=True)]
     return cut.to_numpy()[:, exists][:, :, exists], tokens, names

@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from sinklens.analysis import rates
-from sinklens.analysis.attention import CELL, counting, is_autoregressive, measured, null, received, windows
+from sinklens.analysis.attention import CELL, counting, is_autoregressive, measured, null, received, texts_at, windows
 from sinklens.plots.theme import safe
 from sinklens.sinks import SinkRule
 
@@ -127,8 +127,11 @@ def view_of(record: xr.Dataset, prompt: int, rule: SinkRule) -> PromptView:
         received=values.to_numpy(),
         sinks=sinks.to_numpy(),
         shown=[
-            ["[MASK]" if hidden == 1 else "" if hidden < 0 else token for hidden, token in zip(step, text, strict=True)]
-            for step in masked
+            [
+                "[MASK]" if hidden == 1 else "" if hidden < 0 else safe(token)
+                for hidden, token in zip(*each, strict=True)
+            ]
+            for each in zip(masked, np.broadcast_to(texts_at(one).to_numpy()[0], masked.shape), strict=True)
         ],
         final=[
             token if done else "[MASK]" if ever else ""

@@ -49,7 +49,10 @@ VARIABLES: dict[str, Variable] = {
     ),
     "given": Variable(("prompt", "key"), "1/0", "1 where the position was given in the prompt", np.int8),
     "commit_step": Variable(
-        ("prompt", "key"), "step", "step at which the position was committed; -1 for given positions", np.int32
+        ("prompt", "key"),
+        "step",
+        "step at which the position was committed, for the last time; -1 for given positions",
+        np.int32,
     ),
     "predicted": Variable(
         ("prompt", "key"),

@@ -64,8 +64,8 @@ def write_l2(result: L2Result, out: Path) -> Path:
         if outcome == "perplexity":
             text += (
                 f"\n\nA cache is cut whenever it holds {result.protocol.limit} keys, to the share that is shown, and "
-                "read on with until it is full again. The larger the share, the more often it is cut: with 90 % it holds "
-                "many keys of long ago and few of the last ones, with 10 % all that was read since the last cut."
+                "read on with until it is full again. The larger the share, the more often it is cut: with 90 % it "
+                "holds many keys of long ago and few of the last ones, with 10 % all that was read since the last cut."
             )
         if "recomputed" in set(part.semantics):
             text += (

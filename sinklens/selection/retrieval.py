@@ -6,13 +6,14 @@ import random
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from sinklens.errors import TaskError
 from sinklens.values.content import Value
 from sinklens.values.kinds import Count, Seed, Share
 
 Kind = Literal["passkey", "needle"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 FILLER = ("The meadow is wide.", "The river is slow.", "The clouds are high.", "We walk on.", "Then we rest again.")
 OPENING = "There is an important number hidden in a long and dull text. Find it and remember it.\n"
 WHO = ("clockmaker", "gardener", "sailor", "baker", "painter", "postman", "teacher", "weaver", "fisherman", "miller")

@@ -220,7 +220,11 @@ def test_ablate_shows_how_edits_are_written() -> None:
         (["ablate", "--spec", "none.yaml"], "'none.yaml' cannot be read as YAML or JSON"),
         (["ablate", "--edit", "mask:top1", "--metric", "luck"], "metric 'luck' is unknown"),
         (["ablate", "--edit", "mask:top1", "--control", "luck"], "control 'luck' is unknown"),
-        (["reproduce", "table7"], "'table7' is unknown; there is table1"),
+        (["reproduce", "l2", "--model", "tiny-dlm", "--length", "300"], "lengths=[300] says nothing of tiny-dlm"),
+        (["reproduce", "l2", "--model", "tiny-arm", "--prompts", "3"], "prompts=3 says nothing of tiny-arm"),
+        (["reproduce", "l2", "--model", "tiny-arm"], "leaves none of the 2 layers to cut"),
+        (["reproduce", "l2", "--model", "tiny-dlm", "--share", "1.5"], "rate 1.5 is outside (0, 1]"),
+        (["reproduce", "l2", "--model", "tiny-dlm", "--share", "0.001"], "means nothing on the shortest prompt"),
     ],
 )
 def test_what_cannot_be_ablated_is_one_error(
@@ -270,11 +274,14 @@ def test_a_file_of_others_is_not_written_to(
 
 def test_every_command_says_what_it_does() -> None:
     """Every option has words of its own, wherever it is shared."""
-    for command in ("demo", "trace", "ablate", "reproduce", "models", "hooks"):
-        parameters = typer.main.get_command(cli.app).commands[command].params
-        assert typer.main.get_command(cli.app).commands[command].help
-        for parameter in parameters:
-            assert parameter.help, (command, parameter.name)
+    every = dict(typer.main.get_command(cli.app).commands)
+    assert {"demo", "trace", "ablate", "reproduce", "models", "hooks"} <= set(every)
+    for group in [command for command in every.values() if hasattr(command, "commands")]:
+        every |= {f"{group.name} {name}": command for name, command in group.commands.items()}
+    for name, command in every.items():
+        assert command.help, name
+        for parameter in command.params:
+            assert parameter.help, (name, parameter.name)
 
 
 def test_reproduce_table_1(tmp_path: Path) -> None:
@@ -290,6 +297,21 @@ def test_reproduce_table_1(tmp_path: Path) -> None:
     assert "Published (arXiv 2510.15731, table 1)" in text
     assert "Llama-3.1-8B" in text
     assert text.rstrip().endswith("report.html")
+
+
+def test_reproduce_l2_of_a_diffusion_model(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    threads = torch.get_num_threads()
+    given = ("--prompts", "3", "--share", "0.5", "--out", str(out))
+    text = invoke("reproduce", "l2", "--model", "tiny-dlm", *given)
+    torch.set_num_threads(threads)
+    steps = pd.read_csv(out / "l2-steps.csv")
+    assert set(steps.key_type) == {"prompt", "committed", "mask", "eos"}
+    assert sorted(set(steps.step)) == list(range(32))
+    table = pd.read_csv(out / "l2-budgets.csv")
+    assert list(table.selector) == ["unmasked", "key_norm", "received", "recency", "random"]
+    assert text.rstrip().endswith("report.html")
+    assert (out / "report.html").is_file()
 
 
 def test_every_command_that_loads_a_model_takes_the_same_options() -> None:

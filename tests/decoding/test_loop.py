@@ -33,7 +33,7 @@ Model = Callable[[str], HookedDLM]
 @pytest.fixture(scope="module")
 def model(tiny_model: Any) -> Model:
     """A random model of a family, made before any test forbids forwards."""
-    return {name: tiny_model(name) for name in (*DIFFUSION, *BASELINES)}.__getitem__
+    return {name: tiny_model(name) for name in (*DIFFUSION, *BASELINES, "open-dcoder")}.__getitem__
 
 
 def run(dlm: HookedDLM, prompts: Any, plan: Plan, **options: Any) -> Any:
@@ -214,6 +214,8 @@ SEEDED = [
     ("LLaDA", Plan(new_tokens=8, sampler="diffugpt", temperature=1.0, top_k=20)),
     ("LLaDA", Plan(new_tokens=8, steps=12, sampler="ddpm_cache", temperature=1.0)),
     ("Dream", Plan(new_tokens=8, steps=5, sampler="ddpm_cache")),
+    ("open-dcoder", Plan(new_tokens=8, steps=12)),
+    ("open-dcoder", Plan(new_tokens=8, steps=5, temperature=0.5, top_k=20)),
     ("Llama", Plan(new_tokens=8)),
     ("GPT-2", Plan(new_tokens=8, temperature=1.0)),
     ("Qwen3", Plan(new_tokens=8, temperature=1.0, top_k=20)),

@@ -258,12 +258,13 @@ def plans(draw: st.DrawFn) -> Plan:
         "steps": st.sampled_from([None, 1, 4, 8, 64]),
         "block_length": st.sampled_from([None, 2, 8]),
         "remasking": st.sampled_from([None, "low_confidence", "random", "margin", "origin"]),
-        "sampler": st.sampled_from([None, None, "llada", "dream", "diffugpt", "ddpm_cache"]),
+        "sampler": st.sampled_from([None, None, "llada", "dream", "diffugpt", "ddpm_cache", "p2", "dplm"]),
         "threshold": st.sampled_from([None, None, 0.5]),
         "temperature": st.sampled_from([0.0, 1.0]),
         "top_k": st.sampled_from([None, 3]),
         "cfg_scale": st.sampled_from([0.0, 0.0, 1.0]),
         "suppress_eos": st.sampled_from([None, "logits", "both"]),
+        "resample": st.sampled_from([None, None, 0.25]),
     }
     said = draw(st.sets(st.sampled_from(sorted(fields)), max_size=4))
     return Plan(**{name: draw(fields[name]) for name in said})

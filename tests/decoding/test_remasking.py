@@ -47,6 +47,32 @@ def test_most_confident_takes_the_k_best_eligible(case: tuple[Tensor, Tensor, li
         assert positions(chosen[row]) == best(confidence[row], eligible[row], count)
 
 
+@given(rows())
+def test_least_confident_takes_the_k_worst_and_the_cutoff_those_below_it(
+    case: tuple[Tensor, Tensor, list[int]],
+) -> None:
+    confidence, among, counts = case
+    chosen = rm.least_confident(confidence, among, torch.tensor(counts))
+    below = rm.below_cutoff(confidence, among, torch.tensor(counts))
+    for row, count in enumerate(counts):
+        assert positions(chosen[row]) == best(-confidence[row], among[row], count)
+        values = sorted(float(confidence[row, index]) for index in positions(among[row]))
+        least = [value for value in values if count >= len(values) or value < values[count]]
+        if count < len(confidence[row]):  # an official count is less than there are
+            assert sorted(confidence[row, below[row]].tolist()) == least
+        assert not (below[row] & ~among[row]).any()
+
+
+@pytest.mark.parametrize("steps", [1, 3, 7, 16, 500])
+@pytest.mark.parametrize("masks", [1, 5, 16, 333])
+def test_the_share_that_is_left_falls_to_nothing(masks: int, steps: int) -> None:
+    left = [rm.share_left(masks, step, steps) for step in range(steps + 2)]
+    assert left == sorted(left, reverse=True)
+    assert left[-3:] == [0] * 3
+    for step, count in enumerate(left[:steps]):
+        assert abs(count - masks * (1 - (step + 1) / steps)) < 1.001
+
+
 @given(rows(), st.sampled_from([0.1, 0.5, 0.95]))
 def test_above_threshold_takes_all_that_reach_it_and_at_least_one(
     case: tuple[Tensor, Tensor, list[int]], threshold: float

@@ -7,8 +7,10 @@ from sinklens.decoding.samplers.base import Choice, Diffusion, Sampler
 from sinklens.decoding.samplers.causal import Causal
 from sinklens.decoding.samplers.ddpm_cache import DDPMCache
 from sinklens.decoding.samplers.diffugpt import DiffuGPT
+from sinklens.decoding.samplers.dplm import DPLM
 from sinklens.decoding.samplers.dream import Dream
 from sinklens.decoding.samplers.llada import LLaDA
+from sinklens.decoding.samplers.p2 import P2
 from sinklens.models.hooked_dlm import HookedDLM
 
 DIFFUSION: dict[str, type[Diffusion]] = {
@@ -16,6 +18,8 @@ DIFFUSION: dict[str, type[Diffusion]] = {
     "dream": Dream,
     "diffugpt": DiffuGPT,
     "ddpm_cache": DDPMCache,
+    "p2": P2,
+    "dplm": DPLM,
 }
 
 

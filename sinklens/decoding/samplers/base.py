@@ -25,11 +25,13 @@ class Choice(NamedTuple):
         predicted: A token for every masked position [batch, pos].
         confidence: How sure the model is of it; nan where nothing is masked [batch, pos].
         committed: The positions to commit [batch, pos].
+        remasked: Committed positions that are masked again [batch, pos]; None from a sampler that never does so.
     """
 
     predicted: Int[Tensor, "batch pos"]
     confidence: Float[Tensor, "batch pos"]
     committed: Bool[Tensor, "batch pos"]
+    remasked: Bool[Tensor, "batch pos"] | None = None
 
 
 class Sampler(ABC):
@@ -43,6 +45,11 @@ class Sampler(ABC):
     def __init__(self, dlm: HookedDLM, start: Start) -> None:
         self.dlm, self.plan, self.given, self.limits = dlm, start.plan, start.canvas, start.limits
         self.draws = Draws(start.canvas.seeds, start.starts)
+
+    @property
+    def mask(self) -> int:
+        """Id of the mask token, -1 where there is none."""
+        return -1 if self.dlm.ids.mask is None else self.dlm.ids.mask
 
     def seen(self, canvas: Canvas) -> Canvas:
         """What the model sees of a canvas: all of it."""
@@ -119,11 +126,6 @@ class Diffusion(Sampler):
         rest = probabilities.index_fill(-1, torch.tensor([self.mask], device=logits.device), 0.0)
         likeliest = torch.zeros_like(rest).scatter(-1, self.choosable(logits).argmax(-1, keepdim=True), 1.0)
         return torch.where(rest.sum(-1, keepdim=True) > 0, rest, likeliest)
-
-    @property
-    def mask(self) -> int:
-        """Id of the mask token, -1 where there is none."""
-        return -1 if self.dlm.ids.mask is None else self.dlm.ids.mask
 
 
 class ByConfidence(Diffusion):

@@ -8,7 +8,7 @@ from sinklens.models.families.causal import LLAMA, QWEN2, QWEN3
 from sinklens.models.families.coda import CODA
 from sinklens.models.families.diffugpt import DIFFUGPT
 from sinklens.models.families.dream import DREAM
-from sinklens.models.families.esm import ESM2
+from sinklens.models.families.esm import DPLM, ESM2
 from sinklens.models.families.gpt2 import GPT2
 from sinklens.models.families.illada import ILLADA
 from sinklens.models.families.llada import LLADA
@@ -41,6 +41,7 @@ FAMILIES: tuple[Family, ...] = (
     BERT,
     ROBERTA,
     ESM2,
+    DPLM,
     MODERNBERT,
 )
 

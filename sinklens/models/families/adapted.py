@@ -7,8 +7,8 @@ from functools import partial
 from sinklens.models.families.base import Family, Model
 from sinklens.models.families.fields import stock
 
-# Its sampler's alg "entropy" (the default of its code) is Dream's; "p2" (of its evaluations), which masks committed
-# tokens again, is not offered. Its class takes the pad token, where one is written, for padding; sinklens does not.
+# Its sampler's alg "p2" is that of its sample.py and its evaluations; "entropy", which its code takes where nothing is
+# said, is Dream's. Its class takes the pad token, where one is written, for padding; sinklens does not.
 OPEN_DCODER = Family(
     name="open-dcoder",
     model_types=(),
@@ -19,8 +19,8 @@ OPEN_DCODER = Family(
     shift=True,
     mask_tokens=("<M>", "[MASK]"),
     tokenizer="Qwen2Tokenizer",
-    plan={"sampler": "dream", "remasking": "entropy"},
-    models=(Model("fredzzp/open-dcoder-0.5B", 0.5e9, note="its official evaluations use p2, which is not offered"),),
+    plan={"sampler": "p2", "remasking": "entropy"},  # of its sampler "dream"; p2 has its own
+    models=(Model("fredzzp/open-dcoder-0.5B", 0.5e9, note="official is temperature=0.5, top_k=200"),),
     source="github pengzhangzhi/Open-dLLM; class Qwen2ForCausalLM with is_causal=False, MDMGenerationMixin",
 )
 DIFFULLAMA = Family(

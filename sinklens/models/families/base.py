@@ -63,6 +63,7 @@ class Family:
         closes: What the tokenizer puts behind a text belongs to it ([SEP]): an encoder fills gaps in a whole text.
         tokenizer: Which transformers tokenizer class reads the checkpoint when there is no tokenizer.json.
         plan: Default decoding plan, as keyword arguments of `Plan`.
+        never: Tokens that the sampler "dplm" never chooses, by name; none if it is not a sampler of this family.
         models: Checkpoints known to be in this layout.
         source: Where the facts come from.
     """
@@ -87,6 +88,7 @@ class Family:
     mask_tokens: tuple[str, ...] = ("<|mdm_mask|>", "<|mask|>", "<|MASK|>", "[MASK]")
     tokenizer: str = "PreTrainedTokenizerFast"
     plan: Mapping[str, Any] = field(default_factory=dict)
+    never: tuple[str, ...] = ()
     models: tuple[Model, ...] = ()
 
     @property

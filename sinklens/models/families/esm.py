@@ -1,7 +1,8 @@
-"""ESM-2, and DPLM, which is one: protein encoders with rotary positions."""
+"""ESM-2, and DPLM, which is one with a sampler of its own: protein encoders with rotary positions."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from sinklens.models.families.base import Family, Model
@@ -39,7 +40,7 @@ def translate(config: Config) -> dict[str, Any]:
 ESM2 = Family(
     name="ESM-2",
     model_types=("esm",),
-    architectures=("EsmForMaskedLM", "EsmForDPLM"),
+    architectures=("EsmForMaskedLM",),
     model_class="EsmForMaskedLM",
     causal=False,
     translate=translate,
@@ -53,10 +54,18 @@ ESM2 = Family(
     mask_tokens=("<mask>",),
     tokenizer="EsmTokenizer",
     plan={"sampler": "llada", "remasking": "low_confidence"},
+    never=("<mask>", "X", "<pad>", "<cls>", "<eos>"),
+    models=(Model("facebook/esm2_t6_8M_UR50D"),),
+    source="transformers EsmForMaskedLM",
+)
+DPLM = replace(
+    ESM2,
+    name="DPLM",
+    architectures=("EsmForDPLM",),
+    plan={"sampler": "dplm"},
     models=(
-        Model("facebook/esm2_t6_8M_UR50D"),
-        Model("airkingbd/dplm_150m", parameters=1.5e8),
-        Model("airkingbd/dplm_650m", parameters=6.5e8),
+        Model("airkingbd/dplm_150m", parameters=1.5e8, note="official are 500 steps and temperature 1"),
+        Model("airkingbd/dplm_650m", parameters=6.5e8, note="official are 500 steps and temperature 1"),
     ),
-    source="transformers EsmForMaskedLM; github bytedance/dplm, class EsmForDPLM",
+    source="github bytedance/dplm; class EsmForDPLM, DiffusionProteinLanguageModel.generate",
 )
