@@ -90,7 +90,7 @@ def edits(record: Any) -> dict[str, Any]:
         "sink token": SinkToken(3),
         "keep norm": KeepKeys(0.5, "key_norm"),
         "keep random": KeepKeys(3, "random"),
-        "keep hidden": KeepKeys(5, "hidden_norm"),
+        "keep hidden": KeepKeys(2, "hidden_norm"),  # more would choose among mask tokens, all alike, by rounding
         "fixed": MaskSinks(Fixed([0, 3])),
         "token": MaskSinks(ByToken([9, 62])),
         "norm": MaskSinks(ByKeyNorm(2)),
