@@ -1,4 +1,4 @@
-"""The command line: demo, trace, ablate, reproduce, models, hooks. One file per command; this one runs them."""
+"""The command line: demo, trace, ablate, reproduce, models, select, hooks. One file per command; this one runs them."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from sinklens.cli.hooks import hooks
 from sinklens.cli.models import group
 from sinklens.cli.reproduce import table1
 from sinklens.cli.reproduce_l2 import l2
+from sinklens.cli.select import group as selecting
 from sinklens.cli.trace import trace
 
 
@@ -47,6 +48,7 @@ reproduce = typer.Typer(
 for command in (table1, l2):
     reproduce.command()(_stoppable(command))
 app.add_typer(reproduce, name="reproduce")
+app.add_typer(selecting, name="select")
 
 
 def main() -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from sinklens.caches.cut import Cut, Kept
+from sinklens.caches.retrieval import KINDS, Retrieval, sentences
+from sinklens.caches.streaming import check_room
 from sinklens.errors import ContentError, TaskError, Unsupported
 from sinklens.models.outline import Sketched
-from sinklens.selection.cache import Cut, Kept
-from sinklens.selection.retrieval import KINDS, Retrieval, sentences
-from sinklens.selection.streaming import check_room
 from sinklens.selection.texts import python_reference
 from sinklens.values.content import Value
 from sinklens.values.kinds import Count, Index, Seed, Share
@@ -42,8 +42,8 @@ class L2(Value):
 
     A context is read whole, its cache is cut, and the question is asked and answered over what is left: a key that was
     dropped stays dropped. Beside it stands the same with everything recomputed at every step, where a key that is gone
-    is hidden from the context's own queries as well (`selection.recomputed`). Perplexity is that of a text that is read
-    on while its cache is cut whenever it is full (`selection.streaming`).
+    is hidden from the context's own queries as well (`caches.recomputed`). Perplexity is that of a text that is read
+    on while its cache is cut whenever it is full (`caches.streaming`).
 
     Args:
         shares: Of the keys that are kept, per key head, each below 1; the whole cache always stands beside them.

@@ -12,14 +12,14 @@ import torch
 from tqdm.auto import tqdm
 
 from sinklens.analysis import ranks
+from sinklens.caches.cut import Cache, Cut
+from sinklens.caches.recomputed import answers_recomputed
+from sinklens.caches.retrieval import Retrieval
+from sinklens.caches.streaming import losses
 from sinklens.experiments.l2 import L2, Trial, Window
 from sinklens.experiments.l2_result import L2Result
 from sinklens.experiments.scores import ScoreStore
 from sinklens.models.hooked_dlm import HookedDLM
-from sinklens.selection.cache import Cache, Cut
-from sinklens.selection.recomputed import answers_recomputed
-from sinklens.selection.retrieval import Retrieval
-from sinklens.selection.streaming import losses
 from sinklens.values.content import digest
 from sinklens.version import __version__
 

@@ -1,4 +1,10 @@
-"""Which tokens are enough: caches that are cut, and gates that learn what to keep.
+"""Which tokens are enough: gates on frozen models, what they are trained on, and their training.
 
-Here stands who decides what is kept. How a budget is spent in an experiment belongs to `experiments`.
+A gate says which tokens stay visible as keys at a rate that the user chooses. Applying one in a run is an edit
+(`interventions`); comparing it with other ways to choose belongs to `experiments`.
 """
+
+from sinklens.selection.gate import Gate, GateKind, ModelId, Scores, Shape
+from sinklens.selection.places import find
+
+__all__ = ["Gate", "GateKind", "ModelId", "Scores", "Shape", "find"]

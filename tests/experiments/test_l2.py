@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from sinklens import HookedDLM
+from sinklens.caches.cut import Cut
+from sinklens.caches.retrieval import Retrieval
 from sinklens.errors import ContentError, ScopeError, TaskError, Unsupported
 from sinklens.experiments import l2_run
 from sinklens.experiments.l2 import L2, Window
 from sinklens.experiments.l2_result import WHOLE, L2Result
 from sinklens.experiments.l2_run import l2
-from sinklens.selection.cache import Cut
-from sinklens.selection.retrieval import Retrieval
 
 
 @pytest.fixture

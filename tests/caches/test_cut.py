@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from sinklens import HookedDLM
+from sinklens.caches.cut import Cache, Cut
+from sinklens.caches.recomputed import answers_recomputed
+from sinklens.caches.streaming import losses
 from sinklens.errors import ContentError, ScopeError, Unsupported
-from sinklens.selection.cache import Cache, Cut
-from sinklens.selection.recomputed import answers_recomputed
-from sinklens.selection.streaming import losses
 
 CONTEXT, MORE = 12, 5
 TOKENS = torch.tensor([[5, 9, 14, 3, 7, 22, 41, 8, 30, 12, 50, 17, 33, 6, 28, 44, 19]])

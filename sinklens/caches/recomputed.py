@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from sinklens.caches.cut import Cut, Layer, graded, scores_of
 from sinklens.errors import ScopeError
 from sinklens.hooks import Hook, block_of, by_query
-from sinklens.selection.cache import Cut, Layer, graded, scores_of
 
 
 def answers_recomputed(

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sinklens.caches.cut import Cache, Cut
 from sinklens.errors import ScopeError
-from sinklens.selection.cache import Cache, Cut
 
 AT_ONCE = 64  # tokens of several rows: their logits are large
 

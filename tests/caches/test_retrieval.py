@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sinklens.caches.retrieval import Retrieval, sentences
 from sinklens.errors import ContentError, TaskError
-from sinklens.selection.retrieval import Retrieval, sentences
 
 HAYSTACK = [f"Sentence number {number} says that the {word} is old and rather grey." for number, word in
             enumerate(["house", "tree", "river", "table", "horse", "lamp", "door", "street"] * 12)]  # fmt: skip
