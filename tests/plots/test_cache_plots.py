@@ -1,0 +1,94 @@
+"""Figures and the page of caches that are cut, from a result whose numbers are known."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from sinklens import plots
+from sinklens.caches.retrieval import Retrieval
+from sinklens.errors import ContentError
+from sinklens.experiments.l2 import L2, Window
+from sinklens.experiments.l2_result import WHOLE, L2Result
+from sinklens.report.l2 import FILES, write_l2
+
+RANKINGS = ("low_norm", "random", "random + first")
+PROTOCOL = L2(shares=(0.9, 0.5), rankings=RANKINGS, lengths=(256, 1024), depths=(0.0, 1.0))
+    shares=(0.9, 0.5), rankings=("low_norm", "random", "random + first"), lengths=(256, 1024), depths=(0.0, 1.0)
+)
+
+
+@pytest.fixture
+def result() -> L2Result:
+    """Right with low norms; with random keys only at 90 %, and at 50 % at the end of short texts."""
+    made = L2Result("planted", PROTOCOL, 6, done=5)
+    for number, (tokens, depth) in enumerate([(256, 0.0), (256, 1.0), (1024, 0.0), (1024, 1.0)]):
+        lucky = float((tokens, depth) == (256, 1.0))
+        found = {WHOLE: 1.0, "0.9": {"low_norm": 1.0, "random": 1.0, "random + first": 1.0}}
+        found["0.5"] = {"low_norm": 1.0, "random": lucky, "random + first": lucky}
+        made.add(Retrieval("passkey", tokens, depth, number), "cache", found)
+    for index in range(2):
+        nats = {"low_norm": 1.0, "random": 2.0, "random + first": 1.0}
+        made.add(Window(index), "perplexity", {WHOLE: 0.5, "0.9": nats, "0.5": nats})
+        table = [[0.5, -0.5], [None, 1.0]]
+        ways = ("received", "per query", "without the first", "beyond position")
+        made.add(Window(index), "correlation", dict.fromkeys(ways, table))
+    return made
+
+
+def test_a_curve_shows_every_ranking_at_every_share(result: L2Result) -> None:
+    figure = plots.cache_curve(result, "passkey")
+    found = {trace.name: list(trace.y) for trace in figure.data}
+    assert found == {"lowest norm": [1, 1], "random": [0.25, 1], "random, always the first": [0.25, 1]}
+    assert len({(trace.line.color, trace.line.dash) for trace in figure.data}) == 3
+    assert all(
+        abs(math.log(x / share)) < 0.02 for trace in figure.data for x, share in zip(trace.x, (0.5, 0.9), strict=True)
+    )
+    assert "unfinished: 5 of 6" in figure.layout.title.text
+    logs = plots.cache_curve(result, "perplexity")
+    assert logs.layout.yaxis.type == "log"
+    assert logs.data[1].y[0] == pytest.approx(math.exp(2))
+
+
+def test_a_grid_has_depth_by_length(result: L2Result) -> None:
+    figure = plots.retrieval_grid(result, "passkey", ("low_norm", "random"))
+    panels = [np.array(trace.z).tolist() for trace in figure.data]
+    assert panels == [[[1, 1], [1, 1]], [[1, 1], [1, 1]], [[1, 1], [1, 1]], [[0, 0], [1, 0]]]
+    assert list(figure.data[0].x) == ["256", "1024"]
+    assert figure.layout.xaxis.type == "category"  # and not a number, with room in between
+
+
+def test_correlations_by_layer_and_head(result: L2Result) -> None:
+    figure = plots.norm_correlation(result)
+    grid = np.array(figure.data[0].z, dtype=float)
+    assert grid[0].tolist() == [0.5, -0.5]
+    assert math.isnan(grid[1, 0])
+    assert grid[1, 1] == 1
+
+
+def test_over_steps() -> None:
+    table = pd.DataFrame({"step": [0, 1, 0, 1], "key_type": ["mask", "mask", "prompt", "prompt"],
+                          "correlation": [0.1, math.nan, 0.5, 0.6]})  # fmt: skip
+    figure = plots.norms_over_steps(table, "tiny")
+    assert {trace.name: list(trace.y) for trace in figure.data} == {"mask keys": [0.1], "prompt keys": [0.5, 0.6]}
+
+
+def test_what_was_not_measured_is_said(result: L2Result) -> None:
+    with pytest.raises(ContentError, match=r"no 'needle'.*passkey \(cache\)"):
+        plots.cache_curve(result, "needle")
+    with pytest.raises(ContentError, match="no 'needle'"):
+        plots.retrieval_grid(result, "needle")
+    with pytest.raises(ContentError, match="no correlation"):
+        plots.norm_correlation(L2Result("planted", PROTOCOL, 1))
+
+
+def test_the_page_says_that_it_is_unfinished(result: L2Result, tmp_path: Path) -> None:
+    text = write_l2(result, tmp_path).read_text()
+    assert "Unfinished: 5 of 6 trials" in text
+    assert set(FILES) == {path.name for path in tmp_path.iterdir()}
+    table = pd.read_csv(tmp_path / "l2.csv")
+    assert len(table) == (1 + 6) * 2
