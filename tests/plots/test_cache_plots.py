@@ -18,8 +18,6 @@ from sinklens.report.l2 import FILES, write_l2
 
 RANKINGS = ("low_norm", "random", "random + first")
 PROTOCOL = L2(shares=(0.9, 0.5), rankings=RANKINGS, lengths=(256, 1024), depths=(0.0, 1.0))
-    shares=(0.9, 0.5), rankings=("low_norm", "random", "random + first"), lengths=(256, 1024), depths=(0.0, 1.0)
-)
 
 
 @pytest.fixture
