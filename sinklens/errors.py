@@ -45,6 +45,10 @@ class ContentError(SinklensError, ValueError):
     """Something whose content cannot be told, such as a function without a name, or a value of the wrong kind."""
 
 
+class GateError(SinklensError, ValueError):
+    """A gate that cannot be read or trained, or that was trained on another model."""
+
+
 class RecordError(SinklensError, ValueError):
     """A record file that cannot be read or written."""
 

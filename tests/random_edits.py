@@ -17,6 +17,7 @@ from sinklens.interventions import (
     InOrder,
     KeepKeys,
     LastQuery,
+    LearnedSelection,
     MaskSinks,
     MeanValue,
     NoiseValue,
@@ -93,11 +94,12 @@ edits = st.one_of(
     st.builds(
         KeepKeys,
         st.one_of(st.floats(0, 1, exclude_min=True), st.integers(1, 50)),
-        st.sampled_from(["received", "key_norm", "random", "recency"]),
+        st.sampled_from(["received", "key_norm", "hidden_norm", "random", "recency"]),
         seed=seeds,
         keys=positions,
         **common,
     ),
+    st.builds(LearnedSelection, st.just("auto"), rate=st.floats(0, 1, exclude_min=True), keys=positions, **common),
 )
 matched = st.builds(lambda kind, of, seed: kind(of, seed), st.sampled_from(list(CONTROLS.values())), selectors, seeds)
 every_selector = st.one_of(selectors, matched, st.builds(CONTROLS["random"], matched))

@@ -1,4 +1,4 @@
-"""The command line: demo, trace, ablate, reproduce, models, hooks. One file per command; this one runs them."""
+"""The command line: demo, trace, ablate, reproduce, models, select, hooks. One file per command; this one runs them."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from sinklens.cli.demo import demo
 from sinklens.cli.hooks import hooks
 from sinklens.cli.models import group
 from sinklens.cli.reproduce import reproduce
+from sinklens.cli.select import group as selecting
 from sinklens.cli.trace import trace
 
 
@@ -40,6 +41,7 @@ app = typer.Typer(
 for command in (demo, trace, ablate, reproduce, hooks):
     app.command()(_stoppable(command))
 app.add_typer(group, name="models")
+app.add_typer(selecting, name="select")
 
 
 def main() -> None:

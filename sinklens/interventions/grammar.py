@@ -9,6 +9,7 @@ from typing import Any
 from sinklens.errors import ScopeError
 from sinklens.interventions.edits.base import AttentionEdit
 from sinklens.interventions.edits.budget import KeepKeys
+from sinklens.interventions.edits.learned import LearnedSelection
 from sinklens.interventions.edits.scores import BiasSinks, MaskSinks, NullKey
 from sinklens.interventions.edits.sink_token import SinkToken
 from sinklens.interventions.edits.values import MeanValue, NoiseValue, ZeroValue
@@ -20,7 +21,8 @@ GRAMMAR = """\
 OPERATOR[=VALUE][:WHO][@OPTION ...]
   OPERATOR  mask, bias=B, zero, scale=F, rescale=F (rows renormalised), swap, noop,
             redistribute[=proportional|uniform|self|POSITION], zero_value, mean_value, noise_value[=STD];
-            without WHO: null_key[=LOGIT], sink_token[=ID]; keep=SHARE|N:received|key_norm|random|recency
+            without WHO: null_key[=LOGIT], sink_token[=ID]; keep=SHARE|N:received|key_norm|hidden_norm|random|recency,
+            keep=SHARE:learned (by the gate that comes with sinklens for the model, or by yours: @gate=FOLDER)
   WHO       topK, epsE, a rule (rulli, gu, floating, sink_aware, act, streaming), pos0+3, token=CLASS, token=5+9,
             keynormK; the first three of the previous step (the paper's protocol), or same/topK, last/topK, open/topK
             (of a clean forward beside the edited run)
@@ -56,7 +58,7 @@ def budget_of(text: str) -> float:
 
 @dataclass(frozen=True)
 class Word:
-    """An operator of the grammar.
+    """An operator of the grammar; one that is called "keep:learned" is written keep=VALUE:learned.
 
     Attributes:
         make: The edit's class.
@@ -100,6 +102,7 @@ OPERATORS: dict[str, Word] = {
         needs="a budget, a share or a number of keys, as in keep=0.5:received",
         who="by",
     ),
+    "keep:learned": Word(LearnedSelection, "rate", needs="a share, as in keep=0.5:learned", who=""),
 }
 KINDS: dict[str, tuple[type[ByRule], Loop]] = {
     "": (PreviousStep, "closed"),
@@ -110,5 +113,5 @@ KINDS: dict[str, tuple[type[ByRule], Loop]] = {
 }
 SCOPE = ("layers", "heads", "steps")
 OF_SELECTOR = ("by", "keys", "fewer", "first")
-OPTIONS = (*SCOPE, "queries", "diagonal", *OF_SELECTOR, "share", "seed")
+OPTIONS = (*SCOPE, "queries", "diagonal", *OF_SELECTOR, "share", "seed", "gate")
 READ: dict[str, Callable[[str], Any]] = {"share": number, "seed": whole}

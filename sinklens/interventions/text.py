@@ -68,6 +68,8 @@ def _parse(text: str) -> Edit:
     name, equals, value = operator.partition("=")
     if equals and not value:
         raise ScopeError(f"{operator!r} ends without a value")
+    if f"{name}:{who}" in OPERATORS:  # a WHO that makes another edit of it
+        name, who = f"{name}:{who}", ""
     if name not in OPERATORS:
         raise ScopeError(f"operator {name!r} is unknown; the operators are {', '.join(OPERATORS)}")
     word, said = OPERATORS[name], _options(options)
@@ -177,9 +179,10 @@ def _says(word: Word, edit: Edit) -> bool:
 def _text(name: str, word: Word, edit: AttentionEdit) -> str | None:
     usual = _fields(word.make)
     value = getattr(edit, word.value) if word.value else None
-    text = name + (f"={word.write(value)}" if word.value and value != usual[word.value] else "")
+    name, colon, kind = name.partition(":")
+    text = name + (f"={word.write(value)}" if word.value and value != usual[word.value] else "") + colon + kind
     said = {option: getattr(edit.where, option) for option in SCOPE if getattr(edit.where, option) is not None}
-    for option in ("queries", "diagonal", "keys", "share", "seed"):
+    for option in ("queries", "diagonal", "keys", "share", "seed", "gate"):
         if option in usual and getattr(edit, option) != usual[option]:
             said[option] = getattr(edit, option)
     if word.who == "by":

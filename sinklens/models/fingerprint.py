@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import weakref
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -12,10 +13,12 @@ import torch
 from torch import Tensor
 
 from sinklens.errors import ContentError
+from sinklens.models.adapted import digest_of
 from sinklens.models.rotary import Settled
 from sinklens.values.content import plain
 
 CHUNK = 2**26  # bytes that are hashed at once
+_DIGESTS: weakref.WeakKeyDictionary[Any, tuple[Any, str]] = weakref.WeakKeyDictionary()
 
 
 def fingerprint(dlm: Any) -> str:
@@ -53,6 +56,19 @@ def fingerprint(dlm: Any) -> str:
                 made.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
                 _bytes(made, tensor)
     return made.hexdigest()[:32]
+
+
+def weights_digest(dlm: Any) -> str:
+    """SHA-256 of a HookedDLM's weights alone, the same in every dtype and folder (`adapted.digest_of`).
+
+    Read once: again only if torch counts a change of a weight, or if another one stands in its place.
+    """
+    model = dlm.original_model
+    state = tuple((name, weight.data_ptr(), weight._version) for name, weight in model.named_parameters())
+    known = _DIGESTS.get(model)
+    if known is None or known[0] != state:
+        known = _DIGESTS[model] = (state, digest_of(model))
+    return known[1]
 
 
 def _bytes(made: Any, tensor: Tensor) -> None:

@@ -21,19 +21,23 @@ class Range:
     Attributes:
         least: The smallest number; none when None.
         most: The largest.
+        above: Whether numbers must be above `least`, which then does not belong to the range.
     """
 
     least: float | None = None
     most: float | None = None
+    above: bool = False
 
     def holds(self, number: float) -> bool:
         """Whether a number is in the range."""
         low = float("-inf") if self.least is None else self.least
         high = float("inf") if self.most is None else self.most
-        return low <= number <= high and abs(number) != float("inf")
+        return low <= number <= high and abs(number) != float("inf") and not (self.above and number == low)
 
     def words(self, number: str) -> str:
         """The range behind "a number" or "a whole number"."""
+        if self.above:
+            return f"{number} above {self.least}" + ("" if self.most is None else f" and at most {self.most}")
         if self.least is not None and self.most is not None:
             return f"{number} from {self.least} to {self.most}"
         number = "a finite number" if number == "a number" else number

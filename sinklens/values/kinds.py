@@ -23,6 +23,7 @@ Index = Annotated[int, Range(0)]
 Finite = Annotated[float, Range()]
 AtLeastZero = Annotated[float, Range(0)]
 Share = Annotated[float, Range(0, 1)]
+Rate = Annotated[float, Range(0, 1, above=True)]
 Seed = Annotated[int, Range(0, 2**63 - 1)]
 
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}

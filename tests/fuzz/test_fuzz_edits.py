@@ -20,10 +20,18 @@ from sinklens.sinks import SinkRule
 from sinklens.tasks import Echo
 
 EDITS = [iv.MaskSinks, iv.BiasSinks, iv.ZeroSinks, iv.ScaleSinks, iv.Redistribute, iv.Swap, iv.NoOp, iv.ZeroValue]
-EDITS += [iv.MeanValue, iv.NoiseValue, iv.NullKey, iv.SinkToken, iv.KeepKeys, iv.SideBySide]
+EDITS += [iv.MeanValue, iv.NoiseValue, iv.NullKey, iv.SinkToken, iv.KeepKeys, iv.LearnedSelection, iv.SideBySide]
 SELECTORS = [iv.SameStep, iv.PreviousStep, iv.LastQuery, iv.Fixed, iv.ByToken, iv.ByKeyNorm, *iv.CONTROLS.values()]
 PROBES = [each for each in vars(probes).values() if inspect.isclass(each) and issubclass(each, Measurement)]
-NEEDED = {"bias": 1.0, "factor": 0.5, "budget": 0.5, "positions": 0, "what": "mask", "of": iv.SameStep(top_k=1)}
+NEEDED = {
+    "bias": 1.0,
+    "factor": 0.5,
+    "budget": 0.5,
+    "rate": 0.5,
+    "positions": 0,
+    "what": "mask",
+    "of": iv.SameStep(top_k=1),
+}
 NEEDED |= {"edits": [None, iv.MaskSinks()], "rows_each": 1}
 parts = ANYTHING | st.sampled_from([iv.SameStep(top_k=1), Scope(layers=0), SinkRule(), iv.MaskSinks()])
 
@@ -68,9 +76,11 @@ whos = st.sampled_from(
 )
 whos |= st.sampled_from([":same/top1", ":top99999999999999999999", ":same/top1:top2", ":token=", ":pos"])
 whos |= st.sampled_from(
-    [":pos0+3", ":token=5+9", ":token=verb", ":keynorm0", ":gu", ":open/top1", ":received", ":top٣"]
+    [":pos0+3", ":token=5+9", ":token=verb", ":keynorm0", ":gu", ":open/top1", ":received", ":learned", ":top٣"]
 )
-worth = st.sampled_from(["", "=", "=0", "=0-3", "=3-0", "=8-", "=0,2", "=1.5", "=-1", "=masked", "=no", "=nan", "=²"])
+worth = st.sampled_from(
+    ["", "=", "=0", "=0-3", "=3-0", "=8-", "=0,2", "=1.5", "=-1", "=masked", "=no", "=nan", "=²", "=auto"]
+)
 options = st.lists(st.builds("@{}{}".format, st.sampled_from([*OPTIONS, "layer", ""]), worth), max_size=2).map("".join)
 texts = st.builds("{}{}{}{}".format, st.sampled_from([*OPERATORS, "maks", ""]), values, whos, options)
 

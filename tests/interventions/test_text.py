@@ -22,6 +22,7 @@ from sinklens.interventions import (
     InOrder,
     KeepKeys,
     LastQuery,
+    LearnedSelection,
     MaskSinks,
     MeanValue,
     NoiseValue,
@@ -73,6 +74,8 @@ OPERATOR = {
     "keep=0.5:key_norm": KeepKeys(0.5, by="key_norm"),
     "keep=8:random": KeepKeys(8, by="random"),
     "keep=8:recency": KeepKeys(8, by="recency"),
+    "keep=0.5:hidden_norm": KeepKeys(0.5, by="hidden_norm"),
+    "keep=0.5:learned": LearnedSelection(rate=0.5),
 }
 
 WHO = {
@@ -130,14 +133,15 @@ CHOSEN = {
     "swap:top1@seed=5": Swap(TOP, seed=5),
     "noise_value=0.5:top1@seed=5": NoiseValue(0.5, TOP, seed=5),
     "keep=0.5:random@seed=5@keys=committed": KeepKeys(0.5, "random", seed=5, keys="committed"),
+    "keep=1:learned@gate=auto@keys=prompt": LearnedSelection("auto", rate=1.0, keys="prompt"),
 }
 
 
 def test_every_operator_is_listed_here_and_in_the_grammar():
-    names = {re.split("[=:]", text)[0] for text in OPERATOR}
+    names = {"keep:learned" if text.endswith(":learned") else re.split("[=:]", text)[0] for text in OPERATOR}
     assert names == set(OPERATORS)
     for name in names:
-        assert re.search(rf"\b{name}\b", GRAMMAR)
+        assert re.search(rf"\b{name.split(':')[-1]}\b", GRAMMAR)
 
 
 @pytest.mark.parametrize(("text", "expected"), OPERATOR.items(), ids=OPERATOR)
@@ -250,7 +254,7 @@ plain_ranges = st.one_of(
 @given(edit=edits, selector=plain_selectors, where=st.builds(Scope, plain_ranges, plain_ranges, plain_ranges))
 def test_what_the_grammar_has_words_for_is_never_refused(edit: Any, selector: Any, where: Scope) -> None:
     edit = dataclasses.replace(edit, where=where)
-    if type(edit) not in (NullKey, SinkToken, KeepKeys):
+    if type(edit) not in (NullKey, SinkToken, KeepKeys, LearnedSelection):
         edit = dataclasses.replace(edit, selector=selector)
     assert parse(text_of(edit)) == edit
 

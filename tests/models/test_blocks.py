@@ -90,6 +90,7 @@ def edits(record: Any) -> dict[str, Any]:
         "sink token": SinkToken(3),
         "keep norm": KeepKeys(0.5, "key_norm"),
         "keep random": KeepKeys(3, "random"),
+        "keep hidden": KeepKeys(2, "hidden_norm"),  # more would choose among mask tokens, all alike, by rounding
         "fixed": MaskSinks(Fixed([0, 3])),
         "token": MaskSinks(ByToken([9, 62])),
         "norm": MaskSinks(ByKeyNorm(2)),
@@ -121,11 +122,11 @@ def edits(record: Any) -> dict[str, Any]:
 
 NAMES = [
     "mask", "open", "open before", "last", "bias", "zero", "scale", "proportional", "uniform", "self", "position",
-    "swap", "zero value", "mean value", "noise value", "null key", "sink token", "keep norm", "keep random", "fixed",
-    "token", "norm", "record", "pin", "no-op", "in order", "side by side", "same", "same, some", "same zero",
-    "same share", "same value", "first", "keep received", "two that preview", "preview amid others",
-    "side by side, previewing", "side by side, two that preview", "control random", "control same_mass",
-    "control bottom", "control same_class", "control shifted", "control noop",
+    "swap", "zero value", "mean value", "noise value", "null key", "sink token", "keep norm", "keep random",
+    "keep hidden", "fixed", "token", "norm", "record", "pin", "no-op", "in order", "side by side", "same",
+    "same, some", "same zero", "same share", "same value", "first", "keep received", "two that preview",
+    "preview amid others", "side by side, previewing", "side by side, two that preview", "control random",
+    "control same_mass", "control bottom", "control same_class", "control shifted", "control noop",
 ]  # fmt: skip
 
 

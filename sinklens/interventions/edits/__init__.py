@@ -7,6 +7,7 @@ attention can be edited.
 from sinklens.interventions.edits.base import AttentionEdit, SinkEdit
 from sinklens.interventions.edits.budget import KeepKeys
 from sinklens.interventions.edits.layer import At
+from sinklens.interventions.edits.learned import LearnedSelection
 from sinklens.interventions.edits.pin import Pin
 from sinklens.interventions.edits.scores import BiasSinks, MaskSinks, NullKey
 from sinklens.interventions.edits.sink_token import SinkToken
@@ -18,6 +19,7 @@ __all__ = [
     "AttentionEdit",
     "BiasSinks",
     "KeepKeys",
+    "LearnedSelection",
     "MaskSinks",
     "MeanValue",
     "NoOp",

@@ -14,11 +14,11 @@ from sinklens.interventions.brief import brief
 from sinklens.interventions.edits.scores import Masking
 from sinklens.interventions.noise import noise
 from sinklens.interventions.selectors.base import Evidence, Selector, set_field
-from sinklens.interventions.selectors.norms import key_norms, norm_hook
+from sinklens.interventions.selectors.norms import hidden_norm_hook, key_norms, norm_hook
 from sinklens.sinks import Positions, largest
 from sinklens.values.kinds import Seed
 
-By = Literal["received", "key_norm", "random", "recency"]
+By = Literal["received", "key_norm", "hidden_norm", "random", "recency"]
 Unit = Literal["auto", "share", "keys"]
 
 
@@ -40,8 +40,9 @@ class AllBut(Selector):
         return self.by != "received"
 
     def hooks(self, model: Any, layer: int, canvas: Canvas | None, memory: Memory) -> list[Hook]:
-        """On the keys, if their norm decides."""
-        return [norm_hook(model, layer, memory)] if self.by == "key_norm" else []
+        """On the keys or on the layer's input, if their norm decides."""
+        made = {"key_norm": norm_hook, "hidden_norm": hidden_norm_hook}.get(self.by)
+        return [] if made is None else [made(model, layer, memory)]
 
     def select(self, evidence: Evidence) -> Tensor:
         """The keys that are not kept."""
@@ -57,6 +58,9 @@ class AllBut(Selector):
                 return received
             case "key_norm":
                 return -key_norms(evidence)
+            case "hidden_norm":
+                norms: Tensor = evidence.memory.notes["hidden norms", evidence.layer]
+                return norms[:, None].to(received.device).expand(received.shape)
             case "random":
                 return noise(self.seed, evidence.canvas, evidence.layer, received.shape[1]).to(received.device)
             case "recency":
@@ -70,12 +74,14 @@ class KeepKeys(Masking):
     Conserves: row sums (1), and the proportions of the kept keys.
     Assumes: that a key that is gone at this step may be back at the next (a real cache forgets it for good).
     Source: "key_norm" keeps the LOWEST norms, ceil(share x keys) of them in each key head, with the first layers
-    skipped by `where` (arXiv 2406.11430, its code skips layers 0 and 1); "recency" keeps the last positions of the row
-    (the window of arXiv 2309.17453, without its sinks); "received" this step's received attention before the edit.
+    skipped by `where` (arXiv 2406.11430, its code skips layers 0 and 1); "hidden_norm" the LARGEST norms of the
+    residual stream at the layer's input, in all heads alike (RankViT in the code beside arXiv 2405.02330); "recency"
+    keeps the last positions of the row (the window of arXiv 2309.17453, without its sinks); "received" this step's
+    received attention before the edit.
 
     Args:
         budget: A share in (0, 1] (a float, rounded up), or a number of keys (an int).
-        by: "received", "key_norm", "random" or "recency".
+        by: "received", "key_norm", "hidden_norm", "random" or "recency".
         seed: For "random".
         keys: Who may be evicted or kept: "all", "masked", "committed", "prompt", "response" or "last".
         unit: "share" or "keys", what the budget counts; "auto" tells by its type, and becomes one of them: 1.0 are all

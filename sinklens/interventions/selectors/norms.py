@@ -68,6 +68,15 @@ def norm_hook(model: Any, layer: int, memory: Memory) -> Hook:
     return f"blocks.{layer}.{rotated(model, 'k')}", note
 
 
+def hidden_norm_hook(model: Any, layer: int, memory: Memory) -> Hook:
+    """A hook that notes the L2 norms of the residual stream at a layer's input [batch, pos]."""
+
+    def note(residual: Tensor, *, hook: Any) -> None:
+        memory.notes["hidden norms", layer] = residual.detach().float().norm(dim=-1)
+
+    return f"blocks.{layer}.hook_in", note
+
+
 def key_norms(evidence: Evidence) -> Float[Tensor, "batch head key"]:
     """L2 norm of each key of this forward, as every query head has it."""
     norms: Tensor = evidence.memory.notes["key norms", evidence.layer]

@@ -1,0 +1,43 @@
+"""Gates read once: what an edit uses at every forward, and what tells one gate from another."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from sinklens.selection import storing
+from sinklens.selection.gate import Gate
+from sinklens.selection.places import AUTO, find, names
+from sinklens.values import digest
+
+
+def load(path: str, model: Any = None) -> Gate:
+    """A gate as `find` finds it, read once for as long as its files stay as they are; not to be changed.
+
+    Raises:
+        GateError: as in `Gate.load`.
+    """
+    folder = find(path, model)
+    gate = _read(folder, tuple(_stamp(folder / name) for name in (storing.DESCRIPTION, storing.WEIGHTS)))
+    if model is not None:
+        gate.check(model)
+    return gate
+
+
+def mark(path: str) -> str:
+    """What tells a gate from others: the digest of its content; of "auto" that of all gates that come with sinklens."""
+    return digest([load(name).digest for name in names()]) if path == AUTO else load(path).digest
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    try:
+        state = path.stat()
+    except OSError:
+        return None
+    return state.st_mtime_ns, state.st_size
+
+
+@lru_cache(maxsize=64)
+def _read(folder: Path, stamps: tuple[tuple[int, int] | None, ...]) -> Gate:
+    return Gate.load(folder)
