@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -12,21 +12,21 @@ from sinklens.errors import ContentError, TaskError
 from sinklens.experiments.ablation import ablate
 from sinklens.experiments.batch import Repetition
 from sinklens.experiments.job import Job
-from sinklens.experiments.results import AblationResult
+from sinklens.experiments.results import UNMASKED, AblationResult
 from sinklens.hooks import Edit, Scope
-from sinklens.interventions import KeepKeys, MaskSinks, SameStep, control
+from sinklens.interventions import KeepKeys, LearnedSelection, MaskSinks, SameStep, control
 from sinklens.models.hooked_dlm import HookedDLM
 from sinklens.models.outline import Sketched
+from sinklens.selection import places, reading
 from sinklens.sinks import Positions, SinkRule
 from sinklens.tasks import Prompts, Task
 from sinklens.values.kinds import Count, reads
 
-Ranking = Literal["received", "key_norm", "recency", "random"]
+Ranking = Literal["received", "key_norm", "hidden_norm", "recency", "random"]
 RATES = (0.1, 0.15, 0.2, 0.25, 0.35, 0.5, 0.65, 0.8, 0.9, 1.0)
 RANKINGS: tuple[Ranking, ...] = get_args(Ranking)
-RANDOM = "random"
+RANDOM, LEARNED = "random", "learned"
 WITHOUT_SINKS, WITHOUT_OTHERS = "without sinks", "without as many others"
-EVERYWHERE = Scope()
 
 
 @reads()
@@ -34,9 +34,10 @@ def budget_edits(
     rates: Sequence[float] = RATES,
     selectors: Sequence[Ranking] = RANKINGS,
     *,
+    gates: Mapping[str, str] | None = None,
     draws: Count = 3,
     sinks: SinkRule | None = SinkRule(),
-    where: Scope = EVERYWHERE,
+    where: Scope | None = None,
     queries: Positions = "all",
 ) -> dict[str, Edit]:
     """The conditions of a budget curve: each selector at each rate, and the sinks alone.
@@ -48,19 +49,31 @@ def budget_edits(
 
     Args:
         rates: Shares of keys, in (0, 1].
-        selectors: How keys are chosen.
+        selectors: How keys are ranked.
+        gates: Further selectors: trained gates (`interventions.LearnedSelection`), by what they are to be called.
         draws: Seeds of the random choice.
         sinks: What a sink is, in the forward that is edited; None leaves the two conditions out.
-        where: Layers, heads and steps in which keys are dropped.
+        where: Layers, heads and steps in which keys are dropped, by every selector alike. None: everywhere, and beside
+            gates in the layers in which these choose (mostly all but the first).
         queries: Which queries see only what is kept.
 
     Raises:
-        ContentError: a rate outside (0, 1], a rate or a selector that is named twice, nothing left to compare.
+        ContentError: a rate outside (0, 1], a rate or a selector that is named twice, nothing left to compare, a gate
+            with a name that means something else.
+        GateError: no such gate.
     """
     _check_rates(rates)
-    twice = [name for name in selectors if selectors.count(name) > 1]
-    if twice or not selectors:
-        raise ContentError(f"selectors={list(selectors)} " + ("names one twice" if twice else "is empty"))
+    gates = gates or {}
+    names = [*selectors, *gates]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice or not names:
+        raise ContentError(f"selectors={names} " + ("names one twice" if twice else "is empty"))
+    for name in gates:
+        if not name or set("=#") & set(name) or name in (*RANKINGS, UNMASKED, WITHOUT_SINKS, WITHOUT_OTHERS):
+            raise ContentError(f"a gate cannot be called {name!r}: give it a name of its own, without '=' and '#'")
+    if where is None:
+        first = max((reading.load(gate).shape.first for gate in gates.values()), default=0)
+        where = Scope(layers=slice(first, None)) if first else Scope()
     edits: dict[str, Edit] = {}
     for selector in selectors:
         for rate in sorted(rate for rate in rates if rate < 1):
@@ -70,10 +83,24 @@ def budget_edits(
                     edits[name] = KeepKeys(rate, RANDOM, seed=draw, where=where, queries=queries)
             else:
                 edits[f"{selector}={rate!r}"] = KeepKeys(rate, selector, where=where, queries=queries)
+    for name, gate in gates.items():
+        for rate in sorted(rate for rate in rates if rate < 1):
+            edits[f"{name}={rate!r}"] = LearnedSelection(gate, rate=rate, where=where, queries=queries)
     if sinks is not None:
         edits[WITHOUT_SINKS] = MaskSinks(SameStep(sinks), where=where, queries=queries)
         edits[WITHOUT_OTHERS] = control(edits[WITHOUT_SINKS], RANDOM)
     return edits
+
+
+def gates_for(model: Sketched, gates: Mapping[str, str] | None) -> dict[str, str]:
+    """The gates for a model: those that were named, "auto" resolved; when None the one that comes with sinklens.
+
+    Raises:
+        GateError: "auto", and no gate comes with sinklens for this model.
+    """
+    if gates is None:
+        return {LEARNED: str(model.name)} if str(model.name) in places.names() else {}
+    return {name: places.find(gate, model).name if gate == places.AUTO else gate for name, gate in gates.items()}
 
 
 def _check_rates(rates: Sequence[float]) -> None:
@@ -120,6 +147,7 @@ def budget_curve(
     selectors: Sequence[Ranking] = RANKINGS,
     plan: Plan | None = None,
     *,
+    gates: Mapping[str, str] | None = None,
     seeds: Sequence[Repetition] = (0,),
     metrics: Sequence[str] | None = None,
     batch_size: Count = 128,
@@ -136,8 +164,10 @@ def budget_curve(
         dlm: The model.
         task: As in `ablate`.
         rates: Shares of keys, in (0, 1]. 1 is the unedited run.
-        selectors: How keys are chosen.
+        selectors: How keys are ranked.
         plan: As in `ablate`.
+        gates: As in `budget_edits`; when None the gate that comes with sinklens for the model, as "learned", if there
+            is one.
         seeds: As in `ablate`.
         metrics: As in `ablate`; forced_accuracy for a task and kl for prompts when None.
         batch_size: As in `ablate`.
@@ -146,12 +176,13 @@ def budget_curve(
         **options: Further arguments of `budget_edits`.
 
     Raises:
-        ContentError: a rate outside (0, 1], an unknown selector.
+        ContentError: as in `budget_edits`.
+        GateError: no such gate, or one of another model.
         TaskError: rates that mean nothing on the shortest prompt (`check_lengths`).
         ValueError: as in `ablate`.
         NeverExposed: as in `ablate`: no key was a sink, say; `sinks=None` leaves them out.
     """
-    edits = budget_edits(rates, selectors, **options)
+    edits = budget_edits(rates, selectors, gates=gates_for(dlm, gates), **options)
     asked = task if isinstance(task, Task) else Prompts(task)
     if metrics is None:
         metrics = ("kl",) if isinstance(asked, Prompts) else ("forced_accuracy",)

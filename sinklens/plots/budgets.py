@@ -26,6 +26,7 @@ NAMES = {
     "key_norm": "lowest key norm",
     "hidden_norm": "largest hidden norm",
     "recency": "last positions",
+    "learned": "learned gate",
 }
 
 

@@ -87,7 +87,7 @@ def survival(
                 "colorbar": {"title": {"text": "rate at which it is dropped", "side": "right", "font_size": 13},
                              "lenmode": "pixels", "len": 190, "y": 1, "yanchor": "top"}},
     )  # fmt: skip
-    lines = max(line, default=0) + 1
+    lines = max(4, max(line, default=0) + 1)  # the colour bar needs some height
     themed(figure).update_xaxes(visible=False, range=[-0.5, WIDTH + 1])
     figure.update_yaxes(visible=False, range=[lines - 0.4, -0.6])
     where = [f"layer {layer}" if layer is not None else "mean over layers"]
@@ -101,7 +101,7 @@ def survival(
     if len(there) > MOST:
         said.append(f"Only the first {MOST} of {len(there)} tokens are shown.")
     titled(figure, title or f"How long each token survives (prompt {prompt})", *said)
-    figure.update_layout(height=int((figure.layout.margin.t or 0) + 30 + max(200, ROW * lines)), margin_b=20)  # pyright: ignore[reportAttributeAccessIssue]
+    figure.update_layout(height=int((figure.layout.margin.t or 0) + 30 + ROW * lines), margin_b=20)  # pyright: ignore[reportAttributeAccessIssue]
     return figure
 
 

@@ -7,6 +7,7 @@ from sinklens.probes.confidence import Confidence
 from sinklens.probes.contribution import Contribution
 from sinklens.probes.entropy import AttentionEntropy
 from sinklens.probes.estimate import Estimate, estimate
+from sinklens.probes.kept import Kept
 from sinklens.probes.keynorm import KeyNorm
 from sinklens.probes.lens import LogitLens
 from sinklens.probes.mass import MassOn
@@ -23,6 +24,7 @@ __all__ = [
     "Confidence",
     "Contribution",
     "Estimate",
+    "Kept",
     "KeyNorm",
     "LogitLens",
     "MaskedVsCommitted",

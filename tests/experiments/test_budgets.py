@@ -11,13 +11,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sinklens import AblationResult, HookedDLM, MaskSinks, Plan, SameStep, Scope, SinkRule
-from sinklens.errors import ContentError, TaskError
+from sinklens import AblationResult, HookedDLM, MaskSinks, Plan, SameStep, Scope, SinkRule, denoise
+from sinklens.errors import ContentError, GateError, TaskError
 from sinklens.experiments.budget_table import breaking_point, budget_table
 from sinklens.experiments.budgets import budget_curve, budget_edits
-from sinklens.interventions import KeepKeys, RandomKeys
+from sinklens.interventions import KeepKeys, LearnedSelection, RandomKeys
+from sinklens.probes import Kept
+from sinklens.selection import Gate, Shape
 from sinklens.tasks import Echo
 
+ALONE = ("without sinks", "without as many others")
 GAPS, FILL = Echo(n=3, gaps=0.5), Plan(new_tokens=0)
 
 
@@ -121,6 +124,62 @@ def test_a_finished_curve_is_not_run_again(
     again = budget_curve(twins["tiny-dlm"], *given, save_to=path, progress=False)
     assert json.dumps(again.scores) == json.dumps(first.scores)
     pd.testing.assert_frame_equal(budget_table(again), budget_table(first))
+
+
+# Gates.
+
+
+@pytest.fixture(scope="module")
+def gate(twins: dict[str, HookedDLM], tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An untrained gate of tiny-dlm that chooses in layer 1: it keeps what chance gives, and not the rate."""
+    folder = tmp_path_factory.mktemp("gates") / "one"
+    Gate.fresh(Shape(), twins["tiny-dlm"], seed=1).save(folder)
+    return str(folder)
+
+
+def test_beside_a_gate_everything_chooses_in_the_layers_in_which_it_does(gate: str) -> None:
+    edits = budget_edits((0.5, 0.25), ("recency",), gates={"mine": gate})
+    where = Scope(layers=slice(1, None))
+    assert list(edits) == ["recency=0.25", "recency=0.5", "mine=0.25", "mine=0.5", *ALONE]
+    assert edits["recency=0.5"] == KeepKeys(0.5, "recency", where=where)
+    assert edits["mine=0.25"] == LearnedSelection(gate, rate=0.25, where=where)
+    assert edits["without sinks"] == MaskSinks(SameStep(SinkRule()), where=where)
+    assert budget_edits((0.5,), (), gates={"mine": gate}, where=Scope(), sinks=None) == {
+        "mine=0.5": LearnedSelection(gate, rate=0.5)
+    }
+
+
+def test_the_share_that_a_gate_keeps_is_that_of_its_own_record(twins: dict[str, HookedDLM], gate: str) -> None:
+    """Prompts keep different shares; each is run again by itself under the edit, and recorded."""
+    rates, dlm = (0.5, 0.8), twins["tiny-dlm"]
+    given: dict[str, Any] = {"gates": {"mine": gate}, "sinks": None, "metrics": ["accuracy"], "progress": False}
+    table = budget_table(budget_curve(dlm, GAPS, rates, ("random",), FILL, **given))
+    for rate in rates:
+        edit, probe = LearnedSelection(gate, rate=rate), Kept(gate, (rate,), where=Scope(layers=1))
+        shares = []
+        for index in range(3):
+            prompt = GAPS[index].prompt
+            run = denoise(dlm, prompt, FILL, interventions=[edit], probes=[probe], seed=index, progress=False)
+            shares.append(float(run.record["kept"].mean()))
+        line = table[(table.selector == "mine") & (table.rate == rate)].iloc[0]
+        want = [np.mean(shares), min(shares), max(shares)]
+        assert [line.kept, line.kept_low, line.kept_high] == pytest.approx(want)
+        assert 0 < min(shares) < max(shares) < 1
+
+
+@pytest.mark.parametrize("name", ["random", "", "a=b", "a#1", "unmasked", "without sinks"])
+def test_a_gate_cannot_be_called_what_means_something_else(gate: str, name: str) -> None:
+    with pytest.raises(ContentError, match=r"names one twice|a name of its own"):
+        budget_edits((0.5,), gates={name: gate})
+
+
+def test_a_gate_that_is_not_there_or_of_another_model_is_refused_before_a_forward(
+    twins: dict[str, HookedDLM], gate: str, no_forward: None
+) -> None:
+    with pytest.raises(GateError, match="'/nowhere'"):
+        budget_curve(twins["tiny-dlm"], GAPS, (0.5,), plan=FILL, gates={"mine": "/nowhere"})
+    with pytest.raises(GateError, match="tiny-dlm"):
+        budget_curve(twins["tiny-arm"], Echo(n=2), (0.5,), plan=Plan(new_tokens=32), gates={"mine": gate})
 
 
 # The table, of given scores.
