@@ -56,7 +56,7 @@ def curve_report(result: AblationResult, out: Path, margin: float | None = None)
             + (f" by {margin:g} or more" if margin is not None else "")
             + ", and at every higher rate.",
             [("Down to which rate it holds", breaking_point(table, margin)), ("All rates", _short(table))],
-            [plots.budget_curves({model: table})],
+            [plots.budget_curves({model: table}), plots.budget_curves({model: table}, "rate")],
         )
         for metric, table in tables.items()
     ]
