@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from bisect import bisect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from sinklens.values.kinds import Count, Index, reads
 GateKind = Literal["conditioned", "threshold", "learned_threshold"]
 Scores = Literal["layer", "shared"]
 EPS = 1e-6  # of the RMS
+GRID = (0.02, *(round(0.05 * step, 2) for step in range(1, 20)), 0.98)  # rates at which a gate is calibrated
 LEAST = 0.01  # rates nearer to 0 or to 1 than this are told as this one; 1 itself keeps all
 
 
@@ -206,13 +208,16 @@ class Gate(nn.Module):
             residual: The residual stream at the input of the layer `source(layer)`.
             layer: Whose keys; one that selects.
             rate: The share that is to be kept, in (0, 1].
+
+        To the score of each kind a number is added that depends on layer and rate alone, 0 in an untrained gate, by
+        which the mean share meets the rate (`measuring.calibrate`).
         """
         index = layer - self.shape.first if self.shape.scores == "layer" else 0
         wide = residual.float()
         normal = wide * (wide.square().mean(-1, keepdim=True) + EPS).rsqrt()
         told = self._told(rate)
         w = {name: weight[index] for name, weight in self.weights.items()}
-        direct = normal @ w["direct"] + w["bias"]
+        direct = normal @ w["direct"] + w["bias"] + self._between(w["calibration"], rate)
         if self.shape.kind == "threshold":
             return direct + told[0]
         if self.shape.kind == "learned_threshold":
@@ -235,6 +240,13 @@ class Gate(nn.Module):
             return valid.clone()
         return above(self.scores(residual, layer, rate), valid)
 
+    @staticmethod
+    def _between(calibration: Float[Tensor, " rate"], rate: float) -> Tensor:
+        """What is added to a layer's scores at a rate: linear between the rates of GRID, constant beyond."""
+        right = min(max(bisect(GRID, rate), 1), len(GRID) - 1)
+        part = (min(max(rate, GRID[0]), GRID[-1]) - GRID[right - 1]) / (GRID[right] - GRID[right - 1])
+        return torch.lerp(calibration[right - 1], calibration[right], part)
+
     def _told(self, rate: float) -> Float[Tensor, " feature"]:
         """Features of the rate: its logit, itself, 1."""
         told = min(max(rate, LEAST), 1 - LEAST)
@@ -255,7 +267,7 @@ def above(scores: Float[Tensor, "batch pos"], valid: Bool[Tensor, "batch pos"]) 
 def sizes(shape: Shape, layers: int, width: int) -> dict[str, tuple[int, ...]]:
     """The weights of a gate, by name."""
     sets = layers - shape.first if shape.scores == "layer" else 1
-    named: dict[str, tuple[int, ...]] = {"direct": (sets, width), "bias": (sets,)}
+    named: dict[str, tuple[int, ...]] = {"direct": (sets, width), "bias": (sets,), "calibration": (sets, len(GRID))}
     if shape.kind == "learned_threshold":
         named["skip"] = (sets, 2)
     if shape.kind == "conditioned":

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sinklens.selection.batches import Batch
-from sinklens.selection.gate import Gate
+from sinklens.selection.gate import GRID, Gate, above
 from sinklens.selection.selected import Choose, by_gate, selected
 from sinklens.sinks import largest
 
@@ -50,6 +50,26 @@ def measure(dlm: Any, gate: Gate, batches: Sequence[Batch], rates: Sequence[floa
             )
         rows.append({"rate": rate} | {name: sum(each[name] for each in found) / len(found) for name in found[0]})
     return rows
+
+
+@torch.no_grad()
+def calibrate(dlm: Any, gate: Gate, batch: Batch) -> None:
+    """Move the thresholds of a gate so that on a batch every layer keeps the share that was asked for, at each rate.
+
+    Layer by layer in one forward per rate: each layer's input is that under the calibrated layers before it. Tokens
+    that look alike stay or go together, so that the share may still miss the rate by as many.
+    """
+    for index, rate in enumerate(GRID):
+
+        def choose(residual: Tensor, layer: int, index: int = index, rate: float = rate) -> tuple[Tensor, None]:
+            row = gate.weights["calibration"][layer - gate.shape.first if gate.shape.scores == "layer" else 0]
+            scores = gate.scores(residual, layer, rate)
+            real = scores[batch.valid].sort(descending=True).values
+            count = max(1, round(rate * len(real)))
+            row[index] -= real[count - 1 : count + 1].mean()  # between the last that stays and the first that goes
+            return above(gate.scores(residual, layer, rate), batch.valid), None
+
+        selected(dlm, batch.tokens, batch.valid, choose, gate.source)
 
 
 def as_many(kept: dict[int, Tensor], batch: Batch, generator: torch.Generator) -> Choose:

@@ -20,7 +20,7 @@ from sinklens.selection import checkpoints, storing
 from sinklens.selection.batches import Batch, batch_of, refilled
 from sinklens.selection.checkpoints import Checkpoint
 from sinklens.selection.gate import Gate, ModelId
-from sinklens.selection.measuring import divergence, measure, surprise
+from sinklens.selection.measuring import calibrate, divergence, measure, surprise
 from sinklens.selection.recipe import LOGGED, Recipe
 from sinklens.selection.selected import Shown, by_gate, selected
 from sinklens.selection.texts import Chains, Texts, texts_for
@@ -33,8 +33,9 @@ LOG = "log.jsonl"
 LOG_KIND = files.Kind("log of a training", b'{"sinklens": "gate training"')
 REACHED = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9)  # rates of the table in a gate's model card
 EVERY = 16  # how often the log gets a line, and the checkpoint is written, in all
+CALIBRATING = 4  # batches that are calibrated on
 CLIP = 1.0  # of the gradient's norm
-TRAINED, MEASURED = 1, 2  # streams of random numbers, beside each seed
+TRAINED, MEASURED, CALIBRATED = 1, 2, 3  # streams of random numbers, beside each seed
 
 
 @reads("dlm", "texts")
@@ -115,7 +116,7 @@ def _trained(
     held = replace(texts, part="test").draw(dlm)  # pyright: ignore[reportArgumentType] - every kind is a dataclass
     draw, refill = texts.draw(dlm), isinstance(texts, Chains)
     tests = [batch_of(dlm, held(rng, rows, length), rng) for rng in (_random(recipe, MEASURED, i) for i in range(4))]
-    adam = torch.optim.Adam(gate.parameters(), lr=recipe.rate_of_learning, betas=(0.9, 0.99))
+    adam = torch.optim.Adam(gate.parameters(), lr=recipe.rate_of_learning or 0.0, betas=(0.9, 0.99))
     found = None if out is None else checkpoints.read(out, identity, gate)
     log: list[dict[str, Any]] = []
     if found is not None:
@@ -140,7 +141,7 @@ def _trained(
             lines = draw(rng, rows, length)
             batch = batch_of(dlm, refilled(dlm, lines, rng) if refill else lines, rng)
             for group in adam.param_groups:
-                group["lr"] = recipe.rate_of_learning * _slope(update, total)
+                group["lr"] = (recipe.rate_of_learning or 0.0) * _slope(update, total)
             said = _update(dlm, gate, adam, recipe, batch, rate)
             last = update + 1 == total
             if (update + 1) % every == 0 or last:
@@ -156,6 +157,9 @@ def _trained(
         raise
     finally:
         bar.close()
+    if recipe.calibrated and recipe.per_layer:
+        rng = _random(recipe, CALIBRATED, 0)
+        calibrate(dlm, gate, batch_of(dlm, draw(rng, CALIBRATING * rows, length), rng))
     about = {"recipe": recipe.to_dict(), "texts": texts.about(), "sinklens": __version__}
     gate.made = {**about, "reached": measure(dlm, gate, tests, REACHED)}
     gate.requires_grad_(False)

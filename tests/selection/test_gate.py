@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from sinklens.errors import GateError, SaveError
-from sinklens.selection.gate import Gate, ModelId, Shape, above
+from sinklens.selection.gate import GRID, Gate, ModelId, Shape, above
 
 KINDS = ["conditioned", "threshold", "learned_threshold"]
 
@@ -71,7 +72,7 @@ def test_scores_by_hand(dlm: Any) -> None:
             logit = math.log(rate / (1 - rate))
             if kind == "threshold":  # sigmoid(direct) > 1 - rate
                 expected = direct + logit
-                assert (expected > 0) == (1 / (1 + math.exp(-direct)) > 1 - rate)
+                assert (expected > 0) == (1 / (1 + math.exp(-direct)) > 1 - rate)  # before it is calibrated
             elif kind == "learned_threshold":  # sigmoid(direct) > sigmoid(theta)
                 theta = -(w["skip"][0] * rate + w["skip"][1])
                 expected = direct - theta
@@ -82,6 +83,7 @@ def test_scores_by_hand(dlm: Any) -> None:
                     inner = sum(a * b for a, b in zip(unit, read, strict=True)) + offset
                     inner += sum(a * b for a, b in zip(rated, told, strict=True))
                     expected += said * inner * 0.5 * (1 + math.erf(inner / math.sqrt(2)))
+            expected += float(np.interp(rate, GRID, w["calibration"]))
             assert gate.scores(x, 1, rate).item() == pytest.approx(expected, rel=1e-4, abs=1e-4)
 
 

@@ -16,8 +16,9 @@ import sinklens as sl
 from sinklens.errors import GateError
 from sinklens.interventions import LearnedSelection
 from sinklens.selection import training
-from sinklens.selection.batches import batch_of
+from sinklens.selection.batches import Batch, batch_of
 from sinklens.selection.gate import Gate, Shape
+from sinklens.selection.measuring import calibrate
 from sinklens.selection.recipe import Recipe
 from sinklens.selection.selected import by_gate, selected
 from sinklens.selection.texts import EchoTexts, Rows
@@ -224,7 +225,8 @@ def test_an_autoregressive_row_is_scored_where_it_predicts() -> None:
 
 def test_cross_entropy_and_the_mean_over_layers_are_other_losses(twin: Any) -> None:
     kinds = [QUICK, Recipe(QUICK.shape, 6, 3, 20, loss="ce"), Recipe(QUICK.shape, 6, 3, 20, per_layer=False)]
-    assert len({train(twin, recipe, progress=False).digest for recipe in kinds}) == 3
+    kinds += [Recipe(QUICK.shape, 6, 3, 20, calibrated=False)]
+    assert len({train(twin, recipe, progress=False).digest for recipe in kinds}) == 4
 
 
 def test_bad_recipes_are_refused_before_anything_is_computed(twin: Any, no_forward: None) -> None:
@@ -239,3 +241,24 @@ def test_bad_recipes_are_refused_before_anything_is_computed(twin: Any, no_forwa
             Recipe(**fields)
     with pytest.raises(GateError, match="length=100000: tiny-dlm knows"):
         train(twin, Recipe(length=100_000))
+
+
+def test_calibration_meets_the_rate_in_every_layer_at_every_rate(tiny_model: Any) -> None:
+    """Tokens of a random model, no two alike: as many are kept as were asked for, within one, also between the grid."""
+    dlm = tiny_model("LLaDA", layers=3)
+    gate = Gate.fresh(Shape(), dlm, seed=6)
+    tokens = torch.randint(3, 60, (6, 20), generator=torch.Generator().manual_seed(1))
+    valid = torch.arange(20) >= torch.tensor([[0], [0], [3], [0], [7], [0]])
+    batch = Batch(tokens, valid, valid, tokens)
+
+    def shares(rate: float) -> list[float]:
+        with torch.no_grad():
+            _, shown = selected(dlm, tokens, valid, by_gate(gate, rate, valid), gate.source)
+        return [float(kept.sum()) / float(valid.sum()) for kept in shown.kept.values()]
+
+    before = shares(0.3)
+    calibrate(dlm, gate, batch)
+    assert max(abs(share - 0.3) for share in before) > 0.1
+    for rate in (0.1, 0.3, 0.5, 0.95):
+        assert shares(rate) == pytest.approx([rate] * 2, abs=0.06)  # of six rows each keeps one at least
+    assert shares(0.325) == pytest.approx([0.325] * 2, abs=0.05)
