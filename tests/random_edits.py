@@ -94,7 +94,7 @@ edits = st.one_of(
     st.builds(
         KeepKeys,
         st.one_of(st.floats(0, 1, exclude_min=True), st.integers(1, 50)),
-        st.sampled_from(["received", "key_norm", "hidden_norm", "random", "recency"]),
+        st.sampled_from(["received", "key_norm", "hidden_norm", "random", "random_tokens", "recency"]),
         seed=seeds,
         keys=positions,
         **common,

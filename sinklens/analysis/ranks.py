@@ -32,13 +32,11 @@ def spearman(a: np.ndarray, b: np.ndarray, keep: np.ndarray) -> np.ndarray:
     return np.where(defined, (x * y).sum(-1) / np.sqrt(np.where(defined, power, 1)), np.nan)
 
 
-def partial(a: np.ndarray, b: np.ndarray, given: np.ndarray, keep: np.ndarray) -> np.ndarray:
-    """Rank correlation of two beyond what a third says of both, over the last axis; nan where it is not defined.
+def partial(ab: np.ndarray, ac: np.ndarray, bc: np.ndarray) -> np.ndarray:
+    """First-order partial correlation of a and b given c, of their three correlations; nan where c says all of one.
 
-    `(r_ab - r_ac r_bc) / sqrt((1 - r_ac^2) (1 - r_bc^2))` of the three rank correlations: near 0 where a and b go
-    together only because both go with the third.
+    `(r_ab - r_ac r_bc) / sqrt((1 - r_ac^2) (1 - r_bc^2))`: near 0 where a and b go together only because both go with c.
     """
-    given = np.broadcast_to(given, a.shape)
-    ab, ac, bc = spearman(a, b, keep), spearman(a, given, keep), spearman(b, given, keep)
     left = (1 - ac**2) * (1 - bc**2)
-    return np.where(left > 1e-12, (ab - ac * bc) / np.sqrt(np.where(left > 1e-12, left, 1)), np.nan)
+    defined = left > 1e-9
+    return np.where(defined, (ab - ac * bc) / np.sqrt(np.where(defined, left, 1)), np.nan)

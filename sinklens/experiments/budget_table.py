@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from sinklens.errors import ContentError
-from sinklens.experiments.budgets import RANDOM, WITHOUT_OTHERS, WITHOUT_SINKS
+from sinklens.experiments.budgets import BY_CHANCE, RANDOM, RANDOM_TOKENS, WITHOUT_OTHERS, WITHOUT_SINKS
 from sinklens.experiments.exposure import exposed
 from sinklens.experiments.outcomes import METRICS
 from sinklens.experiments.results import UNMASKED, AblationResult
@@ -21,6 +21,13 @@ COLUMNS = [
     *("to_unmasked", "to_unmasked_low", "to_unmasked_high", "to_unmasked_p", "to_unmasked_p_holm"),
     *("to_random", "to_random_low", "to_random_high", "to_random_p", "to_random_p_holm"),
 ]
+CONTROLS = {
+    "received": RANDOM,
+    "key_norm": RANDOM,
+    "hidden_norm": RANDOM_TOKENS,
+    "recency": RANDOM_TOKENS,
+    WITHOUT_SINKS: WITHOUT_OTHERS,
+}  # of any other, a gate, its own
 Key = tuple[str, float | None]
 
 
@@ -33,8 +40,11 @@ def budget_table(result: AblationResult, metric: str | None = None) -> pd.DataFr
     prompts, and the lowest and highest prompt as kept_low and kept_high; a budget is rounded up to whole keys); metric,
     value, low, high, pairs (prompts that could be scored); exposed (as in `AblationResult.scores`); to_unmasked and
     to_random (differences paired by prompt, with intervals, p-values of sign-flip permutations, and these after Holm's
-    correction over the table). Of "random" everything is the mean over its draws, within each prompt. For "without
-    sinks", to_random is the difference to "without as many others".
+    correction over the table). Of what is random everything is the mean over its draws, within each prompt.
+
+    to_random is the difference to the control at the same budget: "random" for "received" and "key_norm", which choose
+    in each head by itself; "random_tokens" for "hidden_norm" and "recency", which choose for all heads of a layer;
+    "GATE by chance" for a gate, at the budget that the gate itself chose; "without as many others" for "without sinks".
 
     Args:
         result: What `budget_curve` returned; also of an interrupted one, as far as it is.
@@ -85,8 +95,8 @@ def _line(result: AblationResult, metric: str, key: Key, groups: Mapping[Key, li
     if selector == UNMASKED:
         return line | {"rate": 1.0, "kept": 1.0, "kept_low": 1.0, "kept_high": 1.0}
     line |= _difference("to_unmasked", own - values[0])
-    beside = groups.get((WITHOUT_OTHERS if selector == WITHOUT_SINKS else RANDOM, rate), [])
-    if not beside or selector in (RANDOM, WITHOUT_OTHERS):
+    beside = groups.get((CONTROLS.get(selector, f"{selector}{BY_CHANCE}"), rate), [])
+    if not beside:
         return line
     values = result.paired(metric, *sides, *((name, "sinks") for name in beside))
     if not values.shape[1]:

@@ -22,10 +22,10 @@ from sinklens.sinks import Positions, SinkRule
 from sinklens.tasks import Prompts, Task
 from sinklens.values.kinds import Count, reads
 
-Ranking = Literal["received", "key_norm", "hidden_norm", "recency", "random"]
+Ranking = Literal["received", "key_norm", "hidden_norm", "recency", "random", "random_tokens"]
 RATES = (0.1, 0.15, 0.2, 0.25, 0.35, 0.5, 0.65, 0.8, 0.9, 1.0)
 RANKINGS: tuple[Ranking, ...] = get_args(Ranking)
-RANDOM, LEARNED = "random", "learned"
+RANDOM, RANDOM_TOKENS, LEARNED, BY_CHANCE = "random", "random_tokens", "learned", " by chance"
 WITHOUT_SINKS, WITHOUT_OTHERS = "without sinks", "without as many others"
 
 
@@ -42,16 +42,18 @@ def budget_edits(
 ) -> dict[str, Edit]:
     """The conditions of a budget curve: each selector at each rate, and the sinks alone.
 
-    "SELECTOR=RATE" keeps that share of the keys, as `interventions.KeepKeys` has it; "random" comes `draws` times, as
-    "random#0=RATE" and so on. "without sinks" drops the keys that a rule calls sinks and nothing else, "without as many
-    others" as many random other keys: the same budget, so their difference is what a sink is worth more than another
-    key. A rate of 1 keeps everything: it is the unedited run, and has no condition.
+    "SELECTOR=RATE" keeps that share of the keys, as `interventions.KeepKeys` has it; what is random ("random" in each
+    head by itself, "random_tokens" in all heads of a layer alike) comes `draws` times, as "random#0=RATE" and so on. A
+    gate comes with its control, "GATE by chance#0=RATE": as many tokens as it keeps in each row, layer and step.
+    "without sinks" drops the keys that a rule calls sinks and nothing else, "without as many others" as many random
+    other keys: the same budget, so their difference is what a sink is worth more than another key. A rate of 1 keeps
+    everything: it is the unedited run, and has no condition.
 
     Args:
         rates: Shares of keys, in (0, 1].
         selectors: How keys are ranked.
         gates: Further selectors: trained gates (`interventions.LearnedSelection`), by what they are to be called.
-        draws: Seeds of the random choice.
+        draws: Seeds of each random choice.
         sinks: What a sink is, in the forward that is edited; None leaves the two conditions out.
         where: Layers, heads and steps in which keys are dropped, by every selector alike. None: everywhere, and beside
             gates in the layers in which these choose (mostly all but the first).
@@ -77,15 +79,17 @@ def budget_edits(
     edits: dict[str, Edit] = {}
     for selector in selectors:
         for rate in sorted(rate for rate in rates if rate < 1):
-            if selector == RANDOM:
+            if selector in (RANDOM, RANDOM_TOKENS):
                 for draw in range(draws):
-                    name = f"{RANDOM}#{draw}={rate!r}"
-                    edits[name] = KeepKeys(rate, RANDOM, seed=draw, where=where, queries=queries)
+                    name = f"{selector}#{draw}={rate!r}"
+                    edits[name] = KeepKeys(rate, selector, seed=draw, where=where, queries=queries)
             else:
                 edits[f"{selector}={rate!r}"] = KeepKeys(rate, selector, where=where, queries=queries)
     for name, gate in gates.items():
         for rate in sorted(rate for rate in rates if rate < 1):
-            edits[f"{name}={rate!r}"] = LearnedSelection(gate, rate=rate, where=where, queries=queries)
+            edits[f"{name}={rate!r}"] = edit = LearnedSelection(gate, rate=rate, where=where, queries=queries)
+            for draw in range(draws):
+                edits[f"{name}{BY_CHANCE}#{draw}={rate!r}"] = control(edit, RANDOM, draw)
     if sinks is not None:
         edits[WITHOUT_SINKS] = MaskSinks(SameStep(sinks), where=where, queries=queries)
         edits[WITHOUT_OTHERS] = control(edits[WITHOUT_SINKS], RANDOM)

@@ -93,11 +93,13 @@ def _correlate(dlm: HookedDLM, context: torch.Tensor) -> Values:
     places = np.arange(len(context))
     per_query = received / (len(context) - places)
     everywhere, behind = np.ones(len(context), bool), places > 0
+    ascending = np.broadcast_to(places.astype(float), norms.shape)
+    pairs = ((-norms, per_query), (-norms, ascending), (per_query, ascending))
     ways = {
         "received": ranks.spearman(-norms, received, everywhere),
         "per query": ranks.spearman(-norms, per_query, everywhere),
         "without the first": ranks.spearman(-norms, per_query, behind),
-        "beyond position": ranks.partial(-norms, per_query, places.astype(float), behind),
+        "beyond position": ranks.partial(*(ranks.spearman(*pair, behind) for pair in pairs)),
     }
     return {name: [[None if np.isnan(x) else float(x) for x in row] for row in table] for name, table in ways.items()}
 

@@ -11,6 +11,8 @@ import xarray as xr
 from sinklens.hooks import Edit
 from sinklens.interventions.edits.base import SinkEdit
 from sinklens.interventions.edits.budget import KeepKeys
+from sinklens.interventions.edits.by_chance import ChanceSelection
+from sinklens.interventions.edits.learned import LearnedSelection
 from sinklens.interventions.edits.weights import NoOp
 from sinklens.interventions.selectors.attention import ByRule
 from sinklens.interventions.selectors.base import Selector
@@ -39,6 +41,7 @@ def control(edit: Edit, name: str = "random", seed: Seed = 0) -> SinkEdit:
     """The same edit in the same scope, done to other keys: "random", "same_mass", "bottom", "same_class", "shifted".
 
     "noop" finds the sinks and does nothing. KeepKeys has the control "random": as many keys, kept at random.
+    LearnedSelection has it, too: as many tokens as the gate keeps, drawn by chance (`ChanceSelection`).
 
     Raises:
         ValueError: an unknown control, or an edit without keys to be matched.
@@ -46,10 +49,12 @@ def control(edit: Edit, name: str = "random", seed: Seed = 0) -> SinkEdit:
     known = ", ".join((*CONTROLS, "noop"))
     if name not in (*CONTROLS, "noop"):
         raise ValueError(f"control {name!r} is unknown; the controls are {known}")
-    if isinstance(edit, KeepKeys):
+    if isinstance(edit, KeepKeys | LearnedSelection):
         if name != "random":
             raise ValueError(f"{edit!r} has the control 'random' only: as many keys, kept at random")
-        return replace(edit, by="random", seed=seed)
+        if isinstance(edit, KeepKeys):
+            return replace(edit, by="random", seed=seed)
+        return ChanceSelection(edit, seed=seed, where=edit.where, queries=edit.queries, diagonal=edit.diagonal)
     if not isinstance(edit, SinkEdit):
         raise ValueError(
             f"{edit!r} acts on no selected keys, so no control can match it; say controls=None, or name edits to "

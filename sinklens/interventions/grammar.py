@@ -21,7 +21,8 @@ GRAMMAR = """\
 OPERATOR[=VALUE][:WHO][@OPTION ...]
   OPERATOR  mask, bias=B, zero, scale=F, rescale=F (rows renormalised), swap, noop,
             redistribute[=proportional|uniform|self|POSITION], zero_value, mean_value, noise_value[=STD];
-            without WHO: null_key[=LOGIT], sink_token[=ID]; keep=SHARE|N:received|key_norm|hidden_norm|random|recency,
+            without WHO: null_key[=LOGIT], sink_token[=ID];
+            keep=SHARE|N:received|key_norm|hidden_norm|random|random_tokens|recency,
             keep=SHARE:learned (by the gate that comes with sinklens for the model, or by yours: @gate=FOLDER)
   WHO       topK, epsE, a rule (rulli, gu, floating, sink_aware, act, streaming), pos0+3, token=CLASS, token=5+9,
             keynormK; the first three of the previous step (the paper's protocol), or same/topK, last/topK, open/topK

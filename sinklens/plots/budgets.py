@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from sinklens.experiments.budget_table import COLUMNS
-from sinklens.experiments.budgets import WITHOUT_OTHERS, WITHOUT_SINKS
+from sinklens.experiments.budgets import BY_CHANCE, RANDOM, WITHOUT_OTHERS, WITHOUT_SINKS
 from sinklens.experiments.outcomes import METRICS
 from sinklens.experiments.results import UNMASKED
 from sinklens.plots.scored import least_exposed, said_of, words
@@ -20,27 +20,34 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 Tables = Mapping[str, "pd.DataFrame"]
-HEIGHT = 480
+HEIGHT = 520
+TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 1)
 NAMES = {
     "received": "most attended",
     "key_norm": "lowest key norm",
     "hidden_norm": "largest hidden norm",
     "recency": "last positions",
     "learned": "learned gate",
+    "random": "random, by head",
+    "random_tokens": "random tokens",
 }
 
 
 @reads()
-def budget_curves(tables: Tables, *, log: bool = True, title: str | None = None) -> Figure:
+def budget_curves(
+    tables: Tables, x: Literal["kept", "rate"] = "kept", *, log: bool = True, title: str | None = None
+) -> Figure:
     """A metric against the share of keys that is kept: one line per selector with 95 % intervals, one panel per model.
 
-    Unit: that of the metric; x: the rate asked for, in (0, 1]. Dotted: unmasked, where every curve ends at a rate of 1.
-    The two open symbols are the sinks alone: what is left without them, and without as many other keys, at the share of
-    keys that these leave.
+    Unit: that of the metric; x: share of keys, in (0, 1]. Dotted: unmasked, where every curve ends. Dashed: chosen by
+    chance. The two open symbols are the sinks alone: what is left without them, and without as many other keys, at the
+    share of keys that these leave.
 
     Args:
         tables: What `budget_table` returned, by the name of the model; all of one metric.
-        log: Whether rates are laid out by their logarithm, which parts the small ones.
+        x: "kept": the share that was kept in truth, mean over prompts, which makes gates comparable with rankings.
+            "rate": the share that was asked for.
+        log: Whether shares are laid out by their logarithm, which parts the small ones.
         title: Replaces the first line of the title.
 
     Raises:
@@ -59,15 +66,16 @@ def budget_curves(tables: Tables, *, log: bool = True, title: str | None = None)
                 continue
             value = part["value"].to_numpy()
             figure.add_scatter(
-                x=[*part["rate"], 1.0], y=[*value, bare["value"]], mode="lines+markers", name=_named(selector),
+                x=[*part[x], 1.0], y=[*value, bare["value"]], mode="lines+markers", name=_named(selector),
                 legendgroup=selector, showlegend=column == 1,
                 error_y={"type": "data", "symmetric": False, "array": [*(part["high"] - value), 0],
                          "arrayminus": [*(value - part["low"]), 0], "thickness": 1, "width": 3},
-                line={"color": COLORS[index % len(COLORS)], "dash": "dash" if selector == "random" else "solid"},
+                line={"color": COLORS[index % len(COLORS)], "dash": _dash(selector)},
                 marker={"symbol": SYMBOLS[index % len(SYMBOLS)], "size": 8},
-                customdata=[*part[["kept", "low", "high"]].to_numpy().tolist(), [1.0, bare["low"], bare["high"]]],
-                hovertemplate=f"{_named(selector)}, rate %{{x}} (kept %{{customdata[0]:.3f}})<br>%{{y:.3f}}, 95 % "
-                "interval %{customdata[1]:.3f} to %{customdata[2]:.3f}<extra></extra>",
+                customdata=[*part[["kept", "low", "high", "rate"]].to_numpy().tolist(),
+                            [1.0, bare["low"], bare["high"], 1.0]],
+                hovertemplate=f"{_named(selector)}, rate %{{customdata[3]}} (kept %{{customdata[0]:.3f}})<br>"
+                "%{y:.3f}, 95 % interval %{customdata[1]:.3f} to %{customdata[2]:.3f}<extra></extra>",
                 row=1, col=column,
             )  # fmt: skip
         for index, name in enumerate((WITHOUT_SINKS, WITHOUT_OTHERS)):
@@ -85,7 +93,7 @@ def budget_curves(tables: Tables, *, log: bool = True, title: str | None = None)
         line = {"color": "#111", "width": 1, "dash": "dot"}
         figure.add_hline(y=float(bare["value"]), line=line, row=1, col=column)  # pyright: ignore[reportArgumentType]
     axis, definition = words(metric)
-    _rate_axes(themed(figure), tables, log=log)
+    _rate_axes(themed(figure), tables, x, log=log)
     figure.update_yaxes(title_text=axis, col=1)
     if metric in METRICS and METRICS[metric].share:
         figure.update_yaxes(range=[-0.02, 1.05])
@@ -93,8 +101,9 @@ def budget_curves(tables: Tables, *, log: bool = True, title: str | None = None)
         figure,
         title or "How few keys are enough, by how they are chosen",
         definition,
-        "Mean over prompts with its 95 % interval, against the share of keys that each layer and head keeps. Dotted: "
-        "nothing dropped. Open symbols: all keys but the sinks, and all but as many others.",
+        "Mean over prompts with its 95 % interval, against the share of keys that is "
+        f"{'kept in truth' if x == 'kept' else 'asked for'}. Dashed: chosen by chance. Dotted: nothing dropped. Open "
+        "symbols: all keys but the sinks, and all but as many others.",
         *said_of(partly),
     )
 
@@ -130,14 +139,14 @@ def reached_shares(tables: Tables, *, title: str | None = None) -> Figure:
                 showlegend=column == 1,
                 error_y={"type": "data", "symmetric": False, "array": part["kept_high"] - kept,
                          "arrayminus": kept - part["kept_low"], "thickness": 1, "width": 3},
-                line={"color": COLORS[index % len(COLORS)], "dash": "dash" if selector == "random" else "solid"},
+                line={"color": COLORS[index % len(COLORS)], "dash": _dash(selector)},
                 marker={"symbol": SYMBOLS[index % len(SYMBOLS)], "size": 8},
                 customdata=part[["kept_low", "kept_high"]].to_numpy(),
                 hovertemplate=f"{_named(selector)}: asked %{{x}}, kept %{{y:.3f}} (prompts from %{{customdata[0]:.3f}} "
                 "to %{customdata[1]:.3f})<extra></extra>",
                 row=1, col=column,
             )  # fmt: skip
-    _rate_axes(themed(figure), tables, log=False)
+    _rate_axes(themed(figure), tables, "rate", log=False)
     figure.update_yaxes(range=[-0.02, 1.05])
     figure.update_yaxes(title_text="share of keys kept (0 to 1)", col=1)
     return _finished(
@@ -228,6 +237,10 @@ def _need(tables: Tables, columns: Sequence[str]) -> None:
             raise ValueError(f"the table of {model!r} {what}")
 
 
+def _dash(selector: str) -> str:
+    return "dash" if selector.startswith(RANDOM) or selector.endswith(BY_CHANCE) else "solid"
+
+
 def _loose(table: pd.DataFrame) -> Any:
     """The table, loosely typed: pandas' own types do not know what a column holds."""
     return table
@@ -250,13 +263,13 @@ def _named(selector: str) -> str:
     return safe(NAMES.get(selector, selector.replace("_", " ")))
 
 
-def _rate_axes(figure: Figure, tables: Tables, *, log: bool) -> None:
-    figure.update_xaxes(title_text="rate: share of keys asked for", range=[0, 1.03])
+def _rate_axes(figure: Figure, tables: Tables, x: str, *, log: bool) -> None:
+    title = "share of keys kept in truth" if x == "kept" else "rate: share of keys asked for"
+    figure.update_xaxes(title_text=title, range=[0, 1.03])
     if log:
-        rates = sorted({rate for table in map(_loose, tables.values()) for rate in table.rate.dropna()} | {1.0})
-        low = np.log10(rates[0])
+        low = np.log10(min(table[x][table.rate.notna()].min() for table in map(_loose, tables.values())))
         figure.update_xaxes(
-            type="log", range=[1.05 * low, -0.04 * low], tickvals=rates, ticktext=[f"{rate:g}" for rate in rates]
+            type="log", range=[1.05 * low, -0.04 * low], tickvals=TICKS, ticktext=[f"{tick:g}" for tick in TICKS]
         )
 
 

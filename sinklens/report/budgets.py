@@ -56,7 +56,7 @@ def curve_report(result: AblationResult, out: Path, margin: float | None = None)
             + (f" by {margin:g} or more" if margin is not None else "")
             + ", and at every higher rate.",
             [("Down to which rate it holds", breaking_point(table, margin)), ("All rates", _short(table))],
-            [plots.budget_curves({model: table})],
+            [plots.budget_curves({model: table}), plots.budget_curves({model: table}, "rate")],
         )
         for metric, table in tables.items()
     ]
@@ -132,7 +132,7 @@ def _short(table: pd.DataFrame) -> pd.DataFrame:
 def _texts(table: Any, name: str, ends: tuple[str, str] | None = None) -> list[str]:
     low, high = ends or (f"{name}_low", f"{name}_high")
     three = zip(table[name], table[low], table[high], strict=True)
-    return ["" if math.isnan(value) else f"{value:.3f} [{a:.3f}, {b:.3f}]" for value, a, b in three]
+    return ["" if math.isnan(value) else f"{value:.2f} [{a:.2f}, {b:.2f}]" for value, a, b in three]
 
 
 def _wide(frame: pd.DataFrame, kind: str, shown: Sequence[str] = ("kept", "of_kept", "of_keys")) -> pd.DataFrame:

@@ -196,3 +196,43 @@ def test_what_is_missing_is_named() -> None:
         norms.kind(record, SinkRule(queries="masked"))
     with pytest.raises(ValueError, match="key_type"):
         norms.key_norm_correlation(record, by="token")  # pyright: ignore[reportArgumentType]
+
+
+def residuals(values: list[float], others: list[float]) -> np.ndarray:
+    """What a straight line through the ranks of `others` leaves of the ranks of `values`."""
+    x, y = (np.array([statistics.mean(i for i, s in enumerate(sorted(v)) if s == one) for one in v], float)
+            for v in (others, values))  # fmt: skip
+    slope, height = np.polyfit(x, y, 1)
+    return y - slope * x - height
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_predictors_are_correlations_of_what_the_other_one_leaves(causal: bool) -> None:
+    """A partial correlation is that of the residuals of two regressions; attention relative to uniform attention."""
+    record = planted("static", steps=2, keys=14, layers=2, heads=2, prompts=2, causal=causal).record.copy(deep=True)
+    draw, queries = np.random.default_rng(2), range(14)
+    record["received"][:] = draw.random(record["received"].shape)
+    record["key_norm"][:] = draw.random(record["key_norm"].shape)
+    even = [sum(1 / (i + 1) for i in queries if i >= j) if causal else 1.0 for j in range(14)]
+    table = norms.predictors(record)
+    assert table[["layer", "prompt"]].to_numpy().tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]]
+    for line in table.itertuples():
+        found: list[tuple[float, ...]] = []
+        for step, head in product(range(2), range(2)):
+            row = record["received"].to_numpy()[line.prompt, step, line.layer, head]
+            attention = [float(value) / uniform for value, uniform in zip(row, even, strict=True)]
+            small = (-record["key_norm"].to_numpy()[line.prompt, step, line.layer, 0]).tolist()
+            early = [-float(j) for j in range(14)]
+            given_place = np.corrcoef(residuals(attention, early), residuals(small, early))[0, 1]
+            given_norm = np.corrcoef(residuals(attention, small), residuals(early, small))[0, 1]
+            plain = naive_spearman(attention, small), naive_spearman(attention, early)
+            found.append((*plain, given_place, given_norm))
+        got = [line.small_norm, line.early, line.small_norm_given_position, line.early_given_norm]
+        assert got == pytest.approx(np.mean(found, axis=0).tolist(), abs=1e-6)
+
+
+def test_a_planted_sink_has_a_small_key_wherever_it_stands() -> None:
+    """The planted norm falls as attention rises, so nothing is left for the position once it is known."""
+    table = norms.predictors(planted("static").record)
+    assert table["small_norm"].tolist() == pytest.approx([1, 1])
+    assert table["early_given_norm"].isna().all()

@@ -1,120 +1,70 @@
-"""`sinklens select curve` and `select show`: what they write, what they refuse before a forward, and going on."""
+"""`sinklens select train`: a gate from the command line, gone on with after an interrupt, and errors in one line."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
-import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-import sinklens
-from sinklens.cli import app as cli
-from sinklens.errors import ContentError, GateError, PlanError, TaskError
-from sinklens.experiments import runner
-from sinklens.selection import Gate, Shape
+from sinklens.cli.app import app
+from sinklens.selection import Gate, training
 
-RUNNER = CliRunner()
-SMALL = ["tiny-dlm", "--gaps", "0.5", "--prompts", "3", "--rate", "0.5", "--rate", "0.25", "--draws", "1"]
+QUICK = ["--updates", "4", "--batch", "2", "--length", "20", "--hidden", "3"]
 
 
-@pytest.fixture(scope="module")
-def gate(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """An untrained gate of tiny-dlm."""
-    folder = tmp_path_factory.mktemp("gates") / "mine"
-    Gate.fresh(Shape(), sinklens.HookedDLM.from_pretrained("tiny-dlm"), seed=1).save(folder)
-    return str(folder)
+def run(*words: str) -> Any:
+    return CliRunner().invoke(app, ["select", "train", *words])
 
 
-def invoke(*arguments: str, code: int = 0) -> str:
-    """Output of a command."""
-    result = RUNNER.invoke(cli.app, ["select", *arguments], catch_exceptions=False)
-    assert result.exit_code == code
-    return result.output
+def test_a_gate_is_trained_described_and_used(tmp_path: Path) -> None:
+    folder = tmp_path / "gate"
+    done = run("tiny-dlm", "--out", str(folder), *QUICK)
+    assert done.exit_code == 0, done.output
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "gate.json", "gate.safetensors", "log.jsonl"]
+    assert f"--edit keep=0.5:learned@gate={folder} --edit keep=0.5:random@layers=1-" in done.output
+    gate = Gate.load(folder)
+    assert gate.made["recipe"]["updates"] == 4
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert [row["rate"] for row in lines[-1]["held_out"]] == [0.1, 0.25, 0.5, 0.75]
+    assert {"loss", "kl", "share"} <= set(lines[-1])
+    edits = [f"keep=0.5:learned@gate={folder}", "keep=0.5:random@layers=1-"]
+    options = [word for edit in edits for word in ("--edit", edit)]
+    more = ["--prompts", "4", "--control", "none", "--out", str(tmp_path / "out")]
+    ablated = CliRunner().invoke(app, ["ablate", "tiny-dlm", *options, *more])
+    assert ablated.exit_code == 0, ablated.output
+    assert edits[0] in ablated.output
 
 
-@pytest.mark.parametrize(("command", "words"), [("curve", ("--gate", "key_norm", "24")), ("show", ("TEXT", "--rate"))])
-def test_help_teaches(command: str, words: tuple[str, ...]) -> None:
-    text = invoke(command, "--help")
-    assert f"sinklens select {command} tiny-dlm" in text
-    for word in words:
-        assert word in text
+def test_an_interrupt_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = training._update
+
+    def update(*args: Any) -> Any:
+        monkeypatch.setattr(training, "_update", real)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "_update", update)
+    stopped = run("tiny-dlm", "--out", str(tmp_path), *QUICK)
+    assert stopped.exit_code == 130
+    assert f"a checkpoint is in {tmp_path}; to go on start the same command again" in stopped.output
+    assert run("tiny-dlm", "--out", str(tmp_path), *QUICK).exit_code == 0
 
 
-def test_a_curve_writes_what_the_library_says_and_goes_on(
-    gate: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out = str(tmp_path / "curve")
-    said = invoke("curve", *SMALL, "--gate", gate, "--selector", "random", "--margin", "0.1", "--out", out)
-    result = sinklens.AblationResult.open(tmp_path / "curve" / "result.json")
-    table, written = sinklens.budget_table(result), pd.read_csv(tmp_path / "curve" / "budgets.csv")
-    assert {"unmasked", "random", "mine", "without sinks"} < set(table.selector)
-    assert written["value"].tolist() == pytest.approx(table["value"].tolist())
-    assert set(written["model"]) == {"tiny-dlm"}
-    assert "holds" in said
-    page = (tmp_path / "curve" / "report.html").read_text()
-    for words in ("How few keys are enough", "by 0.1 or more", "What was kept in truth"):
-        assert words in page
-
-    def decode(*arguments: object, **options: object) -> None:
-        raise AssertionError("something was run again")
-
-    monkeypatch.setattr(runner.Runner, "_decode", decode)
-    invoke("curve", *SMALL, "--gate", gate, "--selector", "random", "--out", out)
-    with pytest.raises(AssertionError, match="run again"):
-        invoke("curve", *SMALL, "--gate", gate, "--selector", "recency", "--out", out)
-
-
-def test_an_interrupted_curve_keeps_what_it_has(gate: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    honest, calls = runner.Runner.run, []
-
-    def stop(*arguments: object, **options: object) -> object:
-        calls.append(arguments)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return honest(*arguments, **options)  # pyright: ignore[reportArgumentType, reportCallIssue]
-
-    monkeypatch.setattr(runner.Runner, "run", stop)
-    out = tmp_path / "curve"
-    given = [*SMALL, "--gate", "none", "--selector", "random", "--batch-size", "8", "--out", str(out)]
-    said = invoke("curve", *given, code=130)
-    assert "unfinished" in said
-    assert "unfinished" in (out / "report.html").read_text().lower()
-    monkeypatch.setattr(runner.Runner, "run", honest)
-    assert "unfinished" not in invoke("curve", *given)
-
-
-WRONG: list[tuple[list[str], type[Exception], str]] = [
-    (["--rate", "0"], ContentError, "outside"),
-    (["--rate", "0.001"], TaskError, "less than one"),
-    (["--selector", "best"], ContentError, "best"),
-    (["--gate", "/nowhere"], GateError, "/nowhere"),
-    (["--gate", "auto", "--family", "LLaDA", "--margin", "-1"], PlanError, "margin"),
-    (["--metric", "speed"], ValueError, "speed"),
-]
-
-
-@pytest.mark.parametrize(("given", "error", "message"), WRONG)
-def test_a_curve_that_means_nothing_is_refused_before_a_forward(
-    no_forward: None, tmp_path: Path, given: list[str], error: type[Exception], message: str
-) -> None:
-    with pytest.raises(error, match=message):
-        invoke("curve", "tiny-dlm", *given, "--out", str(tmp_path / "curve"))
-    assert not (tmp_path / "curve").exists()
-
-
-def test_show_writes_a_record_and_a_page(gate: str, tmp_path: Path) -> None:
-    said = invoke(
-        "show", "tiny-dlm", "dolko xe dolko xo", "gake xe", "--gate", gate, "--rate", "0.3", "--rate", "0.8",
-        "--new-tokens", "4", "--out", str(tmp_path / "show"),
-    )  # fmt: skip
-    record = sinklens.open(tmp_path / "show" / "record.nc")
-    assert record["rate"].to_numpy().tolist() == [0.3, 0.8]
-    assert "Sinks that the gate keeps" in said
-    page = (tmp_path / "show" / "report.html").read_text()
-    assert "How long each token survives (prompt 1)" in page
-
-
-def test_a_gate_of_another_model_is_not_shown(gate: str, tmp_path: Path) -> None:
-    with pytest.raises(GateError, match="tiny-dlm"):
-        invoke("show", "tiny-arm", "dolko xe", "--gate", gate, "--out", str(tmp_path / "show"))
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--kind", "magic"], "kind='magic' is unknown"),
+        (["--first", "2"], "first=2: tiny-dlm has the layers 0 to 1"),
+        (["--updates", "0"], "updates=0"),
+        (["--lowest", "1"], "lowest=1.0 must be below 1"),
+        (["--text", "nowhere.txt"], "cannot be read"),
+        (["--length", "9999"], "length=9999: tiny-dlm knows"),
+    ],
+)
+def test_what_cannot_be_is_one_line(tmp_path: Path, words: list[str], said: str, no_forward: None) -> None:
+    done = run("tiny-dlm", "--out", str(tmp_path), *words)
+    assert done.exit_code != 0
+    assert said in str(done.exception)
+    assert not list(tmp_path.iterdir())

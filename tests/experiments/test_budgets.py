@@ -15,7 +15,7 @@ from sinklens import AblationResult, HookedDLM, MaskSinks, Plan, SameStep, Scope
 from sinklens.errors import ContentError, GateError, TaskError
 from sinklens.experiments.budget_table import breaking_point, budget_table
 from sinklens.experiments.budgets import budget_curve, budget_edits
-from sinklens.interventions import KeepKeys, LearnedSelection, RandomKeys
+from sinklens.interventions import ChanceSelection, KeepKeys, LearnedSelection, RandomKeys
 from sinklens.probes import Kept
 from sinklens.selection import Gate, Shape
 from sinklens.tasks import Echo
@@ -138,14 +138,18 @@ def gate(twins: dict[str, HookedDLM], tmp_path_factory: pytest.TempPathFactory) 
 
 
 def test_beside_a_gate_everything_chooses_in_the_layers_in_which_it_does(gate: str) -> None:
-    edits = budget_edits((0.5, 0.25), ("recency",), gates={"mine": gate})
+    edits = budget_edits((0.5, 0.25), ("recency",), gates={"mine": gate}, draws=2)
+    mine = [f"mine{which}={rate}" for rate in (0.25, 0.5) for which in ("", " by chance#0", " by chance#1")]
     where = Scope(layers=slice(1, None))
-    assert list(edits) == ["recency=0.25", "recency=0.5", "mine=0.25", "mine=0.5", *ALONE]
+    assert list(edits) == ["recency=0.25", "recency=0.5", *mine, *ALONE]
     assert edits["recency=0.5"] == KeepKeys(0.5, "recency", where=where)
     assert edits["mine=0.25"] == LearnedSelection(gate, rate=0.25, where=where)
+    chance = ChanceSelection(LearnedSelection(gate, rate=0.25, where=where), seed=1, where=where)
+    assert edits["mine by chance#1=0.25"] == chance
     assert edits["without sinks"] == MaskSinks(SameStep(SinkRule()), where=where)
-    assert budget_edits((0.5,), (), gates={"mine": gate}, where=Scope(), sinks=None) == {
-        "mine=0.5": LearnedSelection(gate, rate=0.5)
+    assert budget_edits((0.5,), (), gates={"mine": gate}, where=Scope(), sinks=None, draws=1) == {
+        "mine=0.5": LearnedSelection(gate, rate=0.5),
+        "mine by chance#0=0.5": ChanceSelection(LearnedSelection(gate, rate=0.5)),
     }
 
 
@@ -165,6 +169,9 @@ def test_the_share_that_a_gate_keeps_is_that_of_its_own_record(twins: dict[str, 
         want = [np.mean(shares), min(shares), max(shares)]
         assert [line.kept, line.kept_low, line.kept_high] == pytest.approx(want)
         assert 0 < min(shares) < max(shares) < 1
+        chance = table[(table.selector == "mine by chance") & (table.rate == rate)].iloc[0]
+        assert chance.kept == pytest.approx(line.kept, abs=0.1)  # of its own run, which goes another way
+        assert line.to_random == pytest.approx(line.value - chance.value)
 
 
 @pytest.mark.parametrize("name", ["random", "", "a=b", "a#1", "unmasked", "without sinks"])
@@ -231,6 +238,18 @@ def test_the_table_is_paired_by_prompt_and_averages_draws() -> None:
     assert table.loc["received", "to_random_p"] == pytest.approx(4 / 16)
     assert table.loc["without sinks", "to_random_p"] == pytest.approx(2 / 16)
     assert table["to_random_p_holm"].dropna().tolist() == pytest.approx([4 / 16, 2 * 2 / 16])
+
+
+def test_each_selector_has_the_control_that_chooses_as_it_does() -> None:
+    names = ("received", "hidden_norm", "recency", "mine", "random#0", "random_tokens#0", "mine by chance#0")
+    level = {name: 0.1 * (1 + place) for place, name in enumerate(names)}
+    result = scores_of({"unmasked": [1.0] * 4} | {f"{name}=0.25": [value] * 4 for name, value in level.items()})
+    table = budget_table(result).set_index("selector")["to_random"]
+    for name, beside in zip(
+        names, ["random#0", "random_tokens#0", "random_tokens#0", "mine by chance#0"], strict=False
+    ):
+        assert table[name] == pytest.approx(level[name] - level[beside])
+    assert table[["random", "random_tokens", "mine by chance"]].isna().all()
 
 
 def test_prompts_that_a_side_could_not_score_are_left_out_of_its_pairs() -> None:

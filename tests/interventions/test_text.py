@@ -74,6 +74,7 @@ OPERATOR = {
     "keep=0.5:key_norm": KeepKeys(0.5, by="key_norm"),
     "keep=8:random": KeepKeys(8, by="random"),
     "keep=8:recency": KeepKeys(8, by="recency"),
+    "keep=8:random_tokens": KeepKeys(8, by="random_tokens"),
     "keep=0.5:hidden_norm": KeepKeys(0.5, by="hidden_norm"),
     "keep=0.5:learned": LearnedSelection(rate=0.5),
 }

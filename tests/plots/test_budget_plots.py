@@ -40,8 +40,8 @@ def traces(figure: Any, name: str) -> list[Any]:
 
 
 def test_curves_are_the_table_and_end_at_the_unedited_run(table: pd.DataFrame) -> None:
-    figure = plots.budget_curves({"one": table, "two": table})
-    for name, selector in (("most attended", "received"), ("random", "random")):
+    figure = plots.budget_curves({"one": table, "two": table}, "rate")
+    for name, selector in (("most attended", "received"), ("random, by head", "random")):
         part = table[table.selector == selector]
         for trace in traces(figure, name):
             assert list(trace.x) == [*RATES, 1.0]
@@ -53,6 +53,8 @@ def test_curves_are_the_table_and_end_at_the_unedited_run(table: pd.DataFrame) -
     line = table[table.selector == "without sinks"].iloc[0]
     assert [alone.x[0], alone.y[0]] == [line.kept, line.value]
     assert [shape.y0 for shape in figure.layout.shapes] == [table.value[0]] * 2
+    (in_truth,) = traces(plots.budget_curves({"one": table}), "most attended")
+    np.testing.assert_allclose(in_truth.x, [*table[table.selector == "received"].kept, 1.0])
     assert plots.budget_curves({"one": table}, log=False).layout.xaxis.type != "log"
 
 

@@ -6,6 +6,7 @@ attention can be edited.
 
 from sinklens.interventions.edits.base import AttentionEdit, SinkEdit
 from sinklens.interventions.edits.budget import KeepKeys
+from sinklens.interventions.edits.by_chance import ChanceSelection
 from sinklens.interventions.edits.layer import At
 from sinklens.interventions.edits.learned import LearnedSelection
 from sinklens.interventions.edits.pin import Pin
@@ -18,6 +19,7 @@ __all__ = [
     "At",
     "AttentionEdit",
     "BiasSinks",
+    "ChanceSelection",
     "KeepKeys",
     "LearnedSelection",
     "MaskSinks",

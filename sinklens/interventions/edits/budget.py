@@ -18,7 +18,7 @@ from sinklens.interventions.selectors.norms import hidden_norm_hook, key_norms, 
 from sinklens.sinks import Positions, largest
 from sinklens.values.kinds import Seed
 
-By = Literal["received", "key_norm", "hidden_norm", "random", "recency"]
+By = Literal["received", "key_norm", "hidden_norm", "random", "random_tokens", "recency"]
 Unit = Literal["auto", "share", "keys"]
 
 
@@ -63,6 +63,9 @@ class AllBut(Selector):
                 return norms[:, None].to(received.device).expand(received.shape)
             case "random":
                 return noise(self.seed, evidence.canvas, evidence.layer, received.shape[1]).to(received.device)
+            case "random_tokens":
+                draw = noise(self.seed, evidence.canvas, evidence.layer, 1).to(received.device)
+                return draw.expand(received.shape)
             case "recency":
                 return torch.arange(received.shape[-1], device=received.device).float().expand(received.shape)
 
@@ -81,8 +84,9 @@ class KeepKeys(Masking):
 
     Args:
         budget: A share in (0, 1] (a float, rounded up), or a number of keys (an int).
-        by: "received", "key_norm", "hidden_norm", "random" or "recency".
-        seed: For "random".
+        by: "received", "key_norm", "hidden_norm", "recency", "random" (in each head by itself) or "random_tokens" (the
+            same in all heads of a layer, as hidden norms and places are).
+        seed: For the random ones.
         keys: Who may be evicted or kept: "all", "masked", "committed", "prompt", "response" or "last".
         unit: "share" or "keys", what the budget counts; "auto" tells by its type, and becomes one of them: 1.0 are all
             keys, and 1 is one.
