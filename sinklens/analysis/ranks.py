@@ -35,7 +35,7 @@ def spearman(a: np.ndarray, b: np.ndarray, keep: np.ndarray) -> np.ndarray:
 def partial(ab: np.ndarray, ac: np.ndarray, bc: np.ndarray) -> np.ndarray:
     """First-order partial correlation of a and b given c, of their three correlations; nan where c says all of one.
 
-    `(r_ab - r_ac r_bc) / sqrt((1 - r_ac^2) (1 - r_bc^2))`: near 0 where a and b go together only because both go with c.
+    `(r_ab - r_ac r_bc) / sqrt((1 - r_ac^2) (1 - r_bc^2))`: near 0 where a and b go together only because of c.
     """
     left = (1 - ac**2) * (1 - bc**2)
     defined = left > 1e-9

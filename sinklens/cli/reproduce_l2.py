@@ -113,9 +113,12 @@ def _of_baseline(params: dict[str, Any], model: str, placing: Placing, out: Path
         options.interrupted(f"what is finished is in {out / 'scores.jsonl'}; to go on start the same command again")
     if stopped:
         options.warn(result.unfinished or "interrupted in the end; it is whole")
-    summary = result.summary()
-    if len(summary):
-        typer.echo(options.text_of(summary))
+    for outcome, semantics in result.measured():
+        words = "nats" if outcome == "perplexity" else "share of right answers"
+        typer.echo(f"\n{outcome}, {semantics} (95 % intervals over texts; columns: share of the keys kept)")
+        typer.echo(result.wide(outcome, semantics).to_string(index=False))
+        typer.echo(f"the same minus as many random keys with the first among them ({words}; * p < .05 after Holm)")
+        typer.echo(result.wide(outcome, semantics, "minus_random_first").to_string(index=False))
     if result.correlations:
         typer.echo("\nRank correlation of -norm and received attention, mean over windows, layers and key heads")
         table = result.correlation().groupby("way", sort=False)["correlation"].mean().reset_index()

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 WHOLE = "whole cache"
 REFERENCES = {"minus_random": "random", "minus_random_first": "random + first"}
+ALPHA = 0.05
 SEMANTICS = {"cache": "cache", "recomputed": "recomputed", "perplexity": "cache"}
 PUBLISHED = {  # arXiv 2406.11430: shares of the cache that could be dropped "without losing accuracy"
     "perplexity": "50 % of the cache dropped (Llama-2-7B and others: language modelling)",
@@ -75,9 +76,13 @@ class L2Result:
             else:
                 self.lines += [{**about, "share": float(share), "ranking": n, "value": v} for n, v in found.items()]
 
+    def measured(self) -> list[tuple[str, str]]:
+        """Its outcomes, each with its semantics."""
+        return list(dict.fromkeys((line["outcome"], line["semantics"]) for line in self.lines))
+
     def has(self) -> list[str]:
-        """Its outcomes, with their semantics."""
-        found = dict.fromkeys(f"{line['outcome']} ({line['semantics']})" for line in self.lines)
+        """What it holds, in words."""
+        found = [f"{outcome} ({semantics})" for outcome, semantics in self.measured()]
         return [*found, *(["correlation"] if self.correlations else [])]
 
     def table(self) -> pd.DataFrame:
@@ -115,6 +120,30 @@ class L2Result:
                 for row, p in zip(rows[first:], holm([row[f"{name}_p_holm"] for row in rows[first:]]), strict=True):
                     row[f"{name}_p_holm"] = p
         return pd.DataFrame(rows)
+
+    def wide(self, outcome: str, semantics: str = "cache", column: str = "value") -> pd.DataFrame:
+        """One outcome for people: rankings as lines, shares as columns, each with its 95 % interval.
+
+        Args:
+            outcome: "perplexity", "passkey" or "needle".
+            semantics: "cache" or "recomputed".
+            column: "value", or a difference ("minus_random", "minus_random_first"), * where its p_holm is below .05.
+        """
+        import pandas as pd
+
+        summary: Any = self.summary()
+        part = summary[(summary.outcome == outcome) & (summary.semantics == semantics) & summary[column].notna()]
+        low, high = ("low", "high") if column == "value" else (f"{column}_low", f"{column}_high")
+        stars = [False] * len(part) if column == "value" else part[f"{column}_p_holm"] < ALPHA
+        cells = [
+            f"{value:.2f} [{least:.2f}, {most:.2f}]" + "*" * bool(star)
+            for value, least, most, star in zip(part[column], part[low], part[high], stars, strict=True)
+        ]
+        shown: Any = pd.DataFrame({"ranking": part.ranking, "share": part.share, "cell": cells})
+        table: Any = shown.pivot_table(index="ranking", columns="share", values="cell", aggfunc="first", sort=False)
+        shares = sorted(table.columns, reverse=True)
+        table = table[shares].fillna("").rename(columns={share: f"{share:.0%}" for share in shares})
+        return table.rename_axis(columns=None).reset_index()
 
     def grid(self, outcome: str, share: float, ranking: str) -> pd.DataFrame:
         """Share of right answers by depth (rows) and length (columns), over the cache that was cut."""

@@ -29,6 +29,13 @@ FILES_IN_DIFFUSION = {
 SOURCE = "“A Simple and Effective L2 Norm-Based Strategy for KV Cache Compression” (arXiv 2406.11430)"
 
 
+VALUES = {
+    "perplexity": "Perplexity",
+    "passkey": "Share of right answers",
+    "needle": "Share of right answers",
+}  # fmt: skip
+
+
 def published() -> pd.DataFrame:
     """What the paper says of each outcome."""
     return pd.DataFrame({"outcome": list(PUBLISHED), "published (Llama-2, Llama-3, Gemma)": list(PUBLISHED.values())})
@@ -54,34 +61,42 @@ def write_l2(result: L2Result, out: Path) -> Path:
                 "Key norm and attention", text, [("By layer and key head", means)], [caches.norm_correlation(result)]
             )
         )
-    kinds = list(dict.fromkeys(zip(summary.outcome, summary.semantics, strict=True))) if len(summary) else []
+    kinds = result.measured()
     for outcome in dict.fromkeys(outcome for outcome, _ in kinds):
         figures = [caches.cache_curve(result, outcome, semantics) for kind, semantics in kinds if kind == outcome]
         if outcome != "perplexity":
             figures.append(caches.retrieval_grid(result, outcome))
-        part = summary[summary.outcome == outcome].drop(columns="outcome")
+        ways = [semantics for kind, semantics in kinds if kind == outcome]
+        tables = [(f"{VALUES[outcome]}, {way}", result.wide(outcome, way)) for way in ways]
+        less = f"{VALUES[outcome] if outcome != 'perplexity' else 'Nats per token'} minus that of as many random keys"
+        tables += [(f"{less}, cache", result.wide(outcome, "cache", "minus_random"))]
+        tables += [
+            (f"{less} with the first position among them, cache", result.wide(outcome, column="minus_random_first"))
+        ]
         text = f"Published: {PUBLISHED[outcome]}; other models and texts: compare the direction, not the size."
         if outcome == "perplexity":
+            least = 2.0 ** (1 - result.protocol.texts)
             text += (
                 f"\n\nA cache is cut whenever it holds {result.protocol.limit} keys, to the share that is shown, and "
                 "read on with until it is full again. The larger the share, the more often it is cut: with 90 % it "
-                "holds many keys of long ago and few of the last ones, with 10 % all that was read since the last cut."
+                "holds many keys of long ago and few of the last ones, with 10 % all that was read since the last cut. "
+                f"With {result.protocol.texts} texts no permutation test has a p below {least:g}."
             )
-        if "recomputed" in set(part.semantics):
+        if "recomputed" in ways:
             text += (
                 "\n\ncache: what is dropped stays dropped, and the context was read with all of it. recomputed: every "
                 "step reads everything anew, the dropped keys are hidden from the context's own queries too, and what "
                 "is dropped is chosen by the norms of that forward. Budgets are published of caches."
             )
-        sections.append(Section(outcome.capitalize(), text, [("With 95 % intervals over texts", part)], figures))
+        sections.append(Section(outcome.capitalize(), text, tables, figures))
     protocol = pd.DataFrame([(k, str(v)) for k, v in result.protocol.to_dict().items()], columns=["what", "value"])
     sections.append(Section("Protocol", "Everything that made the numbers.", [(result.model, protocol)]))
     return page.write(
         out / "report.html",
         title=f"Key norms as a budget of the cache: {result.model}",
         intro=f"{SOURCE}, by its own protocol, with the controls that it lacks: as many keys at random, the most "
-        "recent, the most attended, and some with or without the first position, the usual sink. minus_random and "
-        "minus_random_first (random keys and the first position) are paired by text.",
+        "recent, the most attended, and some with or without the first position, the usual sink. Intervals are "
+        "of 95 % over texts; differences are paired by text, * where p is below .05 after Holm's correction.",
         sections=sections,
         footer="Written by sinklens reproduce l2",
         warning=result.unfinished,

@@ -208,3 +208,15 @@ def test_what_a_model_cannot_be_asked_is_said_before_a_forward(arm: HookedDLM, t
 def test_lines_can_be_written_as_json(arm: HookedDLM) -> None:
     result = l2(arm, L2(**{**_fields(SMALL), "outcomes": ("passkey",)}), progress=False)
     assert json.loads(json.dumps(result.lines)) == result.lines
+
+
+def test_the_wide_table_is_the_summary_for_people() -> None:
+    ones = [1.0] * 7
+    result = _result({WHOLE: ones, "low_norm": ones, "random": [0.0] * 7, "random + first": ones})
+    table = result.wide("passkey").set_index("ranking")
+    assert list(table.columns) == ["100%", "50%"]
+    assert table.loc["low_norm", "50%"] == "1.00 [0.59, 1.00]"  # Clopper and Pearson: .025 ** (1 / 7) = .590
+    assert table.loc["low_norm", "100%"] == ""
+    differences = result.wide("passkey", column="minus_random").set_index("ranking")
+    assert differences.loc["low_norm", "50%"] == "1.00 [1.00, 1.00]*"
+    assert "random" not in differences.index
