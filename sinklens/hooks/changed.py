@@ -50,7 +50,9 @@ def _changed(name: str, before: Tensor, after: Tensor, model: Any, canvas: Canva
     """Rows of which a real position got something else; of scores, those whose weights are others."""
     if RECEIVED in name:  # shown only
         return torch.zeros_like(canvas.rows)
-    if name.endswith((SCORES, PATTERN)):
+    if before.dtype == torch.bool:  # which keys are visible
+        differs = before != after
+    elif name.endswith((SCORES, PATTERN)):
         differs = _reweighed(before, after) if name.endswith(SCORES) else (before != after).any(-1)
         real = sight_of(model, hook, before, canvas).real[:, block_of(hook, before)]
         differs = differs & real[:, None].to(differs.device)

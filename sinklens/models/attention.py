@@ -22,7 +22,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from sinklens.interrupts import surely
-from sinklens.models import blocks
+from sinklens.models import blocks, dropping
 from sinklens.sinks import Sight
 
 R = TypeVar("R")
@@ -230,6 +230,10 @@ def attention(
     query, key = surely(rotate, lambda: blocks.forget(hooked))
     if not opened:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    scores, *others = points.opening
+    if now.path == "auto" and dropping.only_hidden(scores, tuple(others)):
+        kept = dropping.visible(scores, sight, len(query))
+        return dropping.attend(module, query, key, value, sight, kept, **kwargs), None
     scaling = kwargs.get("scaling")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     shown = _received(points, sight, now)

@@ -137,6 +137,17 @@ class Sight:
         counting = self._counting(queries)
         return self.sums(counting.double() / self.sees().clamp(min=1).double()).float()
 
+    def blind(self, visible: Bool[Tensor, "batch key"]) -> Bool[Tensor, "batch query"]:
+        """Queries that see a key, and none of those that are visible [batch or 1, query]."""
+        before = torch.stack(torch.broadcast_tensors(self.valid, visible & self.valid))
+        if self._ordered:
+            some = before.cummax(-1).values if self.direction == "causal" else before.any(-1, keepdim=True)
+            some = some.expand(before.shape)[..., self.keys - self.count :]
+        else:
+            parts = [(self.rows(block) & before[:, :, None]).any(-1) for block in self._blocks()]
+            some = torch.cat(parts, -1).expand(*before.shape[:2], self.count)
+        return some[0] & ~some[1]
+
     def sees(self) -> Float[Tensor, "batch query"]:
         """How many keys each query may look at."""
         if self._ordered:
