@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from sinklens.version import __version__
 
 if TYPE_CHECKING:
-    from sinklens import analysis, interventions, plots, probes, report, sinks, tasks
+    from sinklens import analysis, interventions, plots, probes, report, selection, sinks, tasks
     from sinklens.analysis import dynamics, norms, overlap
     from sinklens.analysis import rates as metrics
     from sinklens.decoding.likelihood import log_likelihood
@@ -66,6 +66,7 @@ _MODULES = {
     "plots": "plots",
     "probes": "probes",
     "report": "report",
+    "selection": "selection",
     "sinks": "sinks",
     "tasks": "tasks",
 }
@@ -114,6 +115,7 @@ __all__ = [
     "report",
     "rule",
     "save",
+    "selection",
     "sinks",
     "tasks",
 ]

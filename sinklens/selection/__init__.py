@@ -5,6 +5,39 @@ A gate says which tokens stay visible as keys at a rate that the user chooses. A
 """
 
 from sinklens.selection.gate import Gate, GateKind, ModelId, Scores, Shape
-from sinklens.selection.places import find
+from sinklens.selection.measuring import calibrate, measure
+from sinklens.selection.places import find, names
+from sinklens.selection.recipe import Recipe
+from sinklens.selection.texts import (
+    Chains,
+    EchoTexts,
+    Prose,
+    Rows,
+    Texts,
+    antibody_chains,
+    python_reference,
+    texts_for,
+)
+from sinklens.selection.training import train
 
-__all__ = ["Gate", "GateKind", "ModelId", "Scores", "Shape", "find"]
+__all__ = [
+    "Chains",
+    "EchoTexts",
+    "Gate",
+    "GateKind",
+    "ModelId",
+    "Prose",
+    "Recipe",
+    "Rows",
+    "Scores",
+    "Shape",
+    "Texts",
+    "antibody_chains",
+    "calibrate",
+    "find",
+    "measure",
+    "names",
+    "python_reference",
+    "texts_for",
+    "train",
+]

@@ -14,8 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+import sinklens as sl
 from sinklens.errors import GateError, SaveError
+from sinklens.interventions import LearnedSelection
+from sinklens.selection.batches import batch_of
 from sinklens.selection.gate import GRID, Gate, ModelId, Shape, above
+from sinklens.selection.places import find, names
 
 KINDS = ["conditioned", "threshold", "learned_threshold"]
 
@@ -214,3 +218,39 @@ def test_a_place_where_no_gate_is(tmp_path: Path) -> None:
         Gate.load(str(tmp_path / "nowhere"))
     with pytest.raises(GateError, match="no model was given"):
         Gate.load("auto")
+
+
+@pytest.mark.parametrize("name", names())
+def test_gates_that_come_with_sinklens_are_small_and_name_no_machine(name: str) -> None:
+    folder = find(name)
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "gate.json", "gate.safetensors"]
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 10**6
+    gate = Gate.load(name)
+    assert gate.model.name in name
+    text = (folder / "gate.json").read_text() + (folder / "README.md").read_text()
+    assert "/root" not in text
+    assert "/tmp" not in text
+    for row in gate.made["reached"]:
+        assert row["share"] == pytest.approx(row["rate"], abs=0.06)
+
+
+@pytest.mark.parametrize("name", ["tiny-dlm", "tiny-arm"])
+def test_the_twins_gates_keep_what_their_cards_say(name: str) -> None:
+    """By an ordinary run of the edit on texts of the tasks, which no gate was trained on."""
+    dlm = sl.HookedDLM.from_pretrained(name)
+    assert Gate.load("auto", dlm).digest == Gate.load(name).digest
+    rows = sl.tasks.Echo(128, prompt_tokens=2, answer_tokens=46).texts.tolist()
+    tokens = batch_of(dlm, rows, np.random.default_rng(0)).tokens
+    for rate in (0.25, 0.5, 0.75):
+        edit = LearnedSelection(rate=rate)
+        memory, masked = edit.memory(), tokens == dlm.ids.mask
+        canvas = sl.Canvas(tokens, tokens >= 0, masked, ~masked)
+        with torch.no_grad(), dlm.hooks(fwd_hooks=edit.fwd_hooks(dlm, canvas, memory)):
+            dlm(tokens)
+        counts = memory.counts()
+        assert counts["kept"] / counts["eligible"] == pytest.approx(rate, abs=0.06)
+
+
+def test_a_model_without_a_gate_is_told_how_to_get_one(dlm: Any) -> None:
+    with pytest.raises(GateError, match=r"no gate comes with sinklens for .*sinklens select train"):
+        Gate.load("auto", dlm)
