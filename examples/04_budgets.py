@@ -31,6 +31,7 @@ torch.set_num_threads(1)
 REAL = "--real" in sys.argv
 SEED = next((int(word) for word in sys.argv[1:] if word.isdigit()), 0)
 OUT = Path("sinklens-budgets")
+PROMPTS = next((int(word.partition("=")[2]) for word in sys.argv[1:] if word.startswith("--prompts=")), 24)
 RATES = (0.1, 0.2, 0.35, 0.5, 0.7, 0.9)
 MARGIN = 0.1  # a loss of accuracy that would not matter
 
@@ -43,16 +44,16 @@ class Subject:
     plan: sl.Plan
 
 
-facts = sl.tasks.facts(24)
+facts = sl.tasks.facts(PROMPTS)
 SUBJECTS = {
-    "tiny-arm": Subject(sl.tasks.Echo(n=24, seed=SEED), sl.Plan(new_tokens=32)),
-    "tiny-dlm": Subject(sl.tasks.Echo(n=24, seed=SEED, gaps=0.5), sl.Plan(new_tokens=0)),
+    "tiny-arm": Subject(sl.tasks.Echo(n=PROMPTS, seed=SEED), sl.Plan(new_tokens=32)),
+    "tiny-dlm": Subject(sl.tasks.Echo(n=PROMPTS, seed=SEED, gaps=0.5), sl.Plan(new_tokens=0)),
 }
 if REAL:
     SUBJECTS = {
         "smollm2-135m": Subject(facts, sl.Plan(new_tokens=4)),
         "smollm2-135m-diffusion": Subject(facts, sl.Plan(new_tokens=4)),
-        "antiberty": Subject(sl.tasks.antibodies(16), sl.Plan(new_tokens=0, steps=8)),
+        "antiberty": Subject(sl.tasks.antibodies(min(PROMPTS, 30)), sl.Plan(new_tokens=0, steps=8)),
     }
 METRIC = "accuracy" if REAL else "forced_accuracy"
 models = {name: sl.HookedDLM.from_pretrained(name) for name in SUBJECTS}
