@@ -34,6 +34,7 @@ bench: $(STAMP)  ## run the benchmarks
 	$(BIN)/python benchmarks/growth.py
 	$(BIN)/python benchmarks/denoising.py
 	$(BIN)/python benchmarks/attention_paths.py
+	$(BIN)/python benchmarks/selection.py
 
 bench-real: $(STAMP)  ## run those on a real model, SmolLM2 (fetched once, 95 MB)
 	$(BIN)/sinklens models get smollm2-135m

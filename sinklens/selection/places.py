@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ HOME = Path(__file__).parents[1] / "gates"
 AUTO = "auto"
 
 
-def names() -> list[str]:
+@lru_cache(maxsize=1)
+def names() -> tuple[str, ...]:
     """What the shipped gates are called; one that is called as its model is that model's usual one."""
-    return sorted(path.parent.name for path in HOME.glob(f"*/{DESCRIPTION}"))
+    return tuple(sorted(path.parent.name for path in HOME.glob(f"*/{DESCRIPTION}")))
 
 
 def find(path: str, model: Any = None) -> Path:

@@ -18,8 +18,7 @@ def load(path: str, model: Any = None) -> Gate:
     Raises:
         GateError: as in `Gate.load`.
     """
-    folder = find(path, model)
-    gate = _read(folder, tuple(_stamp(folder / name) for name in (storing.DESCRIPTION, storing.WEIGHTS)))
+    gate, _ = _found(path, model)
     if model is not None:
         gate.check(model)
     return gate
@@ -27,7 +26,12 @@ def load(path: str, model: Any = None) -> Gate:
 
 def mark(path: str) -> str:
     """What tells a gate from others: the digest of its content; of "auto" that of all gates that come with sinklens."""
-    return digest([load(name).digest for name in names()]) if path == AUTO else load(path).digest
+    return digest([_found(name)[1] for name in names()]) if path == AUTO else _found(path)[1]
+
+
+def _found(path: str, model: Any = None) -> tuple[Gate, str]:
+    folder = find(path, model)
+    return _read(folder, tuple(_stamp(folder / name) for name in (storing.DESCRIPTION, storing.WEIGHTS)))
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
@@ -39,5 +43,6 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 
 
 @lru_cache(maxsize=64)
-def _read(folder: Path, stamps: tuple[tuple[int, int] | None, ...]) -> Gate:
-    return Gate.load(folder)
+def _read(folder: Path, stamps: tuple[tuple[int, int] | None, ...]) -> tuple[Gate, str]:
+    gate = Gate.load(folder)
+    return gate, gate.digest

@@ -163,6 +163,8 @@ def test_its_identity_is_its_gate(model: Any, tmp_path: Path) -> None:
     assert anew.digest != edit.digest
     with pytest.raises(GateError, match="it is another gate now"):
         type(edit).from_dict(edit.to_dict())
+    with pytest.raises(GateError, match="it is another gate now"):
+        run(model("LLaDA"), edit)  # made with the gate that was there before: its scores would be stored under that
 
 
 def test_texts(model: Any, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from sinklens.interventions.edits.scores import Masking
 from sinklens.interventions.selectors.base import Evidence, Selector, set_field
 from sinklens.models.hooked_dlm import HookedDLM
 from sinklens.selection import reading
-from sinklens.selection.gate import above
+from sinklens.selection.gate import Gate, above
 from sinklens.selection.places import AUTO
 from sinklens.sinks import Positions
 from sinklens.values.kinds import Rate
@@ -41,12 +41,8 @@ class NotKept(Selector):
         return True
 
     def hooks(self, model: Any, layer: int, canvas: Canvas | None, memory: Memory) -> list[Hook]:
-        """One hook, on the residual stream that the layer's scores are read from.
-
-        Raises:
-            GateError: there is no such gate, or it is of another model.
-        """
-        gate = reading.load(self.gate, model)
+        """One hook, on the residual stream that the layer's scores are read from."""
+        gate: Gate = memory.notes["gate"]
         source = gate.source(layer)
         if source is None:
             raise ScopeError(f"{self!r}: this gate selects in no layer before {gate.shape.first}")
@@ -104,14 +100,18 @@ class LearnedSelection(Masking):
     counted: ClassVar[tuple[str, ...]] = (*SinkEdit.counted, "kept", "eligible")
 
     def __post_init__(self) -> None:
+        set_field(self, "mark", self._same())
+        set_field(self, "selector", NotKept(self.gate, self.rate, self.keys))
+        super().__post_init__()
+
+    def _same(self) -> str:
+        """The mark of the gate as it is now, which must be the edit's."""
         found = reading.mark(self.gate)
         if self.mark not in (None, found):
             raise GateError(
                 f"gate={self.gate!r} has the mark {found!r}, not mark={self.mark!r}: it is another gate now"
             )
-        set_field(self, "mark", found)
-        set_field(self, "selector", NotKept(self.gate, self.rate, self.keys))
-        super().__post_init__()
+        return found
 
     @property
     def changes(self) -> bool:
@@ -149,7 +149,13 @@ class LearnedSelection(Masking):
         return found
 
     def acting(self, model: Any, canvas: Canvas | None, memory: Memory) -> list[Hook]:
-        """The gate's hooks and the edit's; at a rate of 1 hooks that only count."""
+        """The gate's hooks and the edit's; at a rate of 1 hooks that only count.
+
+        Raises:
+            GateError: a gate of another model, or one that was trained anew since the edit was made.
+        """
+        self._same()
+        memory.notes["gate"] = reading.load(self.gate, model)
         if self.changes:
             return super().acting(model, canvas, memory)
 
