@@ -56,7 +56,7 @@ def budget_curves(
     metric = _checked(tables)
     figure = _panels(tables)
     selectors = _selectors(tables)
-    partly: list[float] = []
+    partly, alone = list[float](), False
     for column, table in enumerate(map(_loose, tables.values()), start=1):
         bare = table[table.selector == UNMASKED].iloc[0]
         partly += least_exposed(table.rename(columns={"selector": "condition"})).values()
@@ -80,7 +80,9 @@ def budget_curves(
             )  # fmt: skip
         for index, name in enumerate((WITHOUT_SINKS, WITHOUT_OTHERS)):
             part = table[(table.selector == name) & table.value.notna()]
-            value = part["value"].to_numpy()
+            if part.empty:
+                continue
+            alone, value = True, part["value"].to_numpy()
             figure.add_scatter(
                 x=part["kept"], y=value, mode="markers", name=name, legendgroup=name, showlegend=column == 1,
                 error_y={"type": "data", "symmetric": False, "array": part["high"] - value,
@@ -102,8 +104,8 @@ def budget_curves(
         title or "How few keys are enough, by how they are chosen",
         definition,
         "Mean over prompts with its 95 % interval, against the share of keys that is "
-        f"{'kept in truth' if x == 'kept' else 'asked for'}. Dashed: chosen by chance. Dotted: nothing dropped. Open "
-        "symbols: all keys but the sinks, and all but as many others.",
+        f"{'kept in truth' if x == 'kept' else 'asked for'}. Dashed: chosen by chance. Dotted: nothing dropped."
+        + (" Open symbols: all keys but the sinks, and all but as many others." if alone else ""),
         *said_of(partly),
     )
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sinklens import AblationResult, HookedDLM, MaskSinks, Plan, SameStep, Scope, SinkRule, denoise
+from sinklens import AblationResult, HookedDLM, MaskSinks, Plan, SameStep, Scope, SinkRule, ablate, denoise
 from sinklens.errors import ContentError, GateError, TaskError
 from sinklens.experiments.budget_table import breaking_point, budget_table
 from sinklens.experiments.budgets import budget_curve, budget_edits
@@ -155,7 +155,7 @@ def test_beside_a_gate_everything_chooses_in_the_layers_in_which_it_does(gate: s
 
 def test_the_share_that_a_gate_keeps_is_that_of_its_own_record(twins: dict[str, HookedDLM], gate: str) -> None:
     """Prompts keep different shares; each is run again by itself under the edit, and recorded."""
-    rates, dlm = (0.5, 0.8), twins["tiny-dlm"]
+    rates, dlm = (0.4, 0.6), twins["tiny-dlm"]
     given: dict[str, Any] = {"gates": {"mine": gate}, "sinks": None, "metrics": ["accuracy"], "progress": False}
     table = budget_table(budget_curve(dlm, GAPS, rates, ("random",), FILL, **given))
     for rate in rates:
@@ -169,6 +169,9 @@ def test_the_share_that_a_gate_keeps_is_that_of_its_own_record(twins: dict[str, 
         want = [np.mean(shares), min(shares), max(shares)]
         assert [line.kept, line.kept_low, line.kept_high] == pytest.approx(want)
         assert 0 < min(shares) < max(shares) < 1
+        alone = ablate(dlm, GAPS, {f"mine={rate}": edit}, FILL, controls=None, metrics=["accuracy"], progress=False)
+        found = [score["kept"] for score in alone.scores if score["kind"] == "sinks"]
+        assert found == pytest.approx(shares)  # where nothing else hooks the scores, keys are dropped for real
         chance = table[(table.selector == "mine by chance") & (table.rate == rate)].iloc[0]
         assert chance.kept == pytest.approx(line.kept, abs=0.1)  # of its own run, which goes another way
         assert line.to_random == pytest.approx(line.value - chance.value)

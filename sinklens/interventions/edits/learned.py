@@ -182,6 +182,7 @@ class LearnedSelection(Masking):
             left, heads, count = visible & ~hidden, int(acting.model.cfg.n_heads), acting.memory.count
             self._count(count, eligible, hidden)
             count("keys", hidden.sum(-1) * heads)
+            count("candidates", eligible.sum(-1) * heads)
             count("heads_without_sink", (canvas.rows.to(hidden.device) & ~hidden.any(-1)) * heads)
             count("rows_that_kept_one_key", (sight.blind(left) & sight.real).expand(len(left), -1).sum(-1) * heads)
             count("mass", torch.full_like(hidden[:, 0], math.nan, dtype=torch.float32))
