@@ -22,6 +22,9 @@ from sinklens.decoding.run import denoise
 from sinklens.errors import PartlyExposed
 from sinklens.experiments.ablation import ablate, doses
 from sinklens.experiments.batch import SEEDS
+from sinklens.experiments.budget_table import COLUMNS as BUDGET_COLUMNS
+from sinklens.experiments.budget_table import budget_table
+from sinklens.experiments.budgets import Ranking, budget_curve
 from sinklens.experiments.results import AblationResult
 from sinklens.interventions import MaskSinks, PreviousStep, SameStep
 from sinklens.models.hooked_dlm import HookedDLM
@@ -35,6 +38,8 @@ KS = (1, 5, 10)
 DETECTORS: dict[str, Any] = {"same step, k": SameStep, "previous step, k": PreviousStep}
 CONTROLS = ("random", "same_mass", "shifted")
 TRACED = 8  # prompts whose sinks are recorded
+RATES = (0.1, 0.25, 0.5)  # of the budgets
+RANKINGS: tuple[Ranking, ...] = ("received", "key_norm", "random")
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,7 @@ class Subject:
     Attributes:
         model: As in `HookedDLM.from_pretrained`.
         task: Its prompts and answers.
+        few: Some of them, for the budgets.
         plan: How it decodes.
         about: What the model is, for the page.
         log: Of its training, for the figure of how its sinks emerged; none if None.
@@ -51,6 +57,7 @@ class Subject:
 
     model: str
     task: Task
+    few: Task
     plan: Plan
     about: str
     log: Path | None = None
@@ -74,6 +81,7 @@ class Found:
         layers: Sinks per head, by layer.
         movement: Overlap of consecutive steps, by layer.
         results: By model: all conditions and controls.
+        budgets: By model: a budget curve.
         seconds: How long it took.
     """
 
@@ -85,6 +93,7 @@ class Found:
     layers: Table
     movement: Table
     results: dict[str, AblationResult]
+    budgets: dict[str, AblationResult]
     seconds: float
 
 
@@ -92,6 +101,7 @@ def kinds(subjects: Sequence[Subject]) -> dict[str, files.Kind]:
     """The files that the job and its page write."""
     fixed = {
         "table1.csv": files.table("model", "task", "detector"),
+        "budgets.csv": files.table("model", "selector", "rate"),
         "scores.jsonl": files.SCORES,
         "report.html": files.PAGE,
     }
@@ -99,9 +109,10 @@ def kinds(subjects: Sequence[Subject]) -> dict[str, files.Kind]:
 
 
 def real_job(subjects: Sequence[Subject], out: Path, placing: Placing, *, seed: int = 0) -> Found:
-    """Record the sinks of each model, and ablate them by each detector with every control.
+    """Record the sinks of each model, ablate them by each detector with every control, and spend budgets of keys.
 
-    Writes a record per model, `table1.csv` and `scores.jsonl` into `out`; goes on from the finished batches.
+    Writes a record per model, `table1.csv`, `budgets.csv` and `scores.jsonl` into `out`; goes on from the finished
+    batches.
 
     Args:
         subjects: The models, in the order of the page.
@@ -115,6 +126,7 @@ def real_job(subjects: Sequence[Subject], out: Path, placing: Placing, *, seed: 
     started = time.monotonic()
     rule = SinkRule()
     recorded, sentences, results = {}, {}, dict[str, AblationResult]()
+    budgets = dict[str, AblationResult]()
     tables: dict[str, list[Table]] = {"tokens": [], "places": [], "layers": [], "movement": []}
     for subject in subjects:
         name = subject.model
@@ -132,7 +144,9 @@ def real_job(subjects: Sequence[Subject], out: Path, placing: Placing, *, seed: 
             table.append(measured(record, rule).assign(model=name))
         typer.echo(f"{name}: {sentences[name]}")
         results[name] = _ablated(dlm, subject, seed, out / "scores.jsonl")
+        budgets[name] = _budgets(dlm, subject, seed, out / "scores.jsonl")
     files.write_table(out / "table1.csv", table1(results), kinds(subjects)["table1.csv"])
+    files.write_table(out / "budgets.csv", budget_tables(budgets), kinds(subjects)["budgets.csv"])
     joined: dict[str, Table] = {which: pd.concat(parts, ignore_index=True) for which, parts in tables.items()}
     return Found(
         subjects=subjects,
@@ -143,6 +157,7 @@ def real_job(subjects: Sequence[Subject], out: Path, placing: Placing, *, seed: 
         layers=joined["layers"][["model", "layer", "sinks", "not_sinks", "null"]],
         movement=joined["movement"][["model", "layer", "jaccard", "ever", "always"]],
         results=results,
+        budgets=budgets,
         seconds=time.monotonic() - started,
     )
 
@@ -177,6 +192,32 @@ def _ablated(dlm: HookedDLM, subject: Subject, seed: int, scores: Path) -> Ablat
                 progress=f"{subject.model}: removing sinks",
             )
         )
+
+
+def _budgets(dlm: HookedDLM, subject: Subject, seed: int, scores: Path) -> AblationResult:
+    """Accuracy with ever fewer keys, by what they are chosen; with the gate that comes with sinklens, if one does."""
+    return whole(
+        budget_curve(
+            dlm,
+            subject.few,
+            RATES,
+            RANKINGS,
+            beside(dlm, subject.plan),
+            draws=1,
+            seeds=[seed],
+            metrics=["accuracy"],
+            batch_size=100,
+            save_to=scores,
+            progress=f"{subject.model}: fewer keys",
+        )
+    )
+
+
+def budget_tables(budgets: Mapping[str, AblationResult]) -> Table:
+    """`budget_table` of every model, in one."""
+    return pd.concat([budget_table(result).assign(model=name) for name, result in budgets.items()], ignore_index=True)[
+        ["model", *BUDGET_COLUMNS]
+    ]
 
 
 def beside(dlm: HookedDLM, plan: Plan) -> Plan:

@@ -8,6 +8,7 @@ from sinklens.models import adapted
 from sinklens.tasks import antibodies, facts
 
 FACTS = Plan(new_tokens=4)
+FEW = 8  # prompts of the budgets
 SEQUENCES = 30  # antibodies behind these are other masks of the same
 RESIDUES = Plan(new_tokens=0, steps=15)  # about four residues at a time
 
@@ -18,13 +19,14 @@ def subjects(prompts: int) -> list[Subject]:
     Args:
         prompts: How many of each task.
     """
-    known = facts(min(prompts, len(facts())))
+    known, few = facts(min(prompts, len(facts()))), facts(min(prompts, FEW))
     found = [
-        Subject("smollm2-135m", known, FACTS, "SmolLM2-135M-Instruct: an autoregressive Llama"),
+        Subject("smollm2-135m", known, few, FACTS, "SmolLM2-135M-Instruct: an autoregressive Llama"),
         *(
             Subject(
                 name,
                 known,
+                few,
                 FACTS,
                 "the same weights, made a diffusion language model by LoRA (examples/adapt_smollm2.py)",
                 log=adapted.HOME / name / "log.jsonl",
@@ -34,6 +36,7 @@ def subjects(prompts: int) -> list[Subject]:
         Subject(
             "antiberty",
             antibodies(min(prompts, SEQUENCES)),
+            antibodies(min(prompts, FEW)),
             RESIDUES,
             "AntiBERTy: a BERT trained on 558 million antibody sequences",
         ),

@@ -10,6 +10,7 @@ import typer
 
 from sinklens import plots, report
 from sinklens.cli.real_job import DETECTORS, KS, Found, Table, table1
+from sinklens.experiments.budget_table import breaking_point, budget_table
 from sinklens.experiments.published import PUBLISHED, published, wide
 
 if TYPE_CHECKING:
@@ -62,6 +63,17 @@ def write_report(found: Found, out: Path) -> Path:
             [],
         ),
         report.Section(
+            "Which keys are enough",
+            "Every layer and head sees only a share of its keys: the most attended of this very forward, those of the "
+            "lowest norm (arXiv 2406.11430), random ones, or the tokens that a trained gate keeps (arXiv 2405.02330; "
+            "sinklens select train), beside as many tokens by chance. A key that is dropped at one step may be back at "
+            "the next. Without sinks: all keys but those that the rule calls sinks; without as many others: the same "
+            "number of other keys. "
+            f"{_few(found)} prompts of each model: the intervals are wide; sinklens select curve asks more of them.",
+            [("Down to which rate a model holds, and at which it breaks", _breaking(found))],
+            [plots.budget_curves({name: budget_table(result) for name, result in found.budgets.items()})],
+        ),
+        report.Section(
             "Where the sinks are",
             "A key is a sink of a head at a step if it receives more than 3 units of attention (column sum; the "
             "average key receives 1) beyond the mean of the other keys (arXiv 2510.15731, epsilon = 3). 'null' is what "
@@ -103,6 +115,7 @@ def tell(found: Found) -> None:
             "Accuracy with sinks or other keys masked (95 % intervals); exposed where it is below 1",
             shown(table1(found.results)),
         ),
+        ("Fewer keys: down to which rate accuracy holds, and at which it breaks", _breaking(found)),
     ):
         typer.echo(f"\n{caption}\n{table.to_string(index=False, float_format=lambda x: f'{x:.3f}', na_rep='')}")
 
@@ -129,6 +142,17 @@ def _models(found: Found) -> Table:
             for each in found.subjects
         ]
     )
+
+
+def _few(found: Found) -> str:
+    counts = sorted({len(subject.few) for subject in found.subjects})
+    return " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
+
+
+def _breaking(found: Found) -> Table:
+    parts = [breaking_point(budget_table(result)).assign(model=name) for name, result in found.budgets.items()]
+    table: Table = pd.concat(parts, ignore_index=True)
+    return table[["model", *(column for column in table.columns if column != "model")]]
 
 
 def _moves(found: Found) -> Table:

@@ -23,8 +23,14 @@ from sinklens.plots import doses
 
 PLAN = sl.Plan(new_tokens=16, temperature=1.0)
 SUBJECTS = [
-    Subject("tiny-arm", sl.tasks.Echo(6, seed=3), PLAN, "an autoregressive twin"),
-    Subject("tiny-dlm", sl.tasks.Echo(6, seed=3, gaps=0.5), sl.Plan(new_tokens=0, steps=4), "a diffusion twin"),
+    Subject("tiny-arm", sl.tasks.Echo(6, seed=3), sl.tasks.Echo(3, seed=3), PLAN, "an autoregressive twin"),
+    Subject(
+        "tiny-dlm",
+        sl.tasks.Echo(6, seed=3, gaps=0.5),
+        sl.tasks.Echo(3, seed=3, gaps=0.5),
+        sl.Plan(new_tokens=0, steps=4),
+        "a diffusion twin",
+    ),
 ]
 
 SINKS = {"first_token": [0.5, 0.01], "per_head": [1.0, 2.0], "on": {"first": 0.9, "newline": 0.1}}
