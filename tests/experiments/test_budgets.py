@@ -56,7 +56,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"rates": ("half",)}, "'half'"),
     ({"selectors": ("best",)}, "'best'.* is unknown|selectors.*best"),
     ({"selectors": ("random", "random")}, "names one twice"),
-    ({"selectors": ()}, "is empty"),
+    ({"selectors": (), "gates": {}}, "is empty"),
     ({"draws": 0}, "draws=0"),
 ]
 

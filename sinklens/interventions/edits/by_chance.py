@@ -90,5 +90,14 @@ class ChanceSelection(Masking):
         allowed = self.of.layers(model)
         return [layer for layer in super().layers(model) if layer in allowed]
 
+    def acting(self, model: Any, canvas: Canvas | None, memory: Memory) -> list[Hook]:
+        """The gate's hooks, which say how many, and the edit's.
+
+        Raises:
+            GateError: as in LearnedSelection.
+        """
+        self.of.prepare(model, memory)
+        return super().acting(model, canvas, memory)
+
     def __repr__(self) -> str:
         return brief(self)

@@ -148,14 +148,22 @@ class LearnedSelection(Masking):
             raise ScopeError(f"{self!r} would do nothing: its gate keeps everything in the layers before {first}")
         return found
 
+    def prepare(self, model: Any, memory: Memory) -> None:
+        """Note the gate for the selector's hooks.
+
+        Raises:
+            GateError: as in `acting`.
+        """
+        self._same()
+        memory.notes["gate"] = reading.load(self.gate, model)
+
     def acting(self, model: Any, canvas: Canvas | None, memory: Memory) -> list[Hook]:
         """The gate's hooks and the edit's; at a rate of 1 hooks that only count.
 
         Raises:
             GateError: a gate of another model, or one that was trained anew since the edit was made.
         """
-        self._same()
-        memory.notes["gate"] = reading.load(self.gate, model)
+        self.prepare(model, memory)
         if self.changes:
             return super().acting(model, canvas, memory)
 
