@@ -90,5 +90,10 @@ class ChanceSelection(Masking):
         allowed = self.of.layers(model)
         return [layer for layer in super().layers(model) if layer in allowed]
 
+    def acting(self, model: Any, canvas: Canvas | None, memory: Memory) -> list[Hook]:
+        """The gate's hooks and the edit's; none at a rate of 1."""
+        self.of.note_gate(model, memory)
+        return super().acting(model, canvas, memory) if self.changes else []
+
     def __repr__(self) -> str:
         return brief(self)

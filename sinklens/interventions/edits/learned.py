@@ -152,10 +152,9 @@ class LearnedSelection(Masking):
         """The gate's hooks and the edit's; at a rate of 1 hooks that only count.
 
         Raises:
-            GateError: a gate of another model, or one that was trained anew since the edit was made.
+            GateError: as in `note_gate`.
         """
-        self._same()
-        memory.notes["gate"] = reading.load(self.gate, model)
+        self.note_gate(model, memory)
         if self.changes:
             return super().acting(model, canvas, memory)
 
@@ -166,6 +165,15 @@ class LearnedSelection(Masking):
                 memory.count("eligible", eligible)
 
         return [(f"blocks.{layer}.hook_in", count) for layer in self.layers(model)]
+
+    def note_gate(self, model: Any, memory: Memory) -> None:
+        """Put the gate where the selector looks for it in this run.
+
+        Raises:
+            GateError: a gate of another model, or one that was trained anew since the edit was made.
+        """
+        self._same()
+        memory.notes["gate"] = reading.load(self.gate, model)
 
     def in_layer(self, acting: Acting) -> list[Hook]:
         """The edit's hook on the scores; of all heads and queries alike it only hides keys, which need no scores."""
