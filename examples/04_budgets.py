@@ -243,8 +243,9 @@ predicted = pd.DataFrame(predicted)
 told("4. Rank correlation with received attention", predicted)
 
 # %% [markdown]
-# With seeds 0 and 1: in tiny-dlm it is the norm, the other way round than published: LARGE keys receive more (about -0.4
-# and -0.5, whatever the position), and the position says nothing. In tiny-arm neither was shown to predict anything.
+# With seeds 0 and 1: in tiny-dlm it is the norm, the other way round than published: LARGE keys receive more (about
+# -0.4 and -0.5, whatever the position), and the position says nothing. In tiny-arm neither was shown to predict
+# anything.
 #
 # ## 5. Do the gates keep the sinks?
 # The share of the sinks that a gate would keep, minus the share that as many keys by chance would hold; intervals over

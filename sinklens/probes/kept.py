@@ -52,12 +52,16 @@ class Kept(Measurement):
         super().__post_init__()
         if not self.rates or len(set(self.rates)) < len(self.rates):
             raise ContentError(f"rates={list(self.rates)} " + ("names one twice" if self.rates else "is empty"))
+        object.__setattr__(self, "mark", self._same())
+
+    def _same(self) -> str:
+        """The mark of the gate as it is now, which must be the probe's."""
         found = reading.mark(self.gate)
         if self.mark not in (None, found):
             raise GateError(
-                f"gate={self.gate!r} has the mark {found}, and mark={self.mark!r} was asked for: another gate"
+                f"gate={self.gate!r} has the mark {found!r}, not mark={self.mark!r}: it is another gate now"
             )
-        object.__setattr__(self, "mark", found)
+        return found
 
     @derived
     def definition(self) -> str:
@@ -68,9 +72,10 @@ class Kept(Measurement):
         """Hooks on the residual streams that the gate reads.
 
         Raises:
-            GateError: a gate of another model.
+            GateError: a gate of another model, or one that was trained anew since the probe was made.
             ScopeError: layers in scope of which the gate selects in none.
         """
+        self._same()
         gate = reading.load(self.gate, model)
         seen["values"] = {}
         reads: dict[int, list[int]] = {}

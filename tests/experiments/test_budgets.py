@@ -14,7 +14,7 @@ import pytest
 from sinklens import AblationResult, HookedDLM, MaskSinks, Plan, SameStep, Scope, SinkRule, ablate, denoise
 from sinklens.errors import ContentError, GateError, TaskError
 from sinklens.experiments.budget_table import breaking_point, budget_table
-from sinklens.experiments.budgets import budget_curve, budget_edits
+from sinklens.experiments.budgets import budget_curve, budget_edits, gates_for
 from sinklens.interventions import ChanceSelection, KeepKeys, LearnedSelection, RandomKeys
 from sinklens.probes import Kept
 from sinklens.selection import Gate, Shape
@@ -88,7 +88,8 @@ def test_a_baseline_counts_the_keys_of_its_prompt(twins: dict[str, HookedDLM], n
 
 
 def test_a_rate_at_either_end_of_what_a_prompt_allows_is_run(twins: dict[str, HookedDLM]) -> None:
-    result = budget_curve(twins["tiny-dlm"], GAPS, (1 / 48, 47 / 48), ("recency",), FILL, sinks=None, progress=False)
+    given: dict[str, Any] = {"gates": {}, "sinks": None, "progress": False}
+    result = budget_curve(twins["tiny-dlm"], GAPS, (1 / 48, 47 / 48), ("recency",), FILL, **given)
     kept = budget_table(result).set_index("rate")["kept"]
     assert kept[1 / 48] == pytest.approx(1 / 48)
     assert kept[47 / 48] == pytest.approx(47 / 48)
@@ -100,7 +101,7 @@ def test_the_share_that_was_kept_is_counted(twins: dict[str, HookedDLM], name: s
     task, plan = (GAPS, FILL) if name == "tiny-dlm" else (Echo(n=3, answer_tokens=6), Plan(new_tokens=6))
     sizes = [48] if name == "tiny-dlm" else [16 + step for step in range(6)]
     rates, choices = (0.3, 0.8), ("received", "random")
-    table = budget_table(budget_curve(twins[name], task, rates, choices, plan, progress=False))
+    table = budget_table(budget_curve(twins[name], task, rates, choices, plan, gates={}, progress=False))
     for line in table[table.rate.notna() & (table.selector != "unmasked")].itertuples():
         kept = sum(math.ceil(line.rate * size - 1e-9) for size in sizes) / sum(sizes)
         assert [line.kept, line.kept_low, line.kept_high] == pytest.approx([kept] * 3)
@@ -190,6 +191,14 @@ def test_a_gate_that_is_not_there_or_of_another_model_is_refused_before_a_forwar
         budget_curve(twins["tiny-dlm"], GAPS, (0.5,), plan=FILL, gates={"mine": "/nowhere"})
     with pytest.raises(GateError, match="tiny-dlm"):
         budget_curve(twins["tiny-arm"], Echo(n=2), (0.5,), plan=Plan(new_tokens=32), gates={"mine": gate})
+
+
+def test_a_gate_that_comes_with_sinklens_is_there_unasked(twins: dict[str, HookedDLM]) -> None:
+    result = budget_curve(twins["tiny-dlm"], GAPS, (0.5,), (), FILL, sinks=None, draws=1, progress=False)
+    assert budget_table(result)["selector"].tolist() == ["unmasked", "learned", "learned by chance"]
+    for given in (None, {"learned": "auto"}):
+        assert gates_for(twins["tiny-dlm"], given) == {"learned": "tiny-dlm"}
+    assert gates_for(twins["tiny-dlm"], {}) == {}
 
 
 # The table, of given scores.

@@ -129,7 +129,7 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"rates": ()}, ContentError, "is empty"),
     ({"rates": (0.5, 0.5)}, ContentError, "names one twice"),
     ({"gate": "/nowhere"}, GateError, "'/nowhere'"),
-    ({"mark": "0123"}, GateError, "another gate"),
+    ({"mark": "0123"}, GateError, "another gate now"),
     ({"where": Scope(heads=[0])}, ScopeError, "heads"),
 ]
 
@@ -153,6 +153,15 @@ def test_what_cannot_be_measured_is_refused(
 def test_a_gate_of_another_model_is_refused(twins: dict[str, HookedDLM], gates: dict[tuple[str, str], str]) -> None:
     with pytest.raises(GateError, match="tiny-dlm"):
         denoise(twins["tiny-arm"], PROMPTS, Plan(new_tokens=2), probes=[Kept(gates["tiny-dlm", "shared"])])
+
+
+def test_a_gate_that_was_trained_anew_is_another_gate(twins: dict[str, HookedDLM], tmp_path: Path) -> None:
+    folder = tmp_path / "gate"
+    Gate.fresh(Shape(), twins["tiny-dlm"], seed=1).save(folder)
+    probe = Kept(str(folder))
+    Gate.fresh(Shape(), twins["tiny-dlm"], seed=2).save(folder)
+    with pytest.raises(GateError, match="another gate now"):
+        denoise(twins["tiny-dlm"], PROMPTS, Plan(new_tokens=2), probes=[probe], progress=False)
 
 
 def test_values_before_a_forward_are_refused(gates: dict[tuple[str, str], str]) -> None:

@@ -91,13 +91,9 @@ class ChanceSelection(Masking):
         return [layer for layer in super().layers(model) if layer in allowed]
 
     def acting(self, model: Any, canvas: Canvas | None, memory: Memory) -> list[Hook]:
-        """The gate's hooks, which say how many, and the edit's.
-
-        Raises:
-            GateError: as in LearnedSelection.
-        """
-        self.of.prepare(model, memory)
-        return super().acting(model, canvas, memory)
+        """The gate's hooks and the edit's; none at a rate of 1."""
+        self.of.note_gate(model, memory)
+        return super().acting(model, canvas, memory) if self.changes else []
 
     def __repr__(self) -> str:
         return brief(self)

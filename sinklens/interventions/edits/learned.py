@@ -148,22 +148,13 @@ class LearnedSelection(Masking):
             raise ScopeError(f"{self!r} would do nothing: its gate keeps everything in the layers before {first}")
         return found
 
-    def prepare(self, model: Any, memory: Memory) -> None:
-        """Note the gate for the selector's hooks.
-
-        Raises:
-            GateError: as in `acting`.
-        """
-        self._same()
-        memory.notes["gate"] = reading.load(self.gate, model)
-
     def acting(self, model: Any, canvas: Canvas | None, memory: Memory) -> list[Hook]:
         """The gate's hooks and the edit's; at a rate of 1 hooks that only count.
 
         Raises:
-            GateError: a gate of another model, or one that was trained anew since the edit was made.
+            GateError: as in `note_gate`.
         """
-        self.prepare(model, memory)
+        self.note_gate(model, memory)
         if self.changes:
             return super().acting(model, canvas, memory)
 
@@ -174,6 +165,15 @@ class LearnedSelection(Masking):
                 memory.count("eligible", eligible)
 
         return [(f"blocks.{layer}.hook_in", count) for layer in self.layers(model)]
+
+    def note_gate(self, model: Any, memory: Memory) -> None:
+        """Put the gate where the selector looks for it in this run.
+
+        Raises:
+            GateError: a gate of another model, or one that was trained anew since the edit was made.
+        """
+        self._same()
+        memory.notes["gate"] = reading.load(self.gate, model)
 
     def in_layer(self, acting: Acting) -> list[Hook]:
         """The edit's hook on the scores; of all heads and queries alike it only hides keys, which need no scores."""
