@@ -43,7 +43,7 @@ def demo(
     out = out or Path("sinklens-demo-real" if real else "sinklens-demo")
     try:
         if real:
-            _real(context, out, prompts or 20, seed)
+            _real(context, out, prompts or 16, seed)
         else:
             _twins(context, out, prompts or 64, seed)
     except KeyboardInterrupt:

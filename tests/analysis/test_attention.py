@@ -97,7 +97,18 @@ def same(one: Any, other: Any) -> None:
 
 def test_all_functions_are_looked_at() -> None:
     """A new analysis belongs into one of the tables above."""
-    by_hand = {"described", "happened", "classes", "key_types", "places", "beside", "group_size", *BY_RULE, *BY_QUERIES}
+    by_hand = {
+        "described",
+        "happened",
+        "classes",
+        "key_types",
+        "places",
+        "predictors",
+        "beside",
+        "group_size",
+        *BY_RULE,
+        *BY_QUERIES,
+    }
     for module in (rates, dynamics, norms, overlap):
         public = {
             name
