@@ -25,7 +25,7 @@ def demo(
         typer.Option(
             min=4,
             help="Texts per task; fewer is faster and less certain.",
-            show_default="64; --real: 20",
+            show_default="64; --real: 16",
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the texts and of the sampling.")] = 0,
