@@ -28,9 +28,11 @@ class Cut(Value):
     """Which keys of a cache are kept: per layer and key head the best `share` of them, rounded up.
 
     Source: arXiv 2406.11430 keeps the LOWEST L2 norms after RoPE (which changes no norm), `ceil(share x keys)` per key
-    head, with the first layers untouched. What is attended is that of all queries since the beginning, averaged over
-    the query heads of a key head (the "heavy hitters" of cache eviction). Random numbers belong to a place, a layer and
-    a key head, so that, as with norms, a key that survives one cut is likely to survive the next.
+    head, with the first layers untouched. Keys stay at the places where they were read. What a key received
+    ("attended") is summed over all queries since the beginning and averaged over the query heads of its key head: the
+    "heavy hitters" of cache eviction, which favour early keys, for more queries see them. "attended_mean" divides by
+    the queries that could see it. Random numbers belong to a place, a layer and a key head, so that, as with norms, a
+    key that survives one cut is likely to survive the next.
 
     Args:
         share: Of the keys, in (0, 1].

@@ -16,6 +16,7 @@ from sinklens.caches.cut import Cache, Cut
 from sinklens.caches.recomputed import answers_recomputed
 from sinklens.caches.retrieval import Retrieval
 from sinklens.caches.streaming import losses
+from sinklens.errors import TaskError
 from sinklens.experiments.l2 import L2, Trial, Window
 from sinklens.experiments.l2_result import L2Result
 from sinklens.experiments.scores import ScoreStore
@@ -133,9 +134,18 @@ def _recompute(dlm: HookedDLM, trial: Retrieval, context: torch.Tensor, groups: 
 
 
 def _asked(dlm: HookedDLM, trial: Retrieval) -> tuple[list[int], list[int]]:
-    """Token ids of the question, and of the answer behind it."""
+    """Token ids of the question, and of the answer behind it.
+
+    Raises:
+        TaskError: the model's tokenizer does not tell them apart.
+    """
     question = dlm.encode_piece(trial.question)
     whole = dlm.encode_piece(f"{trial.question} {trial.answer}")
+    if whole[: len(question)] != question or len(whole) == len(question):
+        raise TaskError(
+            f"{dlm.name} reads {trial.question!r} otherwise when {trial.answer!r} follows it: its answer cannot be "
+            "told from the question"
+        )
     return question, whole[len(question) :]
 
 
