@@ -63,7 +63,9 @@ def test_a_field_holds_what_was_given_or_is_refused_by_name(kind: Any, data: st.
         return
     kept = made[0].rule.top_k if name in extra else getattr(made[0], name)
     usual = [getattr(kind, name, MISSING), "auto"]
-    assert any(kept is each for each in usual) or name in ("name", "rule", "unit", "variable") or same(kept, value)
+    assert (
+        any(kept is each for each in usual) or name in ("name", "rule", "unit", "variable", "mark") or same(kept, value)
+    )
     assert made[0].digest == type(made[0]).from_dict(made[0].to_dict()).digest
     assert repr(made[0])
 
