@@ -44,6 +44,7 @@ class L2Result:
     done: int = 0
     lines: list[dict[str, Any]] = field(default_factory=list)
     correlations: list[dict[str, Any]] = field(default_factory=list)
+    _summary: tuple[int, pd.DataFrame] | None = field(default=None, repr=False, compare=False)
 
     @property
     def finished(self) -> bool:
@@ -106,6 +107,8 @@ class L2Result:
         """
         import pandas as pd
 
+        if self._summary is not None and self._summary[0] == len(self.lines):
+            return self._summary[1].copy()  # thousands of resamples; lines are added and never changed
         table: Any = self.table()
         rows: list[dict[str, Any]] = []
         for (outcome, semantics), part in table.groupby(["outcome", "semantics"], sort=False):
@@ -119,7 +122,8 @@ class L2Result:
             for name in REFERENCES:
                 for row, p in zip(rows[first:], holm([row[f"{name}_p_holm"] for row in rows[first:]]), strict=True):
                     row[f"{name}_p_holm"] = p
-        return pd.DataFrame(rows)
+        self._summary = (len(self.lines), pd.DataFrame(rows))
+        return self._summary[1].copy()
 
     def wide(self, outcome: str, semantics: str = "cache", column: str = "value") -> pd.DataFrame:
         """One outcome for people: rankings as lines, shares as columns, each with its 95 % interval.
