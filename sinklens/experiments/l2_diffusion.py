@@ -80,6 +80,7 @@ def l2_in_diffusion(
         rates,
         SELECTORS,
         plan,
+        gates={},
         sinks=None,
         seeds=(seed,),
         metrics=METRICS,

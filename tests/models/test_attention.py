@@ -66,7 +66,10 @@ def naive(
     """Pattern [batch, head, query, key] and mixed values [batch, query, head, d], loop by loop, in float64."""
     q, k, v = (seen[f"blocks.{layer}.attn.{point}"].double() for point in QKVZ[:3])
     batch, length, heads, size = q.shape
-    causal, scaling = dlm.is_causal, 1.0 if dlm.family.name == "ESM-2" else size**-0.5  # ESM's queries are scaled
+    causal, scaling = (
+        dlm.is_causal,
+        1.0 if dlm.family.name in ("ESM-2", "DPLM") else size**-0.5,
+    )  # ESM's queries are scaled
     per_key_head = heads // k.shape[2]
     near = 3 if dlm.family.name == "ModernBERT" and layer % 3 else length
     pattern, mixed = torch.zeros(batch, heads, length, length).double(), torch.zeros_like(q)

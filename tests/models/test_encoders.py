@@ -50,7 +50,7 @@ def head(stock: Any, name: str) -> Any:
     """What the stock class puts behind its layers."""
     if name == "ModernBERT":
         return lambda stream: stock.decoder(stock.head(stock.model.final_norm(stream)))
-    if name == "ESM-2":
+    if name in ("ESM-2", "DPLM"):
         return lambda stream: stock.lm_head(stock.esm.encoder.emb_layer_norm_after(stream))
     return stock.cls if name == "BERT" else stock.lm_head
 
@@ -110,7 +110,7 @@ def values_and_output(dlm: HookedDLM, stock: Any, name: str, layer: int) -> tupl
         values = modern.attn.Wqkv(modern.attn_norm(stream)).view(len(stream), 3, dlm.n_heads, -1)[:, 2]
         return values, modern.attn.Wo.weight.mT.view(dlm.n_heads, -1, stream.shape[-1])
     own = stock.base_model.encoder.layer[layer].attention
-    stream = own.LayerNorm(stream) if name == "ESM-2" else stream
+    stream = own.LayerNorm(stream) if name in ("ESM-2", "DPLM") else stream
     values = own.self.value(stream).view(len(stream), dlm.n_heads, -1)
     return values, own.output.dense.weight.mT.view(dlm.n_heads, -1, stream.shape[-1])
 
@@ -214,7 +214,8 @@ def test_embeddings_do_not_say_how_many_tokens_are_masks(tiny_model: Any) -> Non
 def test_a_token_before_the_first_position_is_refused(tiny_model: Any, name: str) -> None:
     dlm = tiny_model(name)
     with pytest.raises(ScopeError, match="no position before the first"):
-        denoise(dlm, TOKENS, Plan(new_tokens=0), interventions=[SinkToken(5, where=Scope(layers=[0]))])
+        plan = Plan(new_tokens=0, sampler="llada")  # DPLM's own needs a tokenizer
+        denoise(dlm, TOKENS, plan, interventions=[SinkToken(5, where=Scope(layers=[0]))])
 
 
 @pytest.mark.parametrize("name", EMBEDDED)

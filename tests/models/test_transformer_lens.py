@@ -63,7 +63,7 @@ def test_every_way_to_logits_has_the_same_rows(model: Any, family: str) -> None:
         "hooks": dlm.run_with_hooks(TOKENS, fwd_hooks=hooks),
         "hooks elsewhere": dlm.run_with_hooks(TOKENS, fwd_hooks=[("blocks.1.hook_out", nothing)]),
     }
-    if dlm.family.name != "ESM-2":
+    if dlm.family.name not in ("ESM-2", "DPLM"):
         ways["embeddings"] = dlm(dlm.original_model.get_input_embeddings()(TOKENS))
     if dlm.is_causal:
         ways["both"] = dlm.run_with_hooks(TOKENS, return_type="both", fwd_hooks=hooks)[0]
