@@ -212,9 +212,8 @@ def test_embeddings_do_not_say_how_many_tokens_are_masks(tiny_model: Any) -> Non
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_token_before_the_first_position_is_refused(tiny_model: Any, name: str) -> None:
-    dlm = tiny_model(name)
+    dlm, plan = tiny_model(name), Plan(new_tokens=0, sampler="llada")  # DPLM's own sampler needs a tokenizer
     with pytest.raises(ScopeError, match="no position before the first"):
-        plan = Plan(new_tokens=0, sampler="llada")  # DPLM's own needs a tokenizer
         denoise(dlm, TOKENS, plan, interventions=[SinkToken(5, where=Scope(layers=[0]))])
 
 
