@@ -231,7 +231,7 @@ def test_gates_that_come_with_sinklens_are_small_and_name_no_machine(name: str) 
     assert "/root" not in text
     assert "/tmp" not in text
     for row in gate.made["reached"]:
-        assert row["share"] == pytest.approx(row["rate"], abs=0.06)
+        assert row["share"] == pytest.approx(row["rate"], abs=0.08)  # mask tokens that look alike go together
 
 
 @pytest.mark.parametrize("name", ["tiny-dlm", "tiny-arm"])
