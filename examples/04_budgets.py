@@ -184,8 +184,8 @@ told("   What is kept, against as much by chance", beyonds)
 # %% [markdown]
 # With seeds 0 and 1: in tiny-dlm yes, at every dose (about 8, 20 and 30 points for the top 1, 3 and 5, and 10 for those
 # by epsilon 3, all with intervals below 0, where as many random others cost next to nothing). In tiny-arm it depends on
-# whose attention makes a sink: the key that the last query attends to most is worth 80 points (it is the word that the
-# answer repeats), the one that all queries together do nothing, and nor does what passes epsilon 3. What is kept: the
+# whose attention makes a sink: the key that the last query attends to most is worth 80 points; the one that all queries
+# together attend to most is worth nothing, and nor is what passes epsilon 3. What is kept: the
 # most attended are worth more than random keys at every rate from 20 to 70 % in both; what the gate of tiny-arm chose
 # is worth more than as many tokens by chance from 50 to 90 %; of that of tiny-dlm no rate shows it in both seeds.
 #
