@@ -8,9 +8,13 @@ from sinklens.models import adapted
 from sinklens.tasks import antibodies, facts
 
 FACTS = Plan(new_tokens=4)
-FEW = 8  # prompts of the budgets
 SEQUENCES = 30  # antibodies behind these are other masks of the same
 RESIDUES = Plan(new_tokens=0, steps=15)  # about four residues at a time
+
+
+def few_of(prompts: int, most: int) -> int:
+    """Half of the prompts, for the budgets."""
+    return min(max(2, prompts // 2), most)
 
 
 def subjects(prompts: int) -> list[Subject]:
@@ -19,7 +23,7 @@ def subjects(prompts: int) -> list[Subject]:
     Args:
         prompts: How many of each task.
     """
-    known, few = facts(min(prompts, len(facts()))), facts(min(prompts, FEW))
+    known, few = facts(min(prompts, len(facts()))), facts(few_of(prompts, len(facts())))
     found = [
         Subject("smollm2-135m", known, few, FACTS, "SmolLM2-135M-Instruct: an autoregressive Llama"),
         *(
@@ -36,7 +40,7 @@ def subjects(prompts: int) -> list[Subject]:
         Subject(
             "antiberty",
             antibodies(min(prompts, SEQUENCES)),
-            antibodies(min(prompts, FEW)),
+            antibodies(few_of(prompts, SEQUENCES)),
             RESIDUES,
             "AntiBERTy: a BERT trained on 558 million antibody sequences",
         ),

@@ -131,3 +131,10 @@ def test_the_subjects_have_as_many_prompts_as_asked() -> None:
     few = real_models.subjects(5)
     assert [len(each.task) for each in few] == [5] * len(few)
     assert {"smollm2-135m", "antiberty"} <= {each.model for each in few}
+
+
+@pytest.mark.parametrize(("prompts", "few"), [(4, 2), (16, 8), (30, 15)])
+def test_budgets_are_asked_of_half_of_the_prompts(prompts: int, few: int) -> None:
+    for subject in real_models.subjects(prompts):
+        assert (len(subject.task), len(subject.few)) == (prompts, few)
+        assert [subject.few[index] for index in range(few)] == [subject.task[index] for index in range(few)]
