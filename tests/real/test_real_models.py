@@ -22,6 +22,7 @@ from transformers import (
 from transformers.masking_utils import eager_mask
 
 import sinklens as sl
+from sinklens.cli import real_models
 from sinklens.models import packages
 from sinklens.tasks import antibodies, facts
 
@@ -174,10 +175,14 @@ def test_the_adapted_model_has_no_sink_on_its_first_token_and_does_without_its_f
     assert found["sinks"] >= 0.5
 
 
-def test_the_real_demo_from_end_to_end(tmp_path: Any) -> None:
+def test_the_real_demo_from_end_to_end(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(real_models, "RESIDUES", sl.Plan(new_tokens=0, steps=4))  # 15 take minutes
     code, text, said = command("demo", "--real", "--prompts", "4", "--out", str(tmp_path))
     assert code == 0, text + said
     table = pd.read_csv(tmp_path / "table1.csv")
     assert set(table.model) == {"smollm2-135m", "smollm2-135m-diffusion", "antiberty"}
     assert table[table.kind == "sinks"].exposed.gt(0).all()
+    budgets = pd.read_csv(tmp_path / "budgets.csv")
+    assert set(budgets.model) == set(table.model)
+    assert (budgets[budgets.selector == "learned"].groupby("model").size() == 3).all()
     assert (tmp_path / "report.html").stat().st_size > 100_000
