@@ -9,9 +9,10 @@ import pandas as pd
 import typer
 
 from sinklens import plots, report
-from sinklens.cli.real_job import DETECTORS, KS, Found, Table, table1
-from sinklens.experiments.budget_table import breaking_point, budget_table
+from sinklens.cli.real_job import DETECTORS, KS, RATES, Found, Table, table1
+from sinklens.experiments.budget_table import budget_table
 from sinklens.experiments.published import PUBLISHED, published, wide
+from sinklens.experiments.results import UNMASKED
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -70,7 +71,7 @@ def write_report(found: Found, out: Path) -> Path:
             "the next. Without sinks: all keys but those that the rule calls sinks; without as many others: the same "
             "number of other keys. "
             f"{_few(found)} prompts of each model: the intervals are wide; sinklens select curve asks more of them.",
-            [("Down to which rate a model holds, and at which it breaks", _breaking(found))],
+            [("Accuracy by the share of keys that is asked for (95 % intervals)", _rates(found))],
             [plots.budget_curves({name: budget_table(result) for name, result in found.budgets.items()})],
         ),
         report.Section(
@@ -115,7 +116,7 @@ def tell(found: Found) -> None:
             "Accuracy with sinks or other keys masked (95 % intervals); exposed where it is below 1",
             shown(table1(found.results)),
         ),
-        ("Fewer keys: down to which rate accuracy holds, and at which it breaks", _breaking(found)),
+        ("Fewer keys: accuracy by the share that is asked for (95 % intervals)", _rates(found)),
     ):
         typer.echo(f"\n{caption}\n{table.to_string(index=False, float_format=lambda x: f'{x:.3f}', na_rep='')}")
 
@@ -149,10 +150,22 @@ def _few(found: Found) -> str:
     return " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
 
 
-def _breaking(found: Found) -> Table:
-    parts = [breaking_point(budget_table(result)).assign(model=name) for name, result in found.budgets.items()]
-    table: Table = pd.concat(parts, ignore_index=True)
-    return table[["model", *(column for column in table.columns if column != "model")]]
+def _rates(found: Found) -> Table:
+    """Accuracy by selector (lines) and rate (columns), with its interval, and the share of keys that was kept."""
+    parts = []
+    for name, result in found.budgets.items():
+        table: Table = budget_table(result)
+        table["rate"] = ["all" if selector == UNMASKED else "" if pd.isna(rate) else f"{rate:g}"
+                         for selector, rate in zip(table.selector, table.rate, strict=True)]  # fmt: skip
+        table["figure"] = [
+            f"{line.value:.2f} [{line.low:.2f}, {line.high:.2f}], kept {line.kept:.2f}" for line in table.itertuples()
+        ]
+        table["rate"] = table["rate"].where(table["rate"] != "", "by number")
+        parts.append(table.assign(model=name)[["model", "selector", "rate", "figure"]])
+    whole: Table = pd.concat(parts, ignore_index=True)
+    columns = [rate for rate in ("all", *map(str, sorted(RATES, reverse=True)), "by number") if rate in set(whole.rate)]
+    lines = whole.pivot_table(index=["model", "selector"], columns="rate", values="figure", aggfunc="first", sort=False)
+    return lines[columns].fillna("").rename_axis(columns=None).reset_index()
 
 
 def _moves(found: Found) -> Table:

@@ -38,8 +38,8 @@ def curve(
         bool, typer.Option("--sinks/--no-sinks", help="Beside the curves all keys but the sinks, and all but others.")
     ] = True,
     margin: Annotated[
-        float | None, typer.Option(help="The largest loss that would not matter, for where a model holds.")
-    ] = None,
+        float, typer.Option(help="The largest loss that would not matter: it holds where less is shown to be lost.")
+    ] = 0.1,
     task: options.Task = None,
     prompts: Annotated[int | None, typer.Option(min=1, help="How many examples.", show_default=str(PROMPTS))] = None,
     gaps: Annotated[
@@ -89,7 +89,7 @@ def curve(
     from sinklens.report.budgets import CURVE_FILES, curve_report, measured
     from sinklens.sinks import SinkRule
 
-    if margin is not None and margin < 0:
+    if margin < 0:
         raise PlanError(f"--margin {margin:g} is below 0: it is the largest loss that would not matter")
     outline = options.placed(context.params).outline(model)
     asked = rates or list(RATES)
@@ -123,7 +123,7 @@ def curve(
         columns += ["to_random", "to_random_low", "to_random_high", "to_random_p_holm"]
         typer.echo(f"\n{metric} (95 % intervals, differences paired by prompt, p after Holm)")
         typer.echo(options.text_of(table[columns]))
-        typer.echo("\nDown to which rate it holds, and at which it breaks")
+        typer.echo(f"\nDown to which rate it holds (the loss is shown to be below {margin:g}), and at which it breaks")
         typer.echo(options.text_of(breaking_point(table, margin)))
     typer.echo("\n" + "\n".join(map(str, paths)))
     if stopped:

@@ -51,9 +51,12 @@ def curve_report(result: AblationResult, out: Path, margin: float | None = None)
             f"Metric {metric}, in {METRICS[metric].unit}. Each layer and head keeps a share of the keys, chosen as the "
             "line says, and loses the others before the softmax, at every step; a key that is gone at one step may be "
             "back at the next. Differences are paired by prompt, with 95 % bootstrap intervals and p-values by "
-            "permutation after Holm's correction over the table.\n\nA model holds at a rate as long as it is not shown "
-            "to be worse than unmasked there"
-            + (f" by {margin:g} or more" if margin is not None else "")
+            "permutation after Holm's correction over the table.\n\nA model holds at a rate if "
+            + (
+                "it is not shown to be worse than unmasked there (few prompts show little)"
+                if margin is None
+                else f"it is shown to lose less than {margin:g} there"
+            )
             + ", and at every higher rate.",
             [("Down to which rate it holds", breaking_point(table, margin)), ("All rates", _short(table))],
             [plots.budget_curves({model: table}), plots.budget_curves({model: table}, "rate")],

@@ -53,7 +53,7 @@ def test_a_curve_writes_what_the_library_says_and_goes_on(
     assert set(written["model"]) == {"tiny-dlm"}
     assert "holds" in said
     page = (tmp_path / "curve" / "report.html").read_text()
-    for words in ("How few keys are enough", "by 0.1 or more", "What was kept in truth"):
+    for words in ("How few keys are enough", "shown to lose less than 0.1 there", "What was kept in truth"):
         assert words in page
 
     def decode(*arguments: object, **options: object) -> None:
