@@ -15,12 +15,10 @@ from transformers import DynamicCache
 from sinklens.errors import ScopeError, Unsupported
 from sinklens.models.attention import FORWARD, RECEIVED, behind_cache, running
 from sinklens.values.content import Value
-from sinklens.values.exact import Range
-from sinklens.values.kinds import Annotated, Index, Seed
+from sinklens.values.kinds import Index, Rate, Seed
 
 Ranking = Literal["low_norm", "high_norm", "attended", "attended_mean", "recent", "random"]
 First = Literal["ranked", "kept", "dropped"]
-Kept = Annotated[float, Range(0, 1)]
 
 
 @dataclass(frozen=True)
@@ -46,16 +44,11 @@ class Cut(Value):
         ContentError: a share outside (0, 1], an unknown ranking, a layer below 0.
     """
 
-    share: Kept
+    share: Rate
     by: Ranking = "low_norm"
     first: First = "ranked"
     skip_layers: tuple[Index, ...] = (0, 1)
     seed: Seed = 0
-
-    def __post_init__(self, *given: Any) -> None:
-        super().__post_init__(*given)
-        if self.share == 0:
-            raise ScopeError("share=0.0 keeps nothing; a share of the keys is in (0, 1]")
 
     @property
     def name(self) -> str:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sinklens.caches.cut import Cut, Kept
+from sinklens.caches.cut import Cut
 from sinklens.caches.retrieval import KINDS, Retrieval, sentences
 from sinklens.caches.streaming import check_room
 from sinklens.errors import ContentError, TaskError, Unsupported
 from sinklens.models.outline import Sketched
 from sinklens.selection.texts import python_reference
 from sinklens.values.content import Value
-from sinklens.values.kinds import Count, Index, Seed, Share
+from sinklens.values.kinds import Count, Index, Rate, Seed, Share
 
 Outcome = Literal["correlation", "perplexity", "passkey", "needle"]
 OUTCOMES: tuple[Outcome, ...] = ("correlation", "perplexity", "passkey", "needle")
@@ -64,7 +64,7 @@ class L2(Value):
         ContentError: a field of the wrong kind or range, an unknown ranking.
     """
 
-    shares: tuple[Kept, ...] = (0.9, 0.75, 0.5, 0.25, 0.1)
+    shares: tuple[Rate, ...] = (0.9, 0.75, 0.5, 0.25, 0.1)
     rankings: tuple[str, ...] = RANKINGS
     outcomes: tuple[Outcome, ...] = OUTCOMES
     skip_layers: tuple[Index, ...] = (0, 1)
@@ -83,8 +83,8 @@ class L2(Value):
             held = getattr(self, name)
             if not held or len(set(held)) < len(held):
                 raise ContentError(f"{name}={held} " + ("names one twice" if held else "is empty; name at least one"))
-        if whole := [share for share in self.shares if not 0 < share < 1]:
-            raise ContentError(f"share {whole[0]} is outside (0, 1); the whole cache is measured beside them anyway")
+        if whole := [share for share in self.shares if share == 1]:
+            raise ContentError(f"share {whole[0]} keeps everything; the whole cache is measured beside them anyway")
         self.cuts(self.shares[0])
 
     def cuts(self, share: float, *, recomputed: bool = False) -> list[Cut]:
@@ -133,6 +133,9 @@ class L2(Value):
             raise TaskError(
                 f"texts={self.texts} windows of {self.window} are {needed} tokens; the held-out text has {len(text)}"
             )
+        for trial in self.trials:
+            if isinstance(trial, Retrieval):
+                asked(model, trial)
         windows = [text[start : start + self.window] for start in range(0, len(text), self.window)]
         return [
             windows[trial.index] if isinstance(trial, Window) else trial.context(model.encode, stack)
@@ -157,3 +160,19 @@ class L2(Value):
                     f"{name}: {longest} tokens, a question and an answer exceed the {model.n_ctx} positions of "
                     f"{model.name}; give shorter ones"
                 )
+
+
+def asked(model: Sketched, trial: Retrieval) -> tuple[list[int], list[int]]:
+    """Token ids of the question, and of the answer behind it.
+
+    Raises:
+        TaskError: the model's tokenizer does not tell them apart.
+    """
+    question = model.encode_piece(trial.question)
+    whole = model.encode_piece(f"{trial.question} {trial.answer}")
+    if whole[: len(question)] != question or len(whole) == len(question):
+        raise TaskError(
+            f"{model.name} reads {trial.question!r} otherwise when {trial.answer!r} follows it: its answer cannot be "
+            "told from the question"
+        )
+    return question, whole[len(question) :]

@@ -16,15 +16,13 @@ from sinklens.caches.cut import Cache, Cut
 from sinklens.caches.recomputed import answers_recomputed
 from sinklens.caches.retrieval import Retrieval
 from sinklens.caches.streaming import losses
-from sinklens.errors import TaskError
-from sinklens.experiments.l2 import L2, Trial, Window
-from sinklens.experiments.l2_result import L2Result
+from sinklens.experiments.l2 import L2, Trial, Window, asked
+from sinklens.experiments.l2_result import WHOLE, L2Result
 from sinklens.experiments.scores import ScoreStore
 from sinklens.models.hooked_dlm import HookedDLM
 from sinklens.values.content import digest
 from sinklens.version import __version__
 
-WHOLE = "whole cache"
 Values = dict[str, Any]  # what a part of a trial comes to, as plain data
 
 
@@ -51,8 +49,8 @@ def l2(
     label = progress if isinstance(progress, str) else "key norms"
     try:
         for trial, context in zip(tqdm(trials, label, disable=not progress, smoothing=0), contexts, strict=True):
-            for part, (asked, run) in _parts(dlm, protocol, trial, torch.tensor(context)).items():
-                key = digest({**about, "part": part, "context": context, "asked": asked})
+            for part, (depends, run) in _parts(dlm, protocol, trial, torch.tensor(context)).items():
+                key = digest({**about, "part": part, "context": context, "asked": depends})
                 if key not in store.scores:
                     store.add({key: run()})
                 result.add(trial, part, store.scores[key])
@@ -77,12 +75,12 @@ def _parts(
             limit = protocol.limit
             parts["perplexity"] = ([cuts, limit], partial(_perplexity, dlm, context, groups, limit))
         return parts
-    asked = [trial.to_dict(), *_asked(dlm, trial)]
-    parts = {"cache": ([cuts, *asked], partial(_retrieve, dlm, trial, context, groups))}
+    question = [trial.to_dict(), *asked(dlm, trial)]
+    parts = {"cache": ([cuts, *question], partial(_retrieve, dlm, trial, context, groups))}
     if len(context) <= protocol.recomputed:
         again = {share: protocol.cuts(share, recomputed=True) for share in protocol.shares}
         kept = [cut.to_dict() for group in again.values() for cut in group]
-        parts["recomputed"] = ([kept, *asked], partial(_recompute, dlm, trial, context, again))
+        parts["recomputed"] = ([kept, *question], partial(_recompute, dlm, trial, context, again))
     return parts
 
 
@@ -107,7 +105,7 @@ def _correlate(dlm: HookedDLM, context: torch.Tensor) -> Values:
 
 def _perplexity(dlm: HookedDLM, context: torch.Tensor, groups: dict[float, list[Cut]], limit: int) -> Values:
     """Nats per token behind the limit, by share and ranking."""
-    whole = losses(dlm, context, [Cut(1.0)], limit)
+    whole = losses(dlm, context, [Cut(1.0, skip_layers=())], limit)
     found: Values = {WHOLE: float(whole.double().mean())}
     for share, cuts in groups.items():
         means = losses(dlm, context, cuts, limit).double().mean(-1).tolist()
@@ -118,7 +116,7 @@ def _perplexity(dlm: HookedDLM, context: torch.Tensor, groups: dict[float, list[
 def _retrieve(dlm: HookedDLM, trial: Retrieval, context: torch.Tensor, groups: dict[float, list[Cut]]) -> Values:
     """Whether the answer is right, by share and ranking, over the cache that is left."""
     cache, _ = Cache(dlm).read(context[None], last=1)
-    question, answer = (torch.tensor(ids) for ids in _asked(dlm, trial))
+    question, answer = (torch.tensor(ids) for ids in asked(dlm, trial))
     found: Values = {WHOLE: float(cache.answers(question[None], answer)[0])}
     for share, cuts in groups.items():
         right, _ = cache.cut(cuts).answers(question.expand(len(cuts), -1), answer)
@@ -128,25 +126,9 @@ def _retrieve(dlm: HookedDLM, trial: Retrieval, context: torch.Tensor, groups: d
 
 def _recompute(dlm: HookedDLM, trial: Retrieval, context: torch.Tensor, groups: dict[float, list[Cut]]) -> Values:
     """The same with everything computed anew at every step."""
-    question, answer = (torch.tensor(ids) for ids in _asked(dlm, trial))
+    question, answer = (torch.tensor(ids) for ids in asked(dlm, trial))
     every = {share: answers_recomputed(dlm, context, question, answer, cuts)[0] for share, cuts in groups.items()}
     return {str(share): _by_name(groups[share], right) for share, right in every.items()}
-
-
-def _asked(dlm: HookedDLM, trial: Retrieval) -> tuple[list[int], list[int]]:
-    """Token ids of the question, and of the answer behind it.
-
-    Raises:
-        TaskError: the model's tokenizer does not tell them apart.
-    """
-    question = dlm.encode_piece(trial.question)
-    whole = dlm.encode_piece(f"{trial.question} {trial.answer}")
-    if whole[: len(question)] != question or len(whole) == len(question):
-        raise TaskError(
-            f"{dlm.name} reads {trial.question!r} otherwise when {trial.answer!r} follows it: its answer cannot be "
-            "told from the question"
-        )
-    return question, whole[len(question) :]
 
 
 def _by_name(cuts: list[Cut], right: torch.Tensor) -> dict[str, float]:

@@ -174,7 +174,7 @@ def test_names_of_rankings_are_cuts() -> None:
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"shares": (0.5, 1.0)}, "share 1.0 is outside"),
+        ({"shares": (0.5, 1.0)}, "share 1.0 keeps everything"),
         ({"shares": ()}, "shares=.. is empty"),
         ({"rankings": ("low_norm", "low_norm")}, "names one twice"),
         ({"rankings": ("lowest",)}, "by='lowest' is unknown"),
@@ -220,3 +220,17 @@ def test_the_wide_table_is_the_summary_for_people() -> None:
     differences = result.wide("passkey", column="minus_random").set_index("ranking")
     assert differences.loc["low_norm", "50%"] == "1.00 [1.00, 1.00]*"
     assert "random" not in differences.index
+
+
+def test_two_layers_of_which_one_is_cut(tiny_model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole cache has no layers to skip, however few there are."""
+    made = tiny_model("Llama", layers=2, max_position_embeddings=512)
+    monkeypatch.setattr(type(made), "encode_piece", lambda self, text: [2 + ord(c) % 60 for c in text])
+    result = l2(made, L2(**{**_fields(SMALL), "outcomes": ("perplexity",)}), progress=False)
+    assert {line["ranking"] for line in result.lines} == {WHOLE, "low_norm", "random", "random + first"}
+
+
+def test_an_answer_that_is_read_with_its_question_is_refused_before_a_forward(arm, monkeypatch, no_forward) -> None:
+    monkeypatch.setattr(type(arm), "encode_piece", lambda self, text: [2 + len(text) % 60, *[5] * len(text)])
+    with pytest.raises(TaskError, match="cannot be told from the question"):
+        l2(arm, SMALL, progress=False)
