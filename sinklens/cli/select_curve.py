@@ -30,7 +30,8 @@ def curve(
     selectors: Annotated[
         list[str] | None,
         typer.Option(
-            "--selector", help="received, key_norm, hidden_norm, recency, random, random_tokens; several times.", show_default="all"
+            "--selector", show_default="all",
+            help="received, key_norm, hidden_norm, recency, random, random_tokens; several times.",
         ),
     ] = None,
     draws: Annotated[int, typer.Option(min=1, help="How many seeds of the random choice.")] = 3,
