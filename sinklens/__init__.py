@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from sinklens.interventions import MaskSinks, PreviousStep, SameStep, ZeroSinks
     from sinklens.models.hooked_dlm import HookedDLM
     from sinklens.probes.estimate import estimate
-    from sinklens.records import concat, open, save
+    from sinklens.records import concat, from_frame, open, save, to_frame
     from sinklens.sinks.named import rule
     from sinklens.sinks.rule import SinkRule
     from sinklens.values.content import named
@@ -56,7 +56,7 @@ _HOMES = {
     "ground_truth.models": ("planted_model",),
     "ground_truth.records": ("planted",),
     "probes.estimate": ("estimate",),
-    "records": ("concat", "open", "save"),
+    "records": ("concat", "from_frame", "open", "save", "to_frame"),
     "sinks.named": ("rule",),
     "sinks.rule": ("SinkRule",),
 }
@@ -107,6 +107,7 @@ __all__ = [
     "doses",
     "dynamics",
     "estimate",
+    "from_frame",
     "interventions",
     "l2",
     "l2_in_diffusion",
@@ -127,6 +128,7 @@ __all__ = [
     "selection",
     "sinks",
     "tasks",
+    "to_frame",
 ]
 
 

@@ -75,3 +75,7 @@ class NeverExposed(SinklensError, ValueError):
 
 class PartlyExposed(UserWarning):
     """Some scored places of an ablation were decided by forwards in which not a single key was edited."""
+
+
+class Unchecked(UserWarning):
+    """A record without a checksum was opened: whether it is what was measured cannot be told."""

@@ -24,6 +24,7 @@ from sinklens.interrupts import again
 from sinklens.models.hooked_dlm import HookedDLM
 from sinklens.models.prompts import Given
 from sinklens.records import DIMS, VARIABLES, Recorder, provenance, save, unfinished
+from sinklens.records.forms import ZARR
 from sinklens.values.kinds import Seed, read, reads
 
 Attribute = str | float | Sequence[str] | Sequence[float]  # what netCDF has a form for
@@ -103,6 +104,8 @@ def denoise(
         ContentError: before the first forward, for a probe or an edit of which the record could not say what it is.
     """
     if save_to is not None:
+        if Path(save_to).suffix == ZARR:
+            raise SaveError(f"save_to={str(save_to)!r}: a zarr folder is written once; sinklens.save(run.record, ...)")
         files.check(save_to, files.RECORD)
     start = prepare(dlm, prompts, plan, seed)
     keeper = _Keeper(dlm, start, probes, interventions, _origin(start, seed, probes, interventions, force, follow))

@@ -3,6 +3,7 @@
 What a record says about sinks belongs to `analysis`.
 """
 
+from sinklens.records.frames import from_frame, to_frame
 from sinklens.records.io import concat, open, save
 from sinklens.records.prompts import PromptIndex
 from sinklens.records.provenance import made, provenance, unfinished
@@ -18,9 +19,11 @@ __all__ = [
     "Recorder",
     "concat",
     "dataset",
+    "from_frame",
     "made",
     "open",
     "provenance",
     "save",
+    "to_frame",
     "unfinished",
 ]
