@@ -8,7 +8,7 @@ from sinklens.records.io import concat, open, save
 from sinklens.records.prompts import PromptIndex
 from sinklens.records.provenance import made, provenance, unfinished
 from sinklens.records.recorder import Recorder
-from sinklens.records.schema import DIMS, SCHEMA, VARIABLES, Measured, dataset
+from sinklens.records.schema import DIMS, SCHEMA, VARIABLES, Measured, contents, dataset
 
 __all__ = [
     "DIMS",
@@ -18,6 +18,7 @@ __all__ = [
     "PromptIndex",
     "Recorder",
     "concat",
+    "contents",
     "dataset",
     "from_frame",
     "made",
