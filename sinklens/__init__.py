@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from sinklens.models.hooked_dlm import HookedDLM
     from sinklens.probes.estimate import estimate
     from sinklens.records import concat, from_frame, open, save, to_frame
+    from sinklens.report.hub import pull, push
     from sinklens.sinks.named import rule
     from sinklens.sinks.rule import SinkRule
     from sinklens.values.content import named
@@ -57,6 +58,7 @@ _HOMES = {
     "ground_truth.records": ("planted",),
     "probes.estimate": ("estimate",),
     "records": ("concat", "from_frame", "open", "save", "to_frame"),
+    "report.hub": ("pull", "push"),
     "sinks.named": ("rule",),
     "sinks.rule": ("SinkRule",),
 }
@@ -121,6 +123,8 @@ __all__ = [
     "planted_model",
     "plots",
     "probes",
+    "pull",
+    "push",
     "replay",
     "report",
     "rule",
