@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from sinklens.version import __version__
 
 if TYPE_CHECKING:
-    from sinklens import analysis, interventions, plots, probes, report, selection, sinks, tasks
+    from sinklens import analysis, directions, interventions, plots, probes, report, selection, sinks, tasks
     from sinklens.analysis import dynamics, norms, overlap
     from sinklens.analysis import rates as metrics
     from sinklens.decoding.likelihood import log_likelihood
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from sinklens.ground_truth.records import planted
     from sinklens.hooks import Canvas, Edit, Probe, Scope
     from sinklens.hooks import Scope as Where
-    from sinklens.interventions import MaskSinks, PreviousStep, SameStep, ZeroSinks
+    from sinklens.interventions import MaskSinks, PreviousStep, SameStep, Steer, ZeroSinks
     from sinklens.models.hooked_dlm import HookedDLM
     from sinklens.probes.estimate import estimate
     from sinklens.records import concat, from_frame, open, save, to_frame
@@ -52,7 +52,7 @@ _HOMES = {
     "experiments.results": ("AblationResult", "Effect"),
     "values": ("named",),
     "hooks": ("Canvas", "Edit", "Probe", "Scope"),
-    "interventions": ("MaskSinks", "PreviousStep", "SameStep", "ZeroSinks"),
+    "interventions": ("MaskSinks", "PreviousStep", "SameStep", "Steer", "ZeroSinks"),
     "models.hooked_dlm": ("HookedDLM",),
     "ground_truth.models": ("planted_model",),
     "ground_truth.records": ("planted",),
@@ -66,6 +66,7 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names}
 # Rooms, and modules of `analysis`, under their public names.
 _MODULES = {
     "analysis": "analysis",
+    "directions": "directions",
     "dynamics": "analysis.dynamics",
     "interventions": "interventions",
     "metrics": "analysis.rates",
@@ -94,6 +95,7 @@ __all__ = [
     "SameStep",
     "Scope",
     "SinkRule",
+    "Steer",
     "Step",
     "Where",
     "ZeroSinks",
@@ -106,6 +108,7 @@ __all__ = [
     "concat",
     "denoise",
     "denoising_steps",
+    "directions",
     "doses",
     "dynamics",
     "estimate",

@@ -49,6 +49,10 @@ class GateError(SinklensError, ValueError):
     """A gate that cannot be read or trained, or that was trained on another model."""
 
 
+class DirectionError(SinklensError, ValueError):
+    """A direction that cannot be found or read, or that was found on another model."""
+
+
 class RecordError(SinklensError, ValueError):
     """A record file that cannot be read or written."""
 

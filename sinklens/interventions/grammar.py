@@ -12,6 +12,7 @@ from sinklens.interventions.edits.budget import KeepKeys
 from sinklens.interventions.edits.learned import LearnedSelection
 from sinklens.interventions.edits.scores import BiasSinks, MaskSinks, NullKey
 from sinklens.interventions.edits.sink_token import SinkToken
+from sinklens.interventions.edits.steer import Steer
 from sinklens.interventions.edits.values import MeanValue, NoiseValue, ZeroValue
 from sinklens.interventions.edits.weights import NoOp, Redistribute, ScaleSinks, Swap, ZeroSinks
 from sinklens.interventions.selectors.attention import ByRule, LastQuery, PreviousStep, SameStep
@@ -23,12 +24,14 @@ OPERATOR[=VALUE][:WHO][@OPTION ...]
             redistribute[=proportional|uniform|self|POSITION], zero_value, mean_value, noise_value[=STD];
             without WHO: null_key[=LOGIT], sink_token[=ID];
             keep=SHARE|N:received|key_norm|hidden_norm|random|random_tokens|recency,
-            keep=SHARE:learned (by the gate that comes with sinklens for the model, or by yours: @gate=FOLDER)
+            keep=SHARE:learned (by the gate that comes with sinklens for the model, or by yours: @gate=FOLDER);
+            steer=FOLDER (adds a direction to the residual stream), steer=FOLDER:random, steer=FOLDER:orthogonal
   WHO       topK, epsE, a rule (rulli, gu, floating, sink_aware, act, streaming), pos0+3, token=CLASS, token=5+9,
             keynormK; the first three of the previous step (the paper's protocol), or same/topK, last/topK, open/topK
             (of a clean forward beside the edited run)
   OPTION    the scope: layers=0-3, heads=1, steps=8-; who is touched: queries=masked, diagonal=no;
-            who is chosen: keys=prompt, by=masked (whose attention counts), fewer=none, first=same; share=0.6, seed=3
+            who is chosen: keys=prompt, by=masked (whose attention counts), fewer=none, first=same; share=0.6, seed=3;
+            of steer: scale=4, units=residual, positions=masked, schedule=linear (or 1,0.5,0: a number for each step)
 For example mask:top1   redistribute=uniform:top5   scale=0.1:same/eps3@layers=0-3@steps=8-"""
 
 
@@ -57,6 +60,10 @@ def budget_of(text: str) -> float:
     return int(text) if text.isdigit() else number(text)
 
 
+def schedule(text: str) -> Any:
+    return text if text.isalpha() else tuple(number(part) for part in text.split(",") if part)
+
+
 @dataclass(frozen=True)
 class Word:
     """An operator of the grammar; one that is called "keep:learned" is written keep=VALUE:learned.
@@ -71,7 +78,7 @@ class Word:
         fixed: Fields that the word itself says.
     """
 
-    make: type[AttentionEdit]
+    make: type[AttentionEdit] | type[Steer]
     value: str = ""
     read: Callable[[str], Any] = number
     write: Callable[[Any], str] = written
@@ -104,6 +111,7 @@ OPERATORS: dict[str, Word] = {
         who="by",
     ),
     "keep:learned": Word(LearnedSelection, "rate", needs="a share, as in keep=0.5:learned", who=""),
+    "steer": Word(Steer, "direction", str, str, needs="the folder of a direction, as in steer=FOLDER", who="by"),
 }
 KINDS: dict[str, tuple[type[ByRule], Loop]] = {
     "": (PreviousStep, "closed"),
@@ -114,5 +122,6 @@ KINDS: dict[str, tuple[type[ByRule], Loop]] = {
 }
 SCOPE = ("layers", "heads", "steps")
 OF_SELECTOR = ("by", "keys", "fewer", "first")
-OPTIONS = (*SCOPE, "queries", "diagonal", *OF_SELECTOR, "share", "seed", "gate")
-READ: dict[str, Callable[[str], Any]] = {"share": number, "seed": whole}
+OF_EDIT = ("share", "seed", "gate", "scale", "units", "positions", "schedule")
+OPTIONS = (*SCOPE, "queries", "diagonal", *OF_SELECTOR, *OF_EDIT)
+READ: dict[str, Callable[[str], Any]] = {"share": number, "seed": whole, "scale": number, "schedule": schedule}

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from random_edits import edits, fewer, finite, first, positions, whole
+from random_edits import DIRECTION, edits, fewer, finite, first, positions, whole
 
 from sinklens.errors import ContentError, ScopeError
 from sinklens.hooks import Edit, Scope
@@ -33,6 +33,7 @@ from sinklens.interventions import (
     SameStep,
     ScaleSinks,
     SinkToken,
+    Steer,
     Swap,
     ZeroSinks,
     ZeroValue,
@@ -77,6 +78,9 @@ OPERATOR = {
     "keep=8:random_tokens": KeepKeys(8, by="random_tokens"),
     "keep=0.5:hidden_norm": KeepKeys(0.5, by="hidden_norm"),
     "keep=0.5:learned": LearnedSelection(rate=0.5),
+    f"steer={DIRECTION}": Steer(DIRECTION),
+    f"steer={DIRECTION}:random": Steer(DIRECTION, by="random"),
+    f"steer={DIRECTION}:orthogonal": Steer(DIRECTION, by="orthogonal"),
 }
 
 WHO = {
@@ -135,6 +139,11 @@ CHOSEN = {
     "noise_value=0.5:top1@seed=5": NoiseValue(0.5, TOP, seed=5),
     "keep=0.5:random@seed=5@keys=committed": KeepKeys(0.5, "random", seed=5, keys="committed"),
     "keep=1:learned@gate=auto@keys=prompt": LearnedSelection("auto", rate=1.0, keys="prompt"),
+    f"steer={DIRECTION}@scale=-4@units=residual": Steer(DIRECTION, -4.0, units="residual"),
+    f"steer={DIRECTION}:random@seed=3@positions=masked": Steer(DIRECTION, by="random", seed=3, positions="masked"),
+    f"steer={DIRECTION}@schedule=linear": Steer(DIRECTION, schedule="linear"),
+    f"steer={DIRECTION}@schedule=1.0,0.5": Steer(DIRECTION, schedule=(1.0, 0.5)),
+    f"steer={DIRECTION}@schedule=0.25,": Steer(DIRECTION, schedule=(0.25,)),
 }
 
 
@@ -254,8 +263,9 @@ plain_ranges = st.one_of(
 
 @given(edit=edits, selector=plain_selectors, where=st.builds(Scope, plain_ranges, plain_ranges, plain_ranges))
 def test_what_the_grammar_has_words_for_is_never_refused(edit: Any, selector: Any, where: Scope) -> None:
+    where = dataclasses.replace(where, heads=None) if isinstance(edit, Steer) else where
     edit = dataclasses.replace(edit, where=where)
-    if type(edit) not in (NullKey, SinkToken, KeepKeys, LearnedSelection):
+    if type(edit) not in (NullKey, SinkToken, KeepKeys, LearnedSelection, Steer):
         edit = dataclasses.replace(edit, selector=selector)
     assert parse(text_of(edit)) == edit
 

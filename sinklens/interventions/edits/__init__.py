@@ -1,7 +1,7 @@
-"""What is done to attention: edits of scores, weights, values, budgets, and what is brought from another run.
+"""What is done to attention (scores, weights, values, budgets, another run's patterns) and to the residual stream.
 
-An edit does not choose its keys (`selectors`) and knows no other edit (`compose`). One file per place where
-attention can be edited.
+An edit does not choose its keys (`selectors`) and knows no other edit (`compose`). One file per place that can be
+edited.
 """
 
 from sinklens.interventions.edits.base import AttentionEdit, SinkEdit
@@ -12,6 +12,7 @@ from sinklens.interventions.edits.learned import LearnedSelection
 from sinklens.interventions.edits.pin import Pin
 from sinklens.interventions.edits.scores import BiasSinks, MaskSinks, NullKey
 from sinklens.interventions.edits.sink_token import SinkToken
+from sinklens.interventions.edits.steer import Steer
 from sinklens.interventions.edits.values import MeanValue, NoiseValue, ZeroValue
 from sinklens.interventions.edits.weights import NoOp, Redistribute, ScaleSinks, Swap, ZeroSinks
 
@@ -32,6 +33,7 @@ __all__ = [
     "ScaleSinks",
     "SinkEdit",
     "SinkToken",
+    "Steer",
     "Swap",
     "ZeroSinks",
     "ZeroValue",
