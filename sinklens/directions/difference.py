@@ -71,7 +71,9 @@ def difference(
     """The mean of the residual stream over some prompts, minus that over others, in every layer.
 
     Each prompt is seen in one forward, as it is: no trajectory. Of each prompt the mean over its positions is taken,
-    and of these the mean over the prompts, so that long prompts count as much as short ones; pads never count.
+    and of these the mean over the prompts, so that long prompts count as much as short ones; pads never count. Over
+    all positions a sink with a massive norm weighs by one over the length of its prompt: where the kinds differ in
+    length, the direction says so ("last" and "masked" leave it out, and `agreement` shows it: near 1, or below 0).
     Source: arXiv 2512.24143 (masked diffusion models, one forward), arXiv 2312.06681 (autoregressive models).
 
     ```python

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sinklens.directions import Direction, reading
@@ -160,9 +160,9 @@ class Steer(Brief, Edit):
         share = self.share(canvas, memory)
         if not self.changes or (isinstance(share, float) and share == 0):
             return []
-        here = None if canvas is None else canvas.positions(self.positions) & canvas.rows[:, None]
+        where = None if canvas is None else _Where.of(canvas.positions(self.positions) & canvas.rows[:, None])
         return [
-            (f"blocks.{layer}.{memory.notes['at']}", _adding(vector * share, here, memory))
+            (f"blocks.{layer}.{memory.notes['at']}", _adding(vector, share, where, memory))
             for layer, vector in memory.notes["added"].items()
         ]
 
@@ -201,19 +201,36 @@ class Steer(Brief, Edit):
         return brief(self, mark="")
 
 
+class _Where(NamedTuple):
+    """The positions of a step that something is added at.
+
+    Attributes:
+        some: Which [batch, pos, 1]; None if it is all of them.
+        amount: How many of each row.
+    """
+
+    some: Bool[Tensor, "batch pos 1"] | None
+    amount: Int[Tensor, " batch"]
+
+    @classmethod
+    def of(cls, here: Bool[Tensor, "batch pos"]) -> _Where:
+        return cls(None if bool(here.all()) else here[..., None], here.sum(-1))
+
+
 def _adding(
-    vector: Float[Tensor, " d_model"] | Float[Tensor, "batch 1 d_model"],
-    here: Bool[Tensor, "batch pos"] | None,
+    vector: Float[Tensor, " d_model"],
+    share: float | Float[Tensor, "batch 1 1"],
+    where: _Where | None,
     memory: Memory,
 ) -> HookFunction:
-    """A hook that adds a vector to the residual stream `here`, or everywhere if None."""
-    everywhere = here is None or bool(here.all())
+    """A hook that adds a vector to the residual stream, everywhere if `where` is None."""
+    added = vector if isinstance(share, float) and share == 1 else vector * share
 
     def add(residual: Tensor, *, hook: Any) -> Tensor:
-        steered = residual + vector.to(residual.device, residual.dtype)
-        if here is None:
+        steered = residual + added.to(residual.device, residual.dtype)
+        if where is None:
             return steered
-        memory.count("positions", here.sum(-1))
-        return steered if everywhere else torch.where(here[..., None].to(residual.device), steered, residual)
+        memory.count("positions", where.amount)
+        return steered if where.some is None else torch.where(where.some.to(residual.device), steered, residual)
 
     return add
