@@ -166,3 +166,9 @@ def sentiment(name, scales=(1.0, 2.0, -2.0)):
 if "--real" in sys.argv:
     for name in ("smollm2-135m", "smollm2-135m-diffusion"):
         told("2. Nats by which warm words are preferred to cold ones", sentiment(name))
+
+# %% [markdown]
+# With seed 0, twelve beginnings: at the direction's own length the autoregressive model moves by 4.2 nats [3.9, 4.4] to
+# the warm words, the diffusion model by 4.0 [3.6, 4.5], at twice that by 6.8 and 6.6, and the other way round by -3.2
+# and -6.3; random vectors of the same length move neither by more than a third of a nat. The diffusion model starts
+# warmer (+3.3 nats; the autoregressive one +1.1).
