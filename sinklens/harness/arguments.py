@@ -47,12 +47,6 @@ class Setting(Value):
     estimator: Estimator = "llada"
     kind_error = PlanError
 
-    def __post_init__(self) -> None:
-        if self.plan.chat:
-            raise PlanError("plan: chat=true is lm_eval's own option, --apply_chat_template; leave it out of the plan")
-        if "new_tokens" in self.said and not self.plan.new_tokens:
-            raise PlanError("plan: new_tokens=0 fills gaps, and the harness asks for continuations; say 1 or more")
-
 
 def edits_of(edit: Any, control: str | None, seed: int) -> tuple[Edit, ...]:
     """Edits from their texts, or from objects; under `control` the same edits of other keys.
@@ -82,7 +76,7 @@ def plan_of(given: Any) -> tuple[Plan, tuple[str, ...]]:
         ContentError, PlanError: as `Plan`.
     """
     if isinstance(given, Plan):
-        return given, tuple(each.name for each in fields(Plan))
+        return _checked(given, tuple(each.name for each in fields(Plan)))
     asked = read("plan", given, str | Mapping[str, Any] | None, PlanError)
     if isinstance(asked, str):
         pairs = [part.partition("=") for part in asked.split("@")]
@@ -95,7 +89,15 @@ def plan_of(given: Any) -> tuple[Plan, tuple[str, ...]]:
             )
         asked = {name: _value(value) for name, _, value in pairs}
     asked = dict(asked or {})
-    return build(Plan, asked), tuple(asked)
+    return _checked(build(Plan, asked), tuple(asked))
+
+
+def _checked(plan: Plan, said: tuple[str, ...]) -> tuple[Plan, tuple[str, ...]]:
+    if plan.chat:
+        raise PlanError("plan: chat=true is lm_eval's own option, --apply_chat_template; leave it out of the plan")
+    if "new_tokens" in said and not plan.new_tokens:
+        raise PlanError("plan: new_tokens=0 fills gaps, and the harness asks for continuations; say 1 or more")
+    return plan, said
 
 
 def _value(text: str) -> Any:
