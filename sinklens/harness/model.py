@@ -97,6 +97,23 @@ class SinklensLM(TemplateLM):
         self._device = self.dlm.device
         self._cached = False
 
+    @classmethod
+    def create_from_arg_obj(
+        cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None
+    ) -> SinklensLM:
+        """A model from `--model_args` and from the harness's own options beside them.
+
+        Raises:
+            PlanError: one of these in `--model_args`, too.
+        """
+        beside = {name: value for name, value in (additional_config or {}).items() if value is not None}
+        if "device_map" in arg_dict:
+            beside.pop("device", None)  # the harness always names one
+        twice = [name for name in beside if name in arg_dict]
+        if twice:
+            raise PlanError(f"{twice[0]} is lm_eval's own option --{twice[0]}; leave it out of --model_args")
+        return cls(**arg_dict, **beside)
+
     # What the harness asks of a model's texts.
 
     @property

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sinklens import HookedDLM, MaskSinks, PreviousStep, SameStep, Scope, ZeroSinks
 from sinklens.decoding.likelihood import log_likelihood
-from sinklens.decoding.noising import llada
+from sinklens.decoding.noising import dream, llada
 from sinklens.errors import PlanError, ScopeError
 from sinklens.hooks import Canvas, Edit, Hook, Memory
 from sinklens.interventions import Fixed, InOrder, control
@@ -77,6 +77,19 @@ def test_every_subset_of_a_size_is_as_likely() -> None:
     for mask, count in found.items():
         share = 1 / 3 / math.comb(3, sum(mask))
         assert abs(count / 3000 - share) < 4 * math.sqrt(share * (1 - share) / 3000), mask
+
+
+@pytest.mark.parametrize("length", [1, 3, 8])
+def test_dreams_draws_are_its_forward_process(length: int) -> None:
+    """Weights are 1 / p, p of stratified times; a token is masked with probability p."""
+    noise = dream(20_000, length, 5)
+    shares = np.sort(1 / noise.weights)
+    assert np.diff(shares) == pytest.approx(np.full(len(shares) - 1, (1 - 1e-3) / 20_000), abs=1e-9)
+    assert shares.min() >= 1e-3
+    assert shares.max() <= 1
+    for part in np.split(np.argsort(1 / noise.weights), 10):
+        assert noise.masks[part].mean() == pytest.approx((1 / noise.weights)[part].mean(), abs=0.05)
+    assert np.array_equal(dream(4, length, 5).masks, dream(4, length, 5).masks)
 
 
 def test_masks_depend_on_the_seed_alone() -> None:
