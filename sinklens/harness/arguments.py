@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from sinklens.decoding.plan import Plan
-from sinklens.errors import PlanError
+from sinklens.errors import PlanError, PromptError
 from sinklens.hooks import Edit
 from sinklens.interventions import control as control_of
 from sinklens.interventions import parse
@@ -106,6 +106,21 @@ def _value(text: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError:
         return text
+
+
+def check_model(dlm: Sketched, edits: Sequence[Edit], plan: Plan, of_diffusion: Mapping[str, Any]) -> None:
+    """Raise for a model that cannot answer the harness, or not under these edits and this plan."""
+    if dlm.tokenizer is None:
+        raise PromptError(f"{dlm.name} has no tokenizer, and the harness asks in texts")
+    if dlm.closing:
+        raise PromptError(f"a text of {dlm.name} ends in {dlm.closing}, and no continuation follows that")
+    for name, value in of_diffusion.items():
+        if dlm.is_causal and value is not None:
+            raise PlanError(f"{name}={value!r}: the autoregressive {dlm.name} is scored exactly; leave it out")
+    for leaf in (leaf for edit in edits for leaf in edit.leaves()):
+        leaf.where.validate(dlm.n_layers, dlm.n_heads)
+    if dlm.is_causal:
+        plan.resolved(dlm)
 
 
 def load(pretrained: Any, others: Mapping[str, Any], check: Callable[[Sketched], None]) -> HookedDLM:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar, cast
 
 from lm_eval.api.instance import Instance
@@ -14,15 +14,12 @@ from tqdm import tqdm
 
 from sinklens.decoding.answers import Answered
 from sinklens.decoding.likelihood import draw_seed
-from sinklens.decoding.plan import Plan
 from sinklens.errors import PlanError, PromptError
 from sinklens.experiments.identity import model_identity, tokenizer_digest
 from sinklens.harness import generation, scoring
-from sinklens.harness.arguments import Setting, edits_of, load, plan_of, size_of
+from sinklens.harness.arguments import Setting, check_model, edits_of, load, plan_of, size_of
 from sinklens.harness.met import Met
-from sinklens.hooks import Edit
 from sinklens.models.hooked_dlm import HookedDLM
-from sinklens.models.outline import Sketched
 from sinklens.values.content import digest
 from sinklens.values.kinds import Seed, read
 
@@ -88,7 +85,7 @@ class SinklensLM(TemplateLM):
         edits = edits_of(edit, control, seed)
         decoded, said = plan_of(plan)
         of_diffusion = {"mc_num": mc_num, "estimator": estimator}
-        self.dlm = load(pretrained, others, lambda model: _check_model(model, edits, decoded, of_diffusion))
+        self.dlm = load(pretrained, others, lambda model: check_model(model, edits, decoded, of_diffusion))
         own = "dream" if self.dlm.family.name == "Dream" else "llada"
         fields: Any = {"mc_num": 128 if mc_num is None else mc_num, "estimator": estimator or own}
         self.setting = Setting(edits, decoded, said, seed, **fields)
@@ -266,21 +263,6 @@ class SinklensLM(TemplateLM):
         """What the results say of the model: its setting, and the share of requests that the edit has met, by kind."""
         told = {"edits": [repr(edit) for edit in self.setting.edits], "edited_requests": self.met}
         return {"sinklens": {"model": repr(self.dlm), **self.setting.to_dict(), "read_as": told}}
-
-
-def _check_model(dlm: Sketched, edits: Sequence[Edit], plan: Plan, of_diffusion: Mapping[str, Any]) -> None:
-    """Raise for a model that cannot answer the harness, or not under these edits and this plan."""
-    if dlm.tokenizer is None:
-        raise PromptError(f"{dlm.name} has no tokenizer, and the harness asks in texts")
-    if dlm.closing:
-        raise PromptError(f"a text of {dlm.name} ends in {dlm.closing}, and no continuation follows that")
-    for name, value in of_diffusion.items():
-        if dlm.is_causal and value is not None:
-            raise PlanError(f"{name}={value!r}: the autoregressive {dlm.name} is scored exactly; leave it out")
-    for leaf in (leaf for edit in edits for leaf in edit.leaves()):
-        leaf.where.validate(dlm.n_layers, dlm.n_heads)
-    if dlm.is_causal:
-        plan.resolved(dlm)
 
 
 def _shown(batches: Iterator[dict[int, R]], total: int, hidden: bool) -> Iterator[dict[int, R]]:
