@@ -1,4 +1,4 @@
-"""The command line: demo, trace, ablate, reproduce, models, select, hooks. One file per command; this one runs them."""
+"""The command line: demo, trace, ablate, eval, reproduce, models, select, hooks. One file each; this one runs them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import typer
 from sinklens.cli import options
 from sinklens.cli.ablate import ablate
 from sinklens.cli.demo import demo
+from sinklens.cli.evaluate import evaluate
 from sinklens.cli.hooks import hooks
 from sinklens.cli.models import group
 from sinklens.cli.reproduce import table1
@@ -41,6 +42,7 @@ app = typer.Typer(
 )
 for command in (demo, trace, ablate, hooks):
     app.command()(_stoppable(command))
+app.command("eval", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(_stoppable(evaluate))
 app.add_typer(group, name="models")
 reproduce = typer.Typer(
     help="Published results by their own protocols, with the controls they lack.", no_args_is_help=True

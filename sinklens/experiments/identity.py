@@ -27,17 +27,20 @@ def identity_of(dlm: HookedDLM, task: Task, plan: Plan) -> dict[str, Any]:
         checker = task.checker()
     except ContentError as error:
         raise ContentError(f"the task {task.name!r}: {error}") from error
+    return {**model_identity(dlm), "plan": plan.to_dict(), "task": checker}
+
+
+def model_identity(dlm: HookedDLM) -> dict[str, Any]:
+    """The version and the model as it is now, as plain data. Reads all weights."""
     return {
         "sinklens": __version__,
         "model": dlm.fingerprint(),
         "device": dlm.device.type,  # which computes the same a little differently
-        "tokenizer": _tokenizer(dlm),
-        "plan": plan.to_dict(),
-        "task": checker,
+        "tokenizer": tokenizer_digest(dlm),
     }
 
 
-def _tokenizer(dlm: HookedDLM) -> str | None:
+def tokenizer_digest(dlm: HookedDLM) -> str | None:
     """Hash of what completions are read with; what prompts are read with shows in their tokens."""
     if dlm.tokenizer is None:
         return None

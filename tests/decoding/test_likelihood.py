@@ -16,7 +16,8 @@ from parts_text import twin
 from torch import Tensor
 
 from sinklens import HookedDLM, MaskSinks, PreviousStep, SameStep, Scope, ZeroSinks
-from sinklens.decoding.likelihood import _masks, log_likelihood
+from sinklens.decoding.likelihood import log_likelihood
+from sinklens.decoding.noising import dream, llada
 from sinklens.errors import PlanError, ScopeError
 from sinklens.hooks import Canvas, Edit, Hook, Memory
 from sinklens.interventions import Fixed, InOrder, control
@@ -51,7 +52,7 @@ def test_counts_are_stratified_as_in_lladas_code(length: int, samples: int) -> N
     possible = [llada_counts(first, length, samples) for first in range(1, length + 1)]
     seen = set()
     for seed in range(12 * length):
-        masks = _masks(samples, length, seed)
+        masks = llada(samples, length, seed).masks
         assert masks.shape == (samples, length)
         assert masks.dtype == bool
         counts = masks.sum(-1).tolist()
@@ -63,14 +64,14 @@ def test_counts_are_stratified_as_in_lladas_code(length: int, samples: int) -> N
 def test_counts_cover_every_share() -> None:
     """Stratified: 16 draws of 32 tokens are 2 apart."""
     for seed in range(20):
-        counts = sorted(_masks(16, 32, seed).sum(-1).tolist())
+        counts = sorted(llada(16, 32, seed).masks.sum(-1).tolist())
         assert set(np.diff(counts)) == {2}
 
 
 def test_every_subset_of_a_size_is_as_likely() -> None:
     found: dict[tuple[bool, ...], int] = {}
     for seed in range(3000):
-        mask = tuple(_masks(1, 3, seed)[0].tolist())
+        mask = tuple(llada(1, 3, seed).masks[0].tolist())
         found[mask] = found.get(mask, 0) + 1
     assert len(found) == 7
     for mask, count in found.items():
@@ -78,10 +79,23 @@ def test_every_subset_of_a_size_is_as_likely() -> None:
         assert abs(count / 3000 - share) < 4 * math.sqrt(share * (1 - share) / 3000), mask
 
 
+@pytest.mark.parametrize("length", [1, 3, 8])
+def test_dreams_draws_are_its_forward_process(length: int) -> None:
+    """Weights are 1 / p, p of stratified times; a token is masked with probability p."""
+    noise = dream(20_000, length, 5)
+    shares = np.sort(1 / noise.weights)
+    assert np.diff(shares) == pytest.approx(np.full(len(shares) - 1, (1 - 1e-3) / 20_000), abs=1e-9)
+    assert shares.min() >= 1e-3
+    assert shares.max() <= 1
+    for part in np.split(np.argsort(1 / noise.weights), 10):
+        assert noise.masks[part].mean() == pytest.approx((1 / noise.weights)[part].mean(), abs=0.05)
+    assert np.array_equal(dream(4, length, 5).masks, dream(4, length, 5).masks)
+
+
 def test_masks_depend_on_the_seed_alone() -> None:
-    assert np.array_equal(_masks(16, 7, 3), _masks(16, 7, 3))
-    assert not np.array_equal(_masks(16, 7, 3), _masks(16, 7, 4))
-    assert _masks(4, 7, -5).shape == (4, 7)
+    assert np.array_equal(llada(16, 7, 3).masks, llada(16, 7, 3).masks)
+    assert not np.array_equal(llada(16, 7, 3).masks, llada(16, 7, 4).masks)
+    assert llada(4, 7, -5).masks.shape == (4, 7)
 
 
 @pytest.mark.parametrize(("samples", "length"), [(1, 5), (3, 3), (2, 8), (16, 16), (16, 32), (5, 3), (4, 8)])
@@ -96,8 +110,8 @@ def test_every_count_is_as_likely(samples: int, length: int) -> None:
 def test_every_count_is_as_likely_where_halves_are_rounded(samples: int, length: int) -> None:
     found = []
     for first in range(1, length + 1):
-        seed = next(s for s in itertools.count() if _masks(samples, length, s).sum(-1)[0] == first)
-        found += _masks(samples, length, seed).sum(-1).tolist()
+        seed = next(s for s in itertools.count() if llada(samples, length, s).masks.sum(-1)[0] == first)
+        found += llada(samples, length, seed).masks.sum(-1).tolist()
     assert {found.count(count) for count in range(1, length + 1)} == {samples}
 
 
@@ -155,7 +169,7 @@ def test_more_samples_are_nearer(dlm: HookedDLM) -> None:
 
 @pytest.mark.parametrize("seed", [0, 5])
 def test_an_estimate_equals_its_plain_forwards(dlm: HookedDLM, seed: int) -> None:
-    masks = _masks(16, 3, seed)
+    masks = llada(16, 3, seed).masks
     by_hand = sum(plain(dlm, PROMPT, ANSWER, mask) for mask in masks) / 16
     assert float(log_likelihood(dlm, PROMPT, [ANSWER], seed=seed)) == pytest.approx(by_hand, abs=1e-5)
 
@@ -169,7 +183,7 @@ def test_one_token_has_one_value(dlm: HookedDLM) -> None:
 def test_a_shifted_family(tiny_model: Callable[..., HookedDLM]) -> None:
     """Dream: dlm(tokens) already gives each position its own prediction."""
     dlm = tiny_model("Dream")
-    by_hand = sum(plain(dlm, PROMPT, ANSWER, mask) for mask in _masks(16, 3, 2)) / 16
+    by_hand = sum(plain(dlm, PROMPT, ANSWER, mask) for mask in llada(16, 3, 2).masks) / 16
     assert float(log_likelihood(dlm, [PROMPT], [ANSWER], seed=2)) == pytest.approx(by_hand, abs=1e-4)
 
 
@@ -449,7 +463,7 @@ def test_an_edit_equals_plain_hooked_forwards(dlm: HookedDLM, arm: HookedDLM, na
     if model.is_causal:
         by_hand = score(model, PROMPT, ANSWER, [False] * 3)
     else:
-        by_hand = sum(score(model, PROMPT, ANSWER, mask) for mask in _masks(16, 3, 4)) / 16
+        by_hand = sum(score(model, PROMPT, ANSWER, mask) for mask in llada(16, 3, 4).masks) / 16
     assert found == pytest.approx(by_hand, abs=1e-5)
     assert abs(found - float(log_likelihood(model, PROMPT, [ANSWER], seed=4))) > 1e-3
     assert memory.counts()["keys"] == model.n_layers * model.n_heads * (1 if model.is_causal else 16)

@@ -186,3 +186,28 @@ def test_the_real_demo_from_end_to_end(tmp_path: Any, monkeypatch: pytest.Monkey
     assert set(budgets.model) == set(table.model)
     assert (budgets[budgets.selector == "learned"].groupby("model").size() == 3).all()
     assert (tmp_path / "report.html").stat().st_size > 100_000
+
+
+def test_the_harness_gives_what_its_own_model_gives() -> None:
+    """lm-evaluation-harness's `hf` on the same checkpoint: log-likelihoods to 1e-6, all generations, with padding."""
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    from sinklens.harness import SinklensLM
+
+    def asked(kind: Any, requests: list[tuple[Any, ...]]) -> list[Instance]:
+        return [Instance(request_type=kind, doc={}, arguments=each, idx=0) for each in requests]
+
+    lines = [facts()[index] for index in CAPITALS[:8]]
+    answers = [(line.answer, lines[number - 3].answer) for number, line in enumerate(lines)]
+    pairs = [(line.prompt, f" {said}") for line, both in zip(lines, answers, strict=True) for said in both]
+    stop = {"until": ["\n\n"], "max_gen_toks": 12}
+    prompts = [(line.prompt[-20 * (number + 1) :], stop) for number, line in enumerate(lines)]
+    folder = str(packages.find("smollm2-135m"))
+    theirs = HFLM(pretrained=folder, device="cpu", dtype="float32", batch_size=3)
+    ours = SinklensLM("smollm2-135m", device="cpu", dtype="float32", batch_size=3)
+    expected, found = (lm.loglikelihood(asked("loglikelihood", pairs), disable_tqdm=True) for lm in (theirs, ours))
+    assert [score for score, _ in found] == pytest.approx([score for score, _ in expected], rel=1e-6)
+    assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
+    texts = [lm.generate_until(asked("generate_until", prompts), disable_tqdm=True) for lm in (theirs, ours)]
+    assert texts[0] == texts[1]
