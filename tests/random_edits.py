@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 from hypothesis import strategies as st
@@ -13,6 +14,7 @@ from sinklens.interventions import (
     BiasSinks,
     ByKeyNorm,
     ByToken,
+    Feature,
     Fixed,
     InOrder,
     KeepKeys,
@@ -29,6 +31,7 @@ from sinklens.interventions import (
     ScaleSinks,
     SideBySide,
     SinkToken,
+    Splice,
     Swap,
     ZeroSinks,
     ZeroValue,
@@ -36,6 +39,7 @@ from sinklens.interventions import (
 from sinklens.sinks import SinkRule
 from sinklens.sinks.named import RULES
 
+AUTOENCODER = str(Path(__file__).parent / "data" / "autoencoders" / "topk")  # of 20 features
 finite = st.floats(allow_nan=False, allow_infinity=False)
 positions = st.sampled_from(["all", "masked", "committed", "prompt", "response", "last"])
 seeds = st.integers(0, 10**6)
@@ -98,6 +102,16 @@ edits = st.one_of(
         seed=seeds,
         keys=positions,
         **common,
+    ),
+    st.builds(Splice, st.just(AUTOENCODER), st.booleans(), where=st.builds(Scope, steps=ranges), queries=positions),
+    st.builds(
+        Feature,
+        st.just(AUTOENCODER),
+        st.lists(st.integers(0, 19), min_size=1, max_size=3, unique=True),
+        finite,
+        boost=finite,
+        where=st.builds(Scope, steps=ranges),
+        queries=positions,
     ),
     st.builds(LearnedSelection, st.just("auto"), rate=st.floats(0, 1, exclude_min=True), keys=positions, **common),
 )

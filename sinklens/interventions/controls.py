@@ -9,9 +9,11 @@ from typing import Any
 import xarray as xr
 
 from sinklens.hooks import Edit
-from sinklens.interventions.edits.base import SinkEdit
+from sinklens.interventions.edits.base import AttentionEdit, SinkEdit
 from sinklens.interventions.edits.budget import KeepKeys
 from sinklens.interventions.edits.by_chance import ChanceSelection
+from sinklens.interventions.edits.feature_by_chance import chance
+from sinklens.interventions.edits.features import Feature
 from sinklens.interventions.edits.learned import LearnedSelection
 from sinklens.interventions.edits.weights import NoOp
 from sinklens.interventions.selectors.attention import ByRule
@@ -37,11 +39,12 @@ CONTROLS: dict[str, type[Matched]] = {
 
 
 @reads()
-def control(edit: Edit, name: str = "random", seed: Seed = 0) -> SinkEdit:
+def control(edit: Edit, name: str = "random", seed: Seed = 0) -> AttentionEdit:
     """The same edit in the same scope, done to other keys: "random", "same_mass", "bottom", "same_class", "shifted".
 
     "noop" finds the sinks and does nothing. KeepKeys has the control "random": as many keys, kept at random.
-    LearnedSelection has it, too: as many tokens as the gate keeps, drawn by chance (`ChanceSelection`).
+    LearnedSelection has it, too: as many tokens as the gate keeps, drawn by chance (`ChanceSelection`);
+    and Feature: at each position as many other active features (`ChanceFeature`).
 
     Raises:
         ValueError: an unknown control, or an edit without keys to be matched.
@@ -49,9 +52,11 @@ def control(edit: Edit, name: str = "random", seed: Seed = 0) -> SinkEdit:
     known = ", ".join((*CONTROLS, "noop"))
     if name not in (*CONTROLS, "noop"):
         raise ValueError(f"control {name!r} is unknown; the controls are {known}")
-    if isinstance(edit, KeepKeys | LearnedSelection):
+    if isinstance(edit, KeepKeys | LearnedSelection | Feature):
         if name != "random":
-            raise ValueError(f"{edit!r} has the control 'random' only: as many keys, kept at random")
+            raise ValueError(f"{edit!r} has the control 'random' only: as many others, drawn by chance")
+        if isinstance(edit, Feature):
+            return chance(edit, seed)
         if isinstance(edit, KeepKeys):
             return replace(edit, by="random", seed=seed)
         return ChanceSelection(edit, seed=seed, where=edit.where, queries=edit.queries, diagonal=edit.diagonal)

@@ -9,6 +9,7 @@ from typing import Any
 from sinklens.errors import ScopeError
 from sinklens.interventions.edits.base import AttentionEdit
 from sinklens.interventions.edits.budget import KeepKeys
+from sinklens.interventions.edits.features import Feature, Splice
 from sinklens.interventions.edits.learned import LearnedSelection
 from sinklens.interventions.edits.scores import BiasSinks, MaskSinks, NullKey
 from sinklens.interventions.edits.sink_token import SinkToken
@@ -23,7 +24,8 @@ OPERATOR[=VALUE][:WHO][@OPTION ...]
             redistribute[=proportional|uniform|self|POSITION], zero_value, mean_value, noise_value[=STD];
             without WHO: null_key[=LOGIT], sink_token[=ID];
             keep=SHARE|N:received|key_norm|hidden_norm|random|random_tokens|recency,
-            keep=SHARE:learned (by the gate that comes with sinklens for the model, or by yours: @gate=FOLDER)
+            keep=SHARE:learned (by the gate that comes with sinklens for the model, or by yours: @gate=FOLDER);
+            of a sparse autoencoder, @sae=FOLDER: splice[=error], feature=ID+ID (@factor=0, @boost=0)
   WHO       topK, epsE, a rule (rulli, gu, floating, sink_aware, act, streaming), pos0+3, token=CLASS, token=5+9,
             keynormK; the first three of the previous step (the paper's protocol), or same/topK, last/topK, open/topK
             (of a clean forward beside the edited run)
@@ -51,6 +53,16 @@ def whole(text: str) -> int:
 
 def target(text: str) -> Any:
     return int(text) if text.isdigit() else text
+
+
+def features_of(text: str) -> tuple[int, ...]:
+    return tuple(whole(each) for each in text.split("+"))
+
+
+def error_term(text: str) -> bool:
+    if text != "error":
+        raise ScopeError(f"splice takes 'error' (the error term is added) or nothing, and {text!r} was given")
+    return True
 
 
 def budget_of(text: str) -> float:
@@ -103,6 +115,15 @@ OPERATORS: dict[str, Word] = {
         needs="a budget, a share or a number of keys, as in keep=0.5:received",
         who="by",
     ),
+    "splice": Word(Splice, "error", error_term, lambda _: "error", who=""),
+    "feature": Word(
+        Feature,
+        "ids",
+        features_of,
+        lambda ids: "+".join(map(str, ids)),
+        needs="features by number, as in feature=17+203@sae=FOLDER",
+        who="",
+    ),
     "keep:learned": Word(LearnedSelection, "rate", needs="a share, as in keep=0.5:learned", who=""),
 }
 KINDS: dict[str, tuple[type[ByRule], Loop]] = {
@@ -114,5 +135,5 @@ KINDS: dict[str, tuple[type[ByRule], Loop]] = {
 }
 SCOPE = ("layers", "heads", "steps")
 OF_SELECTOR = ("by", "keys", "fewer", "first")
-OPTIONS = (*SCOPE, "queries", "diagonal", *OF_SELECTOR, "share", "seed", "gate")
-READ: dict[str, Callable[[str], Any]] = {"share": number, "seed": whole}
+OPTIONS = (*SCOPE, "queries", "diagonal", *OF_SELECTOR, "share", "seed", "gate", "sae", "factor", "boost")
+READ: dict[str, Callable[[str], Any]] = {"share": number, "seed": whole, "factor": number, "boost": number}

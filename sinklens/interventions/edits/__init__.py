@@ -1,4 +1,4 @@
-"""What is done to attention: edits of scores, weights, values, budgets, and what is brought from another run.
+"""What is done: edits of scores, weights, values, budgets, features, and what is brought from another run.
 
 An edit does not choose its keys (`selectors`) and knows no other edit (`compose`). One file per place where
 attention can be edited.
@@ -7,6 +7,8 @@ attention can be edited.
 from sinklens.interventions.edits.base import AttentionEdit, SinkEdit
 from sinklens.interventions.edits.budget import KeepKeys
 from sinklens.interventions.edits.by_chance import ChanceSelection
+from sinklens.interventions.edits.feature_by_chance import ChanceFeature
+from sinklens.interventions.edits.features import AutoencoderEdit, Feature, Splice
 from sinklens.interventions.edits.layer import At
 from sinklens.interventions.edits.learned import LearnedSelection
 from sinklens.interventions.edits.pin import Pin
@@ -18,8 +20,11 @@ from sinklens.interventions.edits.weights import NoOp, Redistribute, ScaleSinks,
 __all__ = [
     "At",
     "AttentionEdit",
+    "AutoencoderEdit",
     "BiasSinks",
+    "ChanceFeature",
     "ChanceSelection",
+    "Feature",
     "KeepKeys",
     "LearnedSelection",
     "MaskSinks",
@@ -32,6 +37,7 @@ __all__ = [
     "ScaleSinks",
     "SinkEdit",
     "SinkToken",
+    "Splice",
     "Swap",
     "ZeroSinks",
     "ZeroValue",
