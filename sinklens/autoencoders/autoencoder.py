@@ -86,8 +86,7 @@ class Autoencoder(Value):
             AutoencoderError: a file that is missing or damaged; an architecture or an option that sinklens does not
                 know, by its name.
         """
-        formula, place, weights = files.read(Path(folder), model)
-        return cls(formula, place, weights)
+        return files.read(Path(folder), model, cls)
 
     @reads()
     def save(self, folder: str | Path, made: Mapping[str, Any] | None = None) -> Path:
@@ -149,7 +148,7 @@ class Autoencoder(Value):
         """
         if x is None and self.formula.normalised != "none":
             raise AutoencoderError(f"this autoencoder undoes {self.formula.normalised} when it decodes; give x, too")
-        return formulas.decode(self.formula, self._on(f), f.float(), f.float() if x is None else x.float())
+        return formulas.decode(self.formula, self._on(f), f.float(), None if x is None else x.float())
 
     def error(self, x: Float[Tensor, "*pos d_model"]) -> Float[Tensor, "*pos d_model"]:
         """What the autoencoder leaves unexplained: x minus its reconstruction, in float32."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -18,6 +18,7 @@ from sinklens.autoencoders.formulas import Formula, Weights
 from sinklens.autoencoders.place import Place
 from sinklens.errors import AutoencoderError, ContentError
 
+T = TypeVar("T")
 MARK = '"sinklens": "autoencoder"'
 KINDS = {
     topk.CONFIG: files.Kind("description of an autoencoder", b"{", MARK.encode()),
@@ -27,8 +28,8 @@ FORMATS = {saelens.CONFIG: saelens, topk.CONFIG: topk}
 PICKLE = "ae.pt"
 
 
-def read(folder: Path, model: str | None) -> tuple[Formula, Place, Weights]:
-    """What a folder holds.
+def read(folder: Path, model: str | None, make: Callable[[Formula, Place, Weights], T]) -> T:
+    """What is made of what a folder holds.
 
     Raises:
         AutoencoderError: no folder, no format or both; whatever of it is not exactly known.
@@ -45,10 +46,9 @@ def read(folder: Path, model: str | None) -> tuple[Formula, Place, Weights]:
     said = described(folder / form.CONFIG)
     held = tensors(folder / form.WEIGHTS)
     try:
-        formula, place, weights = form.read(said, held, model)
+        return make(*form.read(said, held, model))
     except (AutoencoderError, ContentError) as error:
         raise AutoencoderError(f"{str(folder)!r}: {error}") from error
-    return formula, place, weights
 
 
 def described(path: Path) -> dict[str, Any]:

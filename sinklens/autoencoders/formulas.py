@@ -85,10 +85,10 @@ def encode(formula: Formula, w: Weights, x: Float[Tensor, "*pos d_model"]) -> Fl
 
 
 def decode(
-    formula: Formula, w: Weights, f: Float[Tensor, "*pos feature"], x: Float[Tensor, "*pos d_model"]
+    formula: Formula, w: Weights, f: Float[Tensor, "*pos feature"], x: Float[Tensor, "*pos d_model"] | None
 ) -> Float[Tensor, "*pos d_model"]:
-    """The activation that features stand for; x is what they were encoded from, for its normalisation is undone."""
-    mean, size = scale(formula, x)
+    """The activation that features stand for; what was done to x, from which they were encoded, is undone."""
+    mean, size = (0.0, 1.0) if x is None else scale(formula, x)
     return (written(formula, w, f) + w["b_dec"]) * size + mean
 
 

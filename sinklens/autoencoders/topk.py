@@ -79,7 +79,8 @@ def described(formula: Formula, place: Place, weights: Weights, made: Mapping[st
     Raises:
         AutoencoderError: the format has no words for this autoencoder.
     """
-    if formula != Formula("topk", k=formula.k) or not re.fullmatch(r"blocks\.\d+\.hook_out", place.point):
+    plain = formula.architecture == "topk" and formula == Formula("topk", k=formula.k)
+    if not plain or not re.fullmatch(r"blocks\.\d+\.hook_out", place.point):
         raise AutoencoderError(
             f"{formula!r} at {place.point} has no words in the Top-K format, which holds 'topk' as it is by default, "
             "after a layer"
