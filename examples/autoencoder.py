@@ -4,7 +4,7 @@
 # Trains a Top-K autoencoder on tiny-dlm's residual stream, saves it in the format of the public autoencoders of Dream
 # and LLaDA (with safetensors), and asks four things of it: what it explains, what it costs to splice in, when a feature
 # is active while a text is denoised, and what ablating it does beside two controls. Run the file as it is
-# (`python examples/autoencoder.py`, two minutes on two cores; `python examples/autoencoder.py 1` for other texts and
+# (`python examples/autoencoder.py`, a minute on one free core; `python examples/autoencoder.py 1` for other texts and
 # another start), or open it as a notebook: it is in the py:percent format. It ends with a page,
 # `sinklens-autoencoder/report.html`.
 #
@@ -126,6 +126,11 @@ costs = costs[
 print(f"\nSpliced in, nats per token with 95 % intervals over texts:\n{costs.round(3).to_string(index=False)}")
 
 # %% [markdown]
+# With seed 0: all but 0.8 % of the variance is explained at unmasked tokens, and all but 6.5 % at masked ones, which are
+# more alike, with 12 of 384 features; the loss at masked tokens rises by 0.012 [0.006, 0.020] nats. Decoder rows by
+# chance cost a whole nat there. At unmasked tokens the model was never trained, and losses there say little: those by
+# chance even lower it.
+#
 # ## 3. A feature over the steps
 # Which feature matters is found on other texts than those on which it is then tested: of the features that are active
 # most often while half of the words behind triggers are filled in, the one whose ablation costs most there.
@@ -220,13 +225,18 @@ for each in found.effects("forced_accuracy").itertuples():
             "unmasked": round(each.unmasked, 3),
             "- unmasked": f"{each.to_unmasked:+.3f} [{each.to_unmasked_low:+.3f}, {each.to_unmasked_high:+.3f}]",
             "- random": f"{each.to_control:+.3f} [{each.to_control_low:+.3f}, {each.to_control_high:+.3f}]",
-            "p (Holm)": "" if math.isnan(each.to_control_p_holm) else f"{each.to_control_p_holm:.3f}",
+            "p (Holm)": "" if math.isnan(p := each.to_control_p_holm) else "<0.001" if p < 0.001 else f"{p:.3f}",
         }
     )
 ablated = pd.DataFrame(lines)
 print(f"\nAccuracy of the words behind triggers, truth committed:\n{ablated.to_string(index=False)}")
 
 # %% [markdown]
+# With seeds 0 and 1: the feature that was chosen is active at half of the masked positions and a fifth of the others.
+# Ablating it costs 5 and 9 points, with intervals below 0, and as much beyond other active features at the same
+# positions, which cost nothing; so does the feature of about the same activity. All of it is at masked positions:
+# with seed 1, ablating it at committed ones alone costs nothing. Three times as much of it costs 14 and 15 points.
+#
 # ## The page
 
 # %%

@@ -310,6 +310,16 @@ def test_edits_in_order_see_what_the_first_left(tiny_model: Any) -> None:
     torch.testing.assert_close(found, theirs(dlm, 0, both, VALID), atol=2e-4, rtol=1e-4)
 
 
+def test_a_run_is_replayed_with_its_edit_and_an_object_is_no_description(tiny_model: Any) -> None:
+    dlm = tiny_model("LLaDA")
+    edit = Feature(by_chance(dlm), [1], factor=3.0)
+    run = denoise(dlm, PROMPTS, PLAN, interventions=[edit], progress=False)
+    again = sl.replay(run.record, dlm, interventions=[edit], progress=False)
+    assert torch.equal(again.tokens, run.tokens)
+    with pytest.raises(ContentError, match="an Autoencoder cannot be made from its description"):
+        sl.Edit.from_dict(edit.to_dict())
+
+
 # What is refused.
 
 
