@@ -126,8 +126,8 @@ costs = costs[
 print(f"\nSpliced in, nats per token with 95 % intervals over texts:\n{costs.round(3).to_string(index=False)}")
 
 # %% [markdown]
-# With seed 0: all but 0.8 % of the variance is explained at unmasked tokens, and all but 6.5 % at masked ones, which are
-# more alike, with 12 of 384 features; the loss at masked tokens rises by 0.012 [0.006, 0.020] nats. Decoder rows by
+# With seed 0: all but 0.8 % of the variance is explained at unmasked tokens, and all but 6.5 % at masked ones, which
+# are more alike, with 12 of 384 features; the loss at masked tokens rises by 0.012 [0.006, 0.020] nats. Decoder rows by
 # chance cost a whole nat there. At unmasked tokens the model was never trained, and losses there say little: those by
 # chance even lower it.
 #
