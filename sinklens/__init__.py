@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from sinklens.version import __version__
 
 if TYPE_CHECKING:
-    from sinklens import analysis, interventions, plots, probes, report, selection, sinks, tasks
+    from sinklens import analysis, directions, interventions, plots, probes, report, selection, sinks, tasks
     from sinklens.analysis import dynamics, norms, overlap
     from sinklens.analysis import rates as metrics
     from sinklens.autoencoders import Autoencoder
@@ -29,10 +29,11 @@ if TYPE_CHECKING:
     from sinklens.ground_truth.records import planted
     from sinklens.hooks import Canvas, Edit, Probe, Scope
     from sinklens.hooks import Scope as Where
-    from sinklens.interventions import Feature, MaskSinks, PreviousStep, SameStep, Splice, ZeroSinks
+    from sinklens.interventions import Feature, MaskSinks, PreviousStep, SameStep, Splice, Steer, ZeroSinks
     from sinklens.models.hooked_dlm import HookedDLM
     from sinklens.probes.estimate import estimate
-    from sinklens.records import concat, open, save
+    from sinklens.records import concat, from_frame, open, save, to_frame
+    from sinklens.report.hub import pull, push
     from sinklens.sinks.named import rule
     from sinklens.sinks.rule import SinkRule
     from sinklens.values.content import named
@@ -55,12 +56,13 @@ _HOMES = {
     "experiments.results": ("AblationResult", "Effect"),
     "values": ("named",),
     "hooks": ("Canvas", "Edit", "Probe", "Scope"),
-    "interventions": ("Feature", "MaskSinks", "PreviousStep", "SameStep", "Splice", "ZeroSinks"),
+    "interventions": ("Feature", "MaskSinks", "PreviousStep", "SameStep", "Splice", "Steer", "ZeroSinks"),
     "models.hooked_dlm": ("HookedDLM",),
     "ground_truth.models": ("planted_model",),
     "ground_truth.records": ("planted",),
     "probes.estimate": ("estimate",),
-    "records": ("concat", "open", "save"),
+    "records": ("concat", "from_frame", "open", "save", "to_frame"),
+    "report.hub": ("pull", "push"),
     "sinks.named": ("rule",),
     "sinks.rule": ("SinkRule",),
 }
@@ -68,6 +70,7 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names}
 # Rooms, and modules of `analysis`, under their public names.
 _MODULES = {
     "analysis": "analysis",
+    "directions": "directions",
     "dynamics": "analysis.dynamics",
     "interventions": "interventions",
     "metrics": "analysis.rates",
@@ -99,6 +102,7 @@ __all__ = [
     "Scope",
     "SinkRule",
     "Splice",
+    "Steer",
     "Step",
     "Where",
     "ZeroSinks",
@@ -112,9 +116,11 @@ __all__ = [
     "delta_loss",
     "denoise",
     "denoising_steps",
+    "directions",
     "doses",
     "dynamics",
     "estimate",
+    "from_frame",
     "interventions",
     "l2",
     "l2_in_diffusion",
@@ -128,6 +134,8 @@ __all__ = [
     "planted_model",
     "plots",
     "probes",
+    "pull",
+    "push",
     "replay",
     "report",
     "rule",
@@ -135,6 +143,7 @@ __all__ = [
     "selection",
     "sinks",
     "tasks",
+    "to_frame",
 ]
 
 

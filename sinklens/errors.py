@@ -53,6 +53,10 @@ class AutoencoderError(SinklensError, ValueError):
     """A sparse autoencoder that cannot be read faithfully, or that belongs to another model or place."""
 
 
+class DirectionError(SinklensError, ValueError):
+    """A direction that cannot be found or read, or that was found on another model."""
+
+
 class RecordError(SinklensError, ValueError):
     """A record file that cannot be read or written."""
 
@@ -79,3 +83,7 @@ class NeverExposed(SinklensError, ValueError):
 
 class PartlyExposed(UserWarning):
     """Some scored places of an ablation were decided by forwards in which not a single key was edited."""
+
+
+class Unchecked(UserWarning):
+    """A record without a checksum was opened: whether it is what was measured cannot be told."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import mmap
 import os
+import shutil
 import stat
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -92,6 +94,38 @@ def write_bytes(path: str | Path, content: bytes | memoryview, kind: Kind | None
 
     try:
         surely(write, lambda: _unlink(partial))
+    except OSError as error:
+        raise _failed(path, error) from error
+    return Path(path)
+
+
+def write_folder(path: str | Path, contents: Mapping[str, bytes]) -> Path:
+    """Write a folder of files, whole or not at all. One that is there and holds anything is never touched.
+
+    Args:
+        path: The folder; those above it are made if need be.
+        contents: All of its files, by their names in it.
+
+    Raises:
+        SaveError: something is there already, or cannot be written; nothing is left then.
+    """
+    try:
+        real = Path(os.path.realpath(path))
+        partial = real.with_name(_partial())
+        taken = os.path.lexists(real) and (not real.is_dir() or any(real.iterdir()))
+    except (OSError, ValueError) as error:
+        raise _failed(path, error) from error
+    if taken:
+        raise SaveError(f"{str(path)!r} is there already, and a folder is never replaced; give another name")
+
+    def write() -> None:
+        for name, content in contents.items():
+            (partial / name).parent.mkdir(parents=True, exist_ok=True)
+            (partial / name).write_bytes(content)
+        os.replace(partial, real)
+
+    try:
+        surely(write, lambda: shutil.rmtree(partial, ignore_errors=True))
     except OSError as error:
         raise _failed(path, error) from error
     return Path(path)

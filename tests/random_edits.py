@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
 from hypothesis import strategies as st
 
+from sinklens.directions import Direction
 from sinklens.hooks import Scope
 from sinklens.interventions import (
     CONTROLS,
@@ -32,14 +35,23 @@ from sinklens.interventions import (
     SideBySide,
     SinkToken,
     Splice,
+    Steer,
     Swap,
     ZeroSinks,
     ZeroValue,
 )
+from sinklens.models.fingerprint import ModelId
 from sinklens.sinks import SinkRule
 from sinklens.sinks.named import RULES
 
 AUTOENCODER = str(Path(__file__).parent / "data" / "autoencoders" / "topk")  # of 20 features
+# The folder of a direction: some model's, of layers 0 to 2.
+VECTORS = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
+DIRECTION = str(
+    Direction(VECTORS, (0, 1, 2), "hook_out", (3.0, 4.0, 5.0), "all", ModelId("some", "LLaDA", "0"), {}).save(
+        tempfile.mkdtemp()
+    )
+)
 finite = st.floats(allow_nan=False, allow_infinity=False)
 positions = st.sampled_from(["all", "masked", "committed", "prompt", "response", "last"])
 seeds = st.integers(0, 10**6)
@@ -114,6 +126,17 @@ edits = st.one_of(
         queries=positions,
     ),
     st.builds(LearnedSelection, st.just("auto"), rate=st.floats(0, 1, exclude_min=True), keys=positions, **common),
+    st.builds(
+        Steer,
+        st.just(DIRECTION),
+        finite,
+        st.sampled_from(["direction", "random", "orthogonal"]),
+        positions=positions,
+        schedule=st.one_of(st.sampled_from(["constant", "linear"]), st.lists(finite, min_size=1, max_size=3)),
+        units=st.sampled_from(["difference", "residual"]),
+        seed=seeds,
+        where=st.builds(Scope, ranges, st.none(), ranges),
+    ),
 )
 matched = st.builds(lambda kind, of, seed: kind(of, seed), st.sampled_from(list(CONTROLS.values())), selectors, seeds)
 every_selector = st.one_of(selectors, matched, st.builds(CONTROLS["random"], matched))

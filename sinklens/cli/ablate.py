@@ -40,7 +40,8 @@ def ablate(
         list[str] | None,
         typer.Option(
             "--control",
-            help="random, same_mass, bottom, same_class, shifted, noop or none; several times.",
+            help="random, same_mass, bottom, same_class, shifted, noop or none; of steer: random_direction, "
+            "orthogonal_direction; several times.",
             show_default="random",
         ),
     ] = None,

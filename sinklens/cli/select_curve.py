@@ -121,8 +121,11 @@ def curve(
     for metric in measured(result):
         table = budget_table(result, metric)
         columns = ["selector", "rate", "kept", "value", "low", "high", "to_unmasked", "to_unmasked_p_holm"]
-        columns += ["to_random", "to_random_low", "to_random_high", "to_random_p_holm"]
-        typer.echo(f"\n{metric} (95 % intervals, differences paired by prompt, p after Holm)")
+        columns += ["to_random", "to_random_low", "to_random_high", "to_random_p_holm", "to_random_kept"]
+        typer.echo(
+            f"\n{metric} (95 % intervals, differences paired by prompt, p after Holm; to_random_kept: how\n"
+            "much more was kept than by the control, which should be about 0)"
+        )
         typer.echo(options.text_of(table[columns]))
         typer.echo(f"\nDown to which rate it holds (the loss is shown to be below {margin:g}), and at which it breaks")
         typer.echo(options.text_of(breaking_point(table, margin)))

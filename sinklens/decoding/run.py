@@ -23,15 +23,17 @@ from sinklens.hooks import Edit, Memory, Probe
 from sinklens.interrupts import again
 from sinklens.models.hooked_dlm import HookedDLM
 from sinklens.models.prompts import Given
-from sinklens.records import DIMS, VARIABLES, Recorder, provenance, save, unfinished
+from sinklens.records import DIMS, VARIABLES, Recorder, contents, made, provenance, save, unfinished
+from sinklens.records.forms import ZARR
 from sinklens.values.kinds import Seed, read, reads
+from sinklens.values.notebook import MOST, Shown, Told
 
 Attribute = str | float | Sequence[str] | Sequence[float]  # what netCDF has a form for
 SAVE_EVERY = 60.0  # seconds between two savings of a run that is under way
 
 
 @dataclass(eq=False)
-class Run(Trajectory):
+class Run(Shown, Trajectory):
     """What `denoise` returns: a `Trajectory`, and what was measured on the way.
 
     Attributes:
@@ -62,6 +64,19 @@ class Run(Trajectory):
     def __repr__(self) -> str:
         state = "" if self.finished else f"; {unfinished(self.record)}"
         return f"Run({len(self.completions)} prompts, {self.record.sizes.get('step', 0)} steps{state})"
+
+    def told(self) -> Told:
+        """What a notebook shows: completions, and what the record holds."""
+        origin = made(self.record)
+        rows = [("model", origin.get("model")), ("steps", f"{self.record.sizes.get('step', 0)}"), ("plan", self.plan)]
+        rows += [(name, ", ".join(origin.get("read_as", {}).get(name, []))) for name in ("probes", "interventions")]
+        written = [(f"{number}", text) for number, text in enumerate(self.completions[:MOST])]
+        held = contents(self.record)
+        tables = [
+            (("prompt", "completion"), written, len(self.completions)),
+            (held.columns, held.values.tolist(), len(held)),
+        ]
+        return Told("" if self.finished else unfinished(self.record), [row for row in rows if row[1]], tables)
 
 
 @reads("prompts", "force")
@@ -103,6 +118,8 @@ def denoise(
         ContentError: before the first forward, for a probe or an edit of which the record could not say what it is.
     """
     if save_to is not None:
+        if Path(save_to).suffix == ZARR:
+            raise SaveError(f"save_to={str(save_to)!r}: a zarr folder is written once; sinklens.save(run.record, ...)")
         files.check(save_to, files.RECORD)
     start = prepare(dlm, prompts, plan, seed)
     keeper = _Keeper(dlm, start, probes, interventions, _origin(start, seed, probes, interventions, force, follow))

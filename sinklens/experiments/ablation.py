@@ -50,8 +50,9 @@ def ablate(
         plan: How to decode; for an autoregressive baseline one that says only what it can do (`Plan.for_causal`).
         seeds: Repetitions; each prompt gets its own seed from each.
         controls: "random": as many random keys that are no sinks, in the same scope. Other names, or several:
-            "same_mass", "bottom", "same_class", "shifted", "noop". A mapping from names to functions of the edit makes
-            one's own. None must be asked for.
+            "same_mass", "bottom", "same_class", "shifted", "noop". Of `Steer`, which acts on no keys:
+            "random_direction", "orthogonal_direction". A mapping from names to functions of the edit makes one's own.
+            None must be asked for.
         metrics: Names out of `outcomes.METRICS`, which says what each means: "accuracy" (of what the model writes),
             "forced_accuracy" (of what it would write while the truth is committed: the same places under every
             condition), "agreement" and "order" (against the unedited run), "kl", "replayed_agreement",

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 COLUMNS = [
     *("selector", "rate", "kept", "kept_low", "kept_high", "metric", "value", "low", "high", "pairs", "exposed"),
     *("to_unmasked", "to_unmasked_low", "to_unmasked_high", "to_unmasked_p", "to_unmasked_p_holm"),
-    *("to_random", "to_random_low", "to_random_high", "to_random_p", "to_random_p_holm"),
+    *("to_random", "to_random_low", "to_random_high", "to_random_p", "to_random_p_holm", "to_random_kept"),
 ]
 CONTROLS = {
     "received": RANDOM,
@@ -45,6 +45,9 @@ def budget_table(result: AblationResult, metric: str | None = None) -> pd.DataFr
     to_random is the difference to the control at the same budget: "random" for "received" and "key_norm", which choose
     in each head by itself; "random_tokens" for "hidden_norm" and "recency", which choose for all heads of a layer;
     "GATE by chance" for a gate, at the budget that the gate itself chose; "without as many others" for "without sinks".
+    to_random_kept: how much more was kept in truth than by that control, as a share of the keys. A gate reads the
+    residual stream of the run that it edits, so it may ask for other budgets there than in the run of its control;
+    where this is not about 0, part of to_random is the budget's.
 
     Args:
         result: What `budget_curve` returned; also of an interrupted one, as far as it is.
@@ -101,7 +104,9 @@ def _line(result: AblationResult, metric: str, key: Key, groups: Mapping[Key, li
     values = result.paired(metric, *sides, *((name, "sinks") for name in beside))
     if not values.shape[1]:
         return line
-    return line | _difference("to_random", values[: len(sides)].mean(0) - values[len(sides) :].mean(0))
+    more = line["kept"] - _kept(result, metric, beside)["kept"]
+    difference = _difference("to_random", values[: len(sides)].mean(0) - values[len(sides) :].mean(0))
+    return line | difference | {"to_random_kept": more}
 
 
 def _difference(name: str, values: Any) -> dict[str, Any]:

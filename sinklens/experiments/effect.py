@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+from sinklens.values.notebook import Shown, Told
 
 
 @dataclass(frozen=True)
-class Effect:
+class Effect(Shown):
     """What a condition does to a metric, paired by prompt (the mean over seeds), with 95 % bootstrap intervals.
 
     Attributes:
@@ -50,3 +53,25 @@ class Effect:
     margin: float | None = None
     equivalent: bool | None = None
     equivalent_to_control: bool | None = None
+
+    def told(self) -> Told:
+        """What a notebook shows: both differences, each with its interval, its p-value and what was exposed."""
+        rows: list[tuple[str, Any]] = [
+            ("unmasked", self.unmasked),
+            ("under the condition", self.value),
+            ("difference", _difference(self.to_unmasked, self.to_unmasked_interval, self.to_unmasked_p, self.pairs)),
+            ("exposed", self.exposed),
+        ]
+        if self.control is not None and self.to_control is not None:
+            found = (self.to_control, self.to_control_interval, self.to_control_p, self.pairs_control)
+            rows += [(f"beyond {self.control}", _difference(*found)), ("exposed there", self.exposed_control)]
+        if self.margin is not None:
+            alike = [("unmasked", self.equivalent), (self.control, self.equivalent_to_control)]
+            shown = [f"{'shown' if same else 'not shown'} for {side}" for side, same in alike if same is not None]
+            rows.append((f"smaller than {self.margin:g}", "; ".join(shown)))
+        return Told(f"What {self.condition} does to {self.metric}, paired by prompt.", rows)
+
+
+def _difference(mean: float, interval: tuple[float, float] | None, p: float | None, pairs: int | None) -> str:
+    within = "" if interval is None else f" [{interval[0]:+.3f}, {interval[1]:+.3f}]"
+    return f"{mean:+.3f}{within}{'' if p is None else f', p = {p:.3g}'}, {pairs} prompts"

@@ -20,6 +20,7 @@ from sinklens.experiments.exposure import exposed
 from sinklens.experiments.outcomes import METRICS
 from sinklens.experiments.statistics import equivalent, holm, mean_and_interval, permutation_p, rate_and_interval
 from sinklens.values.kinds import reads
+from sinklens.values.notebook import Shown, Told
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,7 +31,7 @@ SAID = ("model", "prompt", "seed", "condition", "kind", "metric", "value", "expo
 
 
 @dataclass(frozen=True, repr=False)
-class AblationResult:
+class AblationResult(Shown):
     """What `ablate` returns.
 
     Attributes:
@@ -62,6 +63,20 @@ class AblationResult:
     def __repr__(self) -> str:
         state = f"; {self.unfinished}" if self.unfinished else ""
         return f"AblationResult({len(self.scores)} scores of {', '.join(self._known()['condition'])}{state})"
+
+    def told(self) -> Told:
+        """What a notebook shows: the means of every condition (`summary` has their intervals)."""
+        said = {name: self.provenance.get(name) for name in ("model", "task")}
+        known = {name: ", ".join(each) for name, each in self._known().items()}
+        rows = [*((n, v) for n, v in said.items() if v), *known.items(), ("scores", f"{len(self.scores)}")]
+        means: dict[tuple[str, ...], list[float]] = {}
+        for score in self.scores:
+            side = means.setdefault(tuple(str(score[name]) for name in ("metric", "condition", "kind")), [])
+            side += [] if math.isnan(score["value"]) else [score["value"]]
+        lines = [(*side, _mean(found) if found else math.nan, f"{len(found)}") for side, found in means.items()]
+        heads = ("metric", "condition", "kind", "mean", "scored")
+        about = self.unfinished or "summary() has intervals, effects() the tests."
+        return Told(about, rows, [(heads, lines, len(lines))])
 
     def to_dataframe(self) -> pd.DataFrame:
         """All scores, one per line."""

@@ -30,7 +30,7 @@ def noting(hooks: Sequence[Hook], model: Any, canvas: Canvas, memory: Memory) ->
             if _version(tensor) != version:  # in place: what was there is gone
                 memory.touch(canvas.rows)
             elif edited is not None and edited is not tensor and memory.untouched(canvas.rows):
-                memory.touch(canvas.rows & _changed(name, tensor, edited, model, canvas, hook))
+                memory.touch(canvas.rows & _changed(name, tensor, edited, model, canvas, memory, hook))
             return edited
 
         return hook_function
@@ -46,7 +46,9 @@ def _version(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
-def _changed(name: str, before: Tensor, after: Tensor, model: Any, canvas: Canvas, hook: Any) -> Bool[Tensor, " batch"]:
+def _changed(
+    name: str, before: Tensor, after: Tensor, model: Any, canvas: Canvas, memory: Memory, hook: Any
+) -> Bool[Tensor, " batch"]:
     """Rows of which a real position got something else; of scores, those whose weights are others."""
     if RECEIVED in name:  # shown only
         return torch.zeros_like(canvas.rows)
@@ -59,8 +61,23 @@ def _changed(name: str, before: Tensor, after: Tensor, model: Any, canvas: Canva
     else:
         differs = (before != after).flatten(2).any(-1)
         if differs.shape == canvas.valid.shape:
-            differs = differs & canvas.valid.to(differs.device)
+            differs = differs & _counting(name, model, canvas, memory).to(differs.device)
     return differs.flatten(1).any(-1).to(canvas.rows.device)
+
+
+def _counting(name: str, model: Any, canvas: Canvas, memory: Memory) -> Bool[Tensor, "batch pos"]:
+    """Positions at which a change of a hook point [batch, pos, ...] can reach what is decided: real ones.
+
+    Behind the last layer nothing is passed on between positions: there only those whose logits decide count, which are
+    the masked ones (of a shifted model, those before them), or in a baseline that writes each row's last.
+    """
+    if name != f"blocks.{int(model.cfg.n_layers) - 1}.hook_out" or not hasattr(model, "family"):
+        return canvas.valid
+    if model.is_causal:  # without steps every position is asked at once
+        return canvas.valid if memory.steps is None else canvas.positions("last")
+    if model.family.shift:
+        return canvas.valid & torch.cat([canvas.masked[:, 1:], torch.zeros_like(canvas.masked[:, :1])], 1)
+    return canvas.positions("masked")
 
 
 def _reweighed(before: Tensor, after: Tensor) -> Bool[Tensor, "batch head query"]:

@@ -16,6 +16,7 @@ from sinklens.hooks.changed import noting
 from sinklens.hooks.memory import Memory
 from sinklens.hooks.scope import Scope
 from sinklens.values.content import Value
+from sinklens.values.notebook import Told
 
 
 class Probe(Value, ABC):
@@ -59,6 +60,14 @@ class Probe(Value, ABC):
     def attributes(self) -> dict[str, Any]:
         """What is recorded beside unit and definition, such as whose attention counted."""
         return {}
+
+    def told(self) -> Told:
+        """What a notebook shows: also what it measures, and in which unit."""
+        usual = super().told()
+        measured = [("records", self.name), ("dims", ", ".join(("prompt", "step", *self.dims))), ("unit", self.unit)]
+        known = {name for name, _ in measured} | {"name", "definition"}
+        rows = [(name, value) for name, value in usual.rows if name and name not in known]
+        return Told(usual.about, [*measured, ("definition", self.definition), *rows])
 
     def fwd_hooks(self, model: Any, canvas: Canvas | None = None, seen: dict[Any, Any] | None = None) -> list[Hook]:
         """As `hooks`, for `run_with_hooks(fwd_hooks=...)` of any bridge: `probe.values(seen)` reads what was seen."""

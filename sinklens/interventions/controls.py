@@ -1,4 +1,4 @@
-"""Controls: the same edit, done to keys that are no sinks."""
+"""Controls: the same edit, done to keys that are no sinks, or with a vector that is no direction."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import Any
 import xarray as xr
 
 from sinklens.hooks import Edit
-from sinklens.interventions.edits.base import AttentionEdit, SinkEdit
+from sinklens.interventions.edits.base import SinkEdit
 from sinklens.interventions.edits.budget import KeepKeys
 from sinklens.interventions.edits.by_chance import ChanceSelection
 from sinklens.interventions.edits.feature_by_chance import chance
 from sinklens.interventions.edits.features import Feature
 from sinklens.interventions.edits.learned import LearnedSelection
+from sinklens.interventions.edits.steer import By, Steer
 from sinklens.interventions.edits.weights import NoOp
 from sinklens.interventions.selectors.attention import ByRule
 from sinklens.interventions.selectors.base import Selector
@@ -36,22 +37,35 @@ CONTROLS: dict[str, type[Matched]] = {
     "same_class": SameClass,
     "shifted": ShiftedKeys,
 }
+DIRECTIONS: dict[str, By] = {"random_direction": "random", "orthogonal_direction": "orthogonal"}
 
 
 @reads()
-def control(edit: Edit, name: str = "random", seed: Seed = 0) -> AttentionEdit:
+def control(edit: Edit, name: str = "random", seed: Seed = 0) -> Edit:
     """The same edit in the same scope, done to other keys: "random", "same_mass", "bottom", "same_class", "shifted".
 
     "noop" finds the sinks and does nothing. KeepKeys has the control "random": as many keys, kept at random.
     LearnedSelection has it, too: as many tokens as the gate keeps, drawn by chance (`ChanceSelection`);
     and Feature: at each position as many other active features (`ChanceFeature`).
 
+    Steer acts on no keys and has controls of its own: "random_direction", a random vector of the same norm in each
+    layer, and "orthogonal_direction", one at a right angle to the direction.
+
     Raises:
-        ValueError: an unknown control, or an edit without keys to be matched.
+        ValueError: an unknown control, or one that cannot match the edit.
     """
-    known = ", ".join((*CONTROLS, "noop"))
-    if name not in (*CONTROLS, "noop"):
-        raise ValueError(f"control {name!r} is unknown; the controls are {known}")
+    known = (*CONTROLS, "noop", *DIRECTIONS)
+    if name not in known:
+        raise ValueError(f"control {name!r} is unknown; the controls are {', '.join(known)}")
+    if isinstance(edit, Steer):
+        if name not in DIRECTIONS or edit.by != "direction":
+            raise ValueError(
+                f"{edit!r} acts on no keys, so control {name!r} cannot match it; a Steer by a direction has the "
+                f"controls {' and '.join(map(repr, DIRECTIONS))}"
+            )
+        return replace(edit, by=DIRECTIONS[name], seed=seed)
+    if name in DIRECTIONS:
+        raise ValueError(f"control {name!r} is for Steer, and {edit!r} adds no direction; say controls='random'")
     if isinstance(edit, KeepKeys | LearnedSelection | Feature):
         if name != "random":
             raise ValueError(f"{edit!r} has the control 'random' only: as many others, drawn by chance")

@@ -13,6 +13,7 @@ from sinklens.interventions.edits.features import Feature, Splice
 from sinklens.interventions.edits.learned import LearnedSelection
 from sinklens.interventions.edits.scores import BiasSinks, MaskSinks, NullKey
 from sinklens.interventions.edits.sink_token import SinkToken
+from sinklens.interventions.edits.steer import Steer
 from sinklens.interventions.edits.values import MeanValue, NoiseValue, ZeroValue
 from sinklens.interventions.edits.weights import NoOp, Redistribute, ScaleSinks, Swap, ZeroSinks
 from sinklens.interventions.selectors.attention import ByRule, LastQuery, PreviousStep, SameStep
@@ -25,12 +26,14 @@ OPERATOR[=VALUE][:WHO][@OPTION ...]
             without WHO: null_key[=LOGIT], sink_token[=ID];
             keep=SHARE|N:received|key_norm|hidden_norm|random|random_tokens|recency,
             keep=SHARE:learned (by the gate that comes with sinklens for the model, or by yours: @gate=FOLDER);
-            of a sparse autoencoder, @sae=FOLDER: splice[=error], feature=ID+ID (@factor=0, @boost=0)
+            of a sparse autoencoder, @sae=FOLDER: splice[=error], feature=ID+ID (@factor=0, @boost=0);
+            steer=FOLDER (adds a direction to the residual stream), steer=FOLDER:random, steer=FOLDER:orthogonal
   WHO       topK, epsE, a rule (rulli, gu, floating, sink_aware, act, streaming), pos0+3, token=CLASS, token=5+9,
             keynormK; the first three of the previous step (the paper's protocol), or same/topK, last/topK, open/topK
             (of a clean forward beside the edited run)
   OPTION    the scope: layers=0-3, heads=1, steps=8-; who is touched: queries=masked, diagonal=no;
-            who is chosen: keys=prompt, by=masked (whose attention counts), fewer=none, first=same; share=0.6, seed=3
+            who is chosen: keys=prompt, by=masked (whose attention counts), fewer=none, first=same; share=0.6, seed=3;
+            of steer: scale=4, units=residual, positions=masked, schedule=linear (or 1,0.5,0: a number for each step)
 For example mask:top1   redistribute=uniform:top5   scale=0.1:same/eps3@layers=0-3@steps=8-"""
 
 
@@ -69,6 +72,10 @@ def budget_of(text: str) -> float:
     return int(text) if text.isdigit() else number(text)
 
 
+def schedule(text: str) -> Any:
+    return text if text.isalpha() else tuple(number(part) for part in text.split(",") if part)
+
+
 @dataclass(frozen=True)
 class Word:
     """An operator of the grammar; one that is called "keep:learned" is written keep=VALUE:learned.
@@ -83,7 +90,7 @@ class Word:
         fixed: Fields that the word itself says.
     """
 
-    make: type[AttentionEdit]
+    make: type[AttentionEdit] | type[Steer]
     value: str = ""
     read: Callable[[str], Any] = number
     write: Callable[[Any], str] = written
@@ -125,6 +132,7 @@ OPERATORS: dict[str, Word] = {
         who="",
     ),
     "keep:learned": Word(LearnedSelection, "rate", needs="a share, as in keep=0.5:learned", who=""),
+    "steer": Word(Steer, "direction", str, str, needs="the folder of a direction, as in steer=FOLDER", who="by"),
 }
 KINDS: dict[str, tuple[type[ByRule], Loop]] = {
     "": (PreviousStep, "closed"),
@@ -135,5 +143,9 @@ KINDS: dict[str, tuple[type[ByRule], Loop]] = {
 }
 SCOPE = ("layers", "heads", "steps")
 OF_SELECTOR = ("by", "keys", "fewer", "first")
-OPTIONS = (*SCOPE, "queries", "diagonal", *OF_SELECTOR, "share", "seed", "gate", "sae", "factor", "boost")
-READ: dict[str, Callable[[str], Any]] = {"share": number, "seed": whole, "factor": number, "boost": number}
+OF_EDIT = ("share", "seed", "gate", "scale", "units", "positions", "schedule", "sae", "factor", "boost")
+OPTIONS = (*SCOPE, "queries", "diagonal", *OF_SELECTOR, *OF_EDIT)
+READ: dict[str, Callable[[str], Any]] = {"share": number, "seed": whole, "scale": number, "schedule": schedule} | {
+    "factor": number,
+    "boost": number,
+}

@@ -9,10 +9,10 @@ from typing import Any
 
 from sinklens.errors import ContentError, ScopeError
 from sinklens.hooks import Edit, Scope
-from sinklens.interventions.edits.base import AttentionEdit
 from sinklens.interventions.grammar import (
     GRAMMAR,
     KINDS,
+    OF_EDIT,
     OF_SELECTOR,
     OPERATORS,
     OPTIONS,
@@ -49,7 +49,7 @@ def text_of(edit: Edit) -> str:
         ContentError: the grammar has no words for it; `to_dict` describes every edit.
     """
     words = [(name, word) for name, word in OPERATORS.items() if _says(word, edit)]
-    text = _text(*words[0], edit) if words and isinstance(edit, AttentionEdit) else None
+    text = _text(*words[0], edit) if words else None
     if text is None or not _reads_as(text, edit):
         raise ContentError(f"the grammar of edits has no words for {edit!r}; use edit.to_dict()")
     return text
@@ -181,13 +181,13 @@ def _says(word: Word, edit: Edit) -> bool:
     return type(edit) is word.make and all(getattr(edit, name) == value for name, value in word.fixed.items())
 
 
-def _text(name: str, word: Word, edit: AttentionEdit) -> str | None:
+def _text(name: str, word: Word, edit: Edit) -> str | None:
     usual = _fields(word.make)
     value = getattr(edit, word.value) if word.value else None
     name, colon, kind = name.partition(":")
     text = name + (f"={word.write(value)}" if word.value and value != usual[word.value] else "") + colon + kind
     said = {option: getattr(edit.where, option) for option in SCOPE if getattr(edit.where, option) is not None}
-    for option in ("queries", "diagonal", "keys", "share", "seed", "gate", "sae", "factor", "boost"):
+    for option in ("queries", "diagonal", "keys", *OF_EDIT):
         if option in usual and option != word.value and getattr(edit, option) != usual[option]:
             said[option] = getattr(edit, option)
     if word.who == "by":

@@ -6,7 +6,7 @@ import hashlib
 import json
 import weakref
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -15,10 +15,36 @@ from torch import Tensor
 from sinklens.errors import ContentError
 from sinklens.models.adapted import digest_of
 from sinklens.models.rotary import Settled
-from sinklens.values.content import plain
+from sinklens.values.content import Value, plain
 
 CHUNK = 2**26  # bytes that are hashed at once
 _DIGESTS: weakref.WeakKeyDictionary[Any, tuple[Any, str]] = weakref.WeakKeyDictionary()
+
+
+@dataclass(frozen=True, repr=False)
+class ModelId(Value):
+    """Which model something was made on, wherever it was loaded from and in whatever dtype.
+
+    Attributes:
+        name: What it was loaded as; for people.
+        family: Its family: the same weights in another one see other tokens.
+        weights: SHA-256 of its weights in bfloat16.
+    """
+
+    name: str
+    family: str
+    weights: str
+
+    @classmethod
+    def of(cls, dlm: Any) -> ModelId:
+        """That of a HookedDLM."""
+        return cls(str(dlm.name), dlm.family.name, weights_digest(dlm))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ModelId) and (self.family, self.weights) == (other.family, other.weights)
+
+    def __hash__(self) -> int:
+        return hash(self.weights)
 
 
 def fingerprint(dlm: Any) -> str:

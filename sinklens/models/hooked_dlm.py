@@ -13,7 +13,7 @@ from transformer_lens.model_bridge.sources import build_bridge_config_from_hf
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sinklens.errors import PromptError
-from sinklens.models import adapters, attention, copying, encoders, loading, rotary
+from sinklens.models import adapters, attention, copying, encoders, loading, notebook, rotary
 from sinklens.models.calibration import calibrate
 from sinklens.models.families import Family
 from sinklens.models.fingerprint import fingerprint
@@ -26,7 +26,7 @@ from sinklens.models.wiring import Wiring, refuse_wrapped
 PATHS = ("auto", "pattern", "blocks")
 
 
-class HookedDLM(Text, Tools):
+class HookedDLM(Text, Tools, notebook.Card):
     """A masked diffusion language model (or an autoregressive baseline) on TransformerLens hook points.
 
     It IS a `TransformerBridge`, so TransformerLens's tools take it for what it is; and it wraps the transformers model

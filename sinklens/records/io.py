@@ -2,95 +2,83 @@
 
 from __future__ import annotations
 
-import io
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import xarray as xr
 
 from sinklens import files
-from sinklens.errors import RecordError
+from sinklens.errors import RecordError, Unchecked
+from sinklens.records import forms
 from sinklens.records.checksum import CHECKSUM, checksum
 from sinklens.records.provenance import made
 from sinklens.records.schema import SCHEMA
 
 
 def save(record: xr.Dataset, path: str | Path) -> Path:
-    """Write a record as netCDF, whole or not at all, with a checksum of its content.
+    """Write a record, whole or not at all, with a checksum of its content: netCDF, or zarr if the name ends in ".zarr".
+
+    xarray reads both (`xr.open_dataset`), and `open` reads what xarray's `to_netcdf` and `to_zarr` wrote.
 
     Args:
         record: A record, also one that you selected from or added to.
-        path: The file; its folder is made if need be. A record that is there is replaced, any other file is not.
+        path: The file; its folder is made if need be. A record that is there is replaced, any other file is not, and
+            no zarr folder ever is.
 
     Raises:
-        RecordError: no record, or one with something that netCDF has no form for.
+        RecordError: no record, or one with something that netCDF or zarr has no form for.
         SaveError: the file cannot be written, or is there and no record.
-    """
-    return files.write_bytes(path, netcdf(record), files.RECORD)
-
-
-def netcdf(record: xr.Dataset) -> bytes:
-    """A record as the bytes of a netCDF file. In memory first: the library that writes them cannot fail halfway.
-
-    Raises:
-        RecordError: as in `save`.
     """
     if "sinklens_schema" not in record.attrs:
         raise RecordError(
             "this is no sinklens record: it has no sinklens_schema attribute. Much of xarray drops attributes; "
             "xr.set_options(keep_attrs=True) keeps them"
         )
-    odd = [f"{name} ({v.dtype})" for name, v in record.variables.items() if v.dtype.kind not in "biufOSUT"]
-    if odd:
-        raise RecordError(f"a record holds numbers, truth values and texts, and not {', '.join(odd)}")
-    encoding: dict[Any, dict[str, Any]] = {}
-    for name, variable in record.variables.items():
-        numbers = variable.dtype.kind in "fiu"
-        encoding[name] = {"_FillValue": None} if numbers else {}
-        if numbers and name in record.data_vars and variable.ndim and variable.size:
-            encoding[name] |= {"zlib": True, "complevel": 4}
-    whole = record.drop_encoding().assign_attrs(sinklens_schema=SCHEMA)
-    try:
-        whole = whole.assign_attrs({CHECKSUM: checksum(whole)})
-        return bytes(whole.to_netcdf(engine="h5netcdf", encoding=encoding))
-    except Exception as error:
-        raise RecordError(f"this record cannot be written as netCDF: {error}") from error
+    whole = forms.storable(record.assign_attrs(sinklens_schema=SCHEMA))
+    whole = whole.assign_attrs({CHECKSUM: checksum(whole)})
+    if Path(path).suffix == forms.ZARR:
+        return files.write_folder(path, forms.zarr(whole))
+    return files.write_bytes(path, forms.netcdf(whole), files.RECORD)
 
 
 def open(path: str | Path, *, check: bool = True) -> xr.Dataset:
     """Read a record into memory.
 
     Args:
-        path: The file.
-        check: Refuse what was changed since sinklens wrote it. Without, what can be read is taken as it is, also from a
-            record that another program changed, or that an older sinklens wrote without a checksum; `save` writes one.
+        path: A netCDF file or a zarr folder, of sinklens or of xarray's own `to_netcdf` and `to_zarr`.
+        check: Refuse what was changed since sinklens wrote it, and warn (`Unchecked`) of what has no checksum, as
+            nothing has that xarray itself wrote. Without, what can be read is taken as it is, also from a record that
+            another program changed; `save` writes a checksum.
 
     Raises:
         RecordError: no such file, a truncated or damaged one, one that is no sinklens record, or one of a newer
             sinklens.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.is_file() and not (path.is_dir() and any((path / name).is_file() for name in (".zgroup", "zarr.json"))):
         raise RecordError(f"there is no record at {str(path)!r}")
     try:
-        content = io.BytesIO(path.read_bytes())
-        with h5py.File(content, "r") as raw:  # first, for h5netcdf prints a traceback of its own if it cannot
-            dict(raw.attrs)
-        with xr.open_dataset(content, engine="h5netcdf", mask_and_scale=not check, decode_times=False) as stored:
-            record = stored.load().drop_encoding()
+        record = forms.read(path, packed=not check)
+        if check and CHECKSUM not in record.attrs and any(set(forms.PACKED) & set(v.attrs) for v in _all(record)):
+            record = forms.read(path, packed=True)
+    except RecordError:
+        raise
     except Exception as error:  # whatever a library says of bytes that it did not expect
-        raise RecordError(f"{str(path)!r} cannot be read as netCDF (truncated or foreign): {error}") from error
+        kind = "zarr" if path.is_dir() else "netCDF"
+        raise RecordError(f"{str(path)!r} cannot be read as {kind} (truncated or foreign): {error}") from error
     if "sinklens_schema" not in record.attrs:
-        raise RecordError(
-            f"{str(path)!r} is a netCDF file, but no sinklens record: it has no sinklens_schema attribute"
-        )
+        raise RecordError(f"{str(path)!r} can be read, but is no sinklens record: it has no sinklens_schema attribute")
     if check:
         _check(record, path)
     return record.drop_attrs(deep=False).assign_attrs({k: v for k, v in record.attrs.items() if k != CHECKSUM})
+
+
+def _all(record: xr.Dataset) -> list[xr.Variable]:
+    return list(record.variables.values())
 
 
 def _check(record: xr.Dataset, path: Path) -> None:
@@ -101,8 +89,13 @@ def _check(record: xr.Dataset, path: Path) -> None:
         raise RecordError(f"{str(path)!r} has sinklens_schema={schema!r}, which {whose}. This one knows {SCHEMA}")
     ask = f"sinklens.open({str(path)!r}, check=False) takes it as it is"
     if CHECKSUM not in record.attrs:
-        raise RecordError(f"{str(path)!r} has no checksum: an older sinklens wrote it, or it was changed; {ask}")
-    if str(record.attrs[CHECKSUM]) != checksum(record):
+        warnings.warn(
+            f"{str(path)!r} has no checksum, so nobody could see a damaged or changed number: another program wrote "
+            f"it, or an older sinklens. {ask} without a word, and sinklens.save writes one",
+            Unchecked,
+            stacklevel=3,
+        )
+    elif str(record.attrs[CHECKSUM]) != checksum(record):
         raise RecordError(
             f"{str(path)!r} is not what sinklens wrote: its checksum is another. It is damaged, or another program "
             f"changed it; {ask}, and sinklens.save writes a new checksum"

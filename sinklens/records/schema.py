@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
 SCHEMA = 2  # 1 had no checksum
@@ -133,6 +134,16 @@ def dataset(
     attrs = {"sinklens_schema": SCHEMA, "provenance": json.dumps(provenance), "prompts": record.sizes["prompt"]}
     attrs |= {"finished": int(provenance["finished"])} if "finished" in provenance else {}
     return xr.merge([record, *parts], join="outer", compat="equals").assign_attrs(attrs)
+
+
+def contents(record: xr.Dataset) -> pd.DataFrame:
+    """What a record holds, to read: columns variable, dims (with sizes), unit, definition; first what was measured."""
+    names = sorted(map(str, record.data_vars), key=lambda name: name in VARIABLES)
+    lines = []
+    for name in names:
+        dims = ", ".join(f"{dim} {size}" for dim, size in record[name].sizes.items())
+        lines.append((name, dims, *(str(record[name].attrs.get(said, "")) for said in ("units", "definition"))))
+    return pd.DataFrame(lines, columns=["variable", "dims", "unit", "definition"])
 
 
 def _about(unit: str, definition: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Self-contained HTML pages of records and experiments.
+"""Self-contained HTML pages of records and experiments, and the folders in which they are shared.
 
 It lays out tables and figures that others make, and computes nothing.
 """

@@ -57,7 +57,7 @@ def curve_report(result: AblationResult, out: Path, margin: float | None = None)
                 if margin is None
                 else f"it is shown to lose less than {margin:g} there"
             )
-            + ", and at every higher rate.",
+            + ", and at every higher rate. Where more is kept than by chance, part of the difference is the budget's.",
             [("Down to which rate it holds", breaking_point(table, margin)), ("All rates", _short(table))],
             [plots.budget_curves({model: table}), plots.budget_curves({model: table}, "rate")],
         )
@@ -128,6 +128,7 @@ def _short(table: pd.DataFrame) -> pd.DataFrame:
         shown[f"p ({what})"] = [
             "" if math.isnan(p) else "<0.001" if p < 0.001 else f"{p:.3f}" for p in loose[f"{name}_p_holm"]
         ]
+    shown["kept - by chance"] = ["" if math.isnan(more) else f"{more:+.2f}" for more in loose.to_random_kept]
     shown["exposed"] = loose.exposed
     return shown
 

@@ -4,7 +4,8 @@ A gate says which tokens stay visible as keys at a rate that the user chooses. A
 (`interventions`); comparing it with other ways to choose belongs to `experiments`.
 """
 
-from sinklens.selection.gate import Gate, GateKind, ModelId, Scores, Shape
+from sinklens.models.fingerprint import ModelId
+from sinklens.selection.gate import Gate, GateKind, Scores, Shape
 from sinklens.selection.measuring import calibrate, measure
 from sinklens.selection.places import find, names
 from sinklens.selection.recipe import Recipe

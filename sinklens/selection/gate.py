@@ -15,9 +15,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from sinklens.errors import GateError
-from sinklens.models.fingerprint import weights_digest
-from sinklens.selection import storing
+from sinklens.models.fingerprint import ModelId
 from sinklens.selection.places import find
+from sinklens.selection.storing import GATE, card
 from sinklens.values import Value
 from sinklens.values.content import digest
 from sinklens.values.kinds import Count, Index, reads
@@ -50,32 +50,6 @@ class Shape(Value):
     first: Index = 1
     hidden: Count = 12
     kind_error = GateError
-
-
-@dataclass(frozen=True, repr=False)
-class ModelId(Value):
-    """Whose gate it is, wherever the model was loaded from and in whatever dtype.
-
-    Attributes:
-        name: What it was loaded as; for people.
-        family: Its family: the same weights in another one see other tokens.
-        weights: SHA-256 of its weights in bfloat16.
-    """
-
-    name: str
-    family: str
-    weights: str
-
-    @classmethod
-    def of(cls, dlm: Any) -> ModelId:
-        """That of a HookedDLM."""
-        return cls(str(dlm.name), dlm.family.name, weights_digest(dlm))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, ModelId) and (self.family, self.weights) == (other.family, other.weights)
-
-    def __hash__(self) -> int:
-        return hash(self.weights)
 
 
 class Gate(nn.Module):
@@ -138,15 +112,15 @@ class Gate(nn.Module):
             GateError: no such folder; a file that is missing, damaged, or no gate's; a gate of another model.
         """
         folder = find(str(path), model)
-        said = storing.described(folder)
+        said = GATE.described(folder)
         gate = cls(
-            storing.part(said, "shape", Shape, folder),
-            storing.count(said, "layers", folder),
-            storing.count(said, "width", folder),
-            storing.part(said, "model", ModelId, folder),
-            storing.part(said, "made", dict, folder),
+            GATE.part(said, "shape", Shape, folder),
+            GATE.count(said, "layers", folder),
+            GATE.count(said, "width", folder),
+            GATE.part(said, "model", ModelId, folder),
+            GATE.part(said, "made", dict, folder),
         )
-        held = storing.weights(folder, sizes(gate.shape, gate.layers, gate.width))
+        held = GATE.tensors(folder, sizes(gate.shape, gate.layers, gate.width))
         gate.load_state_dict({f"weights.{name}": tensor for name, tensor in held.items()})
         if model is not None:
             gate.check(model)
@@ -158,7 +132,8 @@ class Gate(nn.Module):
         Raises:
             SaveError: a file of that name that sinklens did not write, or a folder that cannot be written.
         """
-        return storing.write(Path(folder), self.description(), dict(self.weights))
+        said = self.description()
+        return GATE.write(Path(folder), said, dict(self.weights), card(said))
 
     def description(self) -> dict[str, Any]:
         """All that a gate is beside its weights, as plain data."""

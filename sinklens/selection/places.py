@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sinklens.errors import GateError
-from sinklens.selection.storing import DESCRIPTION
+from sinklens.selection.storing import GATE
 
 HOME = Path(__file__).parents[1] / "gates"
 AUTO = "auto"
@@ -16,7 +16,7 @@ AUTO = "auto"
 @lru_cache(maxsize=1)
 def names() -> tuple[str, ...]:
     """What the shipped gates are called; one that is called as its model is that model's usual one."""
-    return tuple(sorted(path.parent.name for path in HOME.glob(f"*/{DESCRIPTION}")))
+    return tuple(sorted(path.parent.name for path in HOME.glob(f"*/{GATE.description_name}")))
 
 
 def find(path: str, model: Any = None) -> Path:

@@ -6,9 +6,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from sinklens.selection import storing
 from sinklens.selection.gate import Gate
 from sinklens.selection.places import AUTO, find, names
+from sinklens.selection.storing import GATE
 from sinklens.values import digest
 
 
@@ -31,15 +31,7 @@ def mark(path: str) -> str:
 
 def _found(path: str, model: Any = None) -> tuple[Gate, str]:
     folder = find(path, model)
-    return _read(folder, tuple(_stamp(folder / name) for name in (storing.DESCRIPTION, storing.WEIGHTS)))
-
-
-def _stamp(path: Path) -> tuple[int, int] | None:
-    try:
-        state = path.stat()
-    except OSError:
-        return None
-    return state.st_mtime_ns, state.st_size
+    return _read(folder, GATE.stamps(folder))
 
 
 @lru_cache(maxsize=64)

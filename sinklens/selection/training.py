@@ -16,13 +16,15 @@ from tqdm import tqdm
 from sinklens import files
 from sinklens.errors import GateError
 from sinklens.interrupts import again, surely
-from sinklens.selection import checkpoints, storing
+from sinklens.models.fingerprint import ModelId
+from sinklens.selection import checkpoints
 from sinklens.selection.batches import Batch, batch_of, refilled
 from sinklens.selection.checkpoints import Checkpoint
-from sinklens.selection.gate import Gate, ModelId
+from sinklens.selection.gate import Gate
 from sinklens.selection.measuring import calibrate, divergence, measure, surprise
 from sinklens.selection.recipe import LOGGED, Recipe
 from sinklens.selection.selected import Shown, by_gate, selected
+from sinklens.selection.storing import GATE
 from sinklens.selection.texts import Chains, Texts, texts_for
 from sinklens.values import digest
 from sinklens.values.kinds import reads
@@ -83,7 +85,7 @@ def check(out: Path) -> None:
     Raises:
         SaveError: as `files.check` says.
     """
-    for name, kind in {**storing.KINDS, LOG: LOG_KIND, checkpoints.NAME: checkpoints.KIND}.items():
+    for name, kind in {**GATE.kinds, LOG: LOG_KIND, checkpoints.NAME: checkpoints.KIND}.items():
         files.check(out / name, kind)
 
 

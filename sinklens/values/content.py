@@ -24,6 +24,7 @@ from sinklens.errors import ContentError
 from sinklens.values.arrays import array_content, record_digest
 from sinklens.values.code import code_digest
 from sinklens.values.kinds import read, read_all, reading_first, shown
+from sinklens.values.notebook import Shown, Told, first_sentence, said
 
 V = TypeVar("V", bound="Value")
 _CLASSES: dict[str, type] = {}
@@ -33,7 +34,7 @@ def _name(cls: type) -> str:
     return cls.__name__ if cls.__module__.startswith("sinklens.") else f"{cls.__module__}.{cls.__qualname__}"
 
 
-class Value:
+class Value(Shown):
     """Base of everything that is described by its fields: a frozen dataclass that holds no state.
 
     Two values with equal fields are the same thing, in every process and on every machine; `digest` tells values
@@ -85,8 +86,13 @@ class Value:
         """Hash of the content, 32 hexadecimal digits."""
         return digest(self)
 
+    def told(self) -> Told:
+        """What a notebook shows: the fields that are not as ever."""
+        rows = [(each.name, said(getattr(self, each.name))) for each in _fields(self) if _differs(self, each)]
+        return Told(first_sentence(self), [("in Python", repr(self)), *rows])
+
     def __repr__(self) -> str:
-        shown = [f"{f.name}={_shown(getattr(self, f.name))}" for f in _fields(self) if _differs(self, f)]
+        shown = [f"{f.name}={said(getattr(self, f.name))}" for f in _fields(self) if _differs(self, f)]
         return f"{type(self).__name__}({', '.join(shown)})"
 
 
@@ -263,15 +269,6 @@ def _listed(names: Any) -> list[str]:
 
 def _fields(value: Any) -> list[dataclasses.Field]:
     return [each for each in fields(value) if each.compare] if is_dataclass(value) else []
-
-
-def _shown(value: Any) -> str:
-    """A repr in one line: arrays and records by their sizes. What tells two of them apart is the digest."""
-    if isinstance(value, Tensor | np.ndarray):
-        return f"<{'tensor' if isinstance(value, Tensor) else 'array'} {'x'.join(map(str, value.shape))}>"
-    if isinstance(value, xr.Dataset):
-        return f"<record {', '.join(f'{size} {dim}s' for dim, size in value.sizes.items())}>"
-    return repr(value)
 
 
 def _differs(value: Any, field: dataclasses.Field) -> bool:

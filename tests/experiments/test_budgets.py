@@ -246,6 +246,7 @@ def test_the_table_is_paired_by_prompt_and_averages_draws() -> None:
     assert table["to_random"].isna().tolist() == [True, False, True, False, True]
     assert table.loc["random", ["kept", "kept_low", "kept_high"]].tolist() == pytest.approx([0.35, 0.2, 0.5])
     assert table["exposed"].tolist() == pytest.approx([math.nan, *[0.5] * 4], nan_ok=True)
+    assert table["to_random_kept"].dropna().tolist() == pytest.approx([0.0, 0.0])  # each kept as much as its control
     # Of four prompts: 16 ways to flip signs. Of the differences to random (0.2, 0.3, 0, 0.4) four are as far from 0.
     assert table.loc["received", "to_random_p"] == pytest.approx(4 / 16)
     assert table.loc["without sinks", "to_random_p"] == pytest.approx(2 / 16)
@@ -262,6 +263,16 @@ def test_each_selector_has_the_control_that_chooses_as_it_does() -> None:
     ):
         assert table[name] == pytest.approx(level[name] - level[beside])
     assert table[["random", "random_tokens", "mine by chance"]].isna().all()
+
+
+def test_a_gate_that_keeps_more_than_its_control_is_told_apart_from_one_that_does_not() -> None:
+    result = scores_of({name: [0.5] * 4 for name in ("unmasked", "mine=0.25", "mine by chance#0=0.25")})
+    more = [
+        score | {"kept": score["kept"] + 0.1} if score["condition"] == "mine=0.25" else score for score in result.scores
+    ]
+    for scores, expected in ((result.scores, 0.0), (more, 0.1)):
+        table = budget_table(AblationResult(scores)).set_index("selector")
+        assert table.loc["mine", "to_random_kept"] == pytest.approx(expected)
 
 
 def test_prompts_that_a_side_could_not_score_are_left_out_of_its_pairs() -> None:

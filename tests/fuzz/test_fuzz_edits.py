@@ -9,7 +9,7 @@ from typing import Any
 from anything import ANYTHING, plain_number
 from fuzzing import fuzz, refused
 from hypothesis import strategies as st
-from random_edits import AUTOENCODER
+from random_edits import AUTOENCODER, DIRECTION
 
 from sinklens import interventions as iv
 from sinklens import probes
@@ -23,6 +23,7 @@ from sinklens.tasks import Echo
 EDITS = [iv.MaskSinks, iv.BiasSinks, iv.ZeroSinks, iv.ScaleSinks, iv.Redistribute, iv.Swap, iv.NoOp, iv.ZeroValue]
 EDITS += [iv.MeanValue, iv.NoiseValue, iv.NullKey, iv.SinkToken, iv.KeepKeys, iv.LearnedSelection, iv.SideBySide]
 EDITS += [iv.Splice, iv.Feature, iv.ChanceFeature]
+EDITS += [iv.Steer]
 SELECTORS = [iv.SameStep, iv.PreviousStep, iv.LastQuery, iv.Fixed, iv.ByToken, iv.ByKeyNorm, *iv.CONTROLS.values()]
 PROBES = [each for each in vars(probes).values() if inspect.isclass(each) and issubclass(each, Measurement)]
 NEEDED = {
@@ -32,6 +33,7 @@ NEEDED = {
     "rate": 0.5,
     "positions": 0,
     "what": "mask",
+    "direction": DIRECTION,
     "of": iv.SameStep(top_k=1),
 }
 NEEDED |= {"edits": [None, iv.MaskSinks()], "rows_each": 1, "sae": AUTOENCODER, "ids": (0, 3)}

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from random_edits import AUTOENCODER, edits, fewer, finite, first, positions, whole
+from random_edits import AUTOENCODER, DIRECTION, edits, fewer, finite, first, positions, whole
 
 from sinklens.errors import ContentError, ScopeError
 from sinklens.hooks import Edit, Scope
@@ -35,6 +35,7 @@ from sinklens.interventions import (
     ScaleSinks,
     SinkToken,
     Splice,
+    Steer,
     Swap,
     ZeroSinks,
     ZeroValue,
@@ -83,6 +84,9 @@ OPERATOR = {
     f"splice=error@sae={AUTOENCODER}": Splice(AUTOENCODER, error=True),
     f"feature=3@sae={AUTOENCODER}": Feature(AUTOENCODER, [3]),
     f"feature=3+17@sae={AUTOENCODER}": Feature(AUTOENCODER, [3, 17]),
+    f"steer={DIRECTION}": Steer(DIRECTION),
+    f"steer={DIRECTION}:random": Steer(DIRECTION, by="random"),
+    f"steer={DIRECTION}:orthogonal": Steer(DIRECTION, by="orthogonal"),
 }
 
 WHO = {
@@ -142,6 +146,11 @@ CHOSEN = {
     "keep=0.5:random@seed=5@keys=committed": KeepKeys(0.5, "random", seed=5, keys="committed"),
     f"feature=3@sae={AUTOENCODER}@factor=1@boost=-0.5": Feature(AUTOENCODER, [3], factor=1.0, boost=-0.5),
     "keep=1:learned@gate=auto@keys=prompt": LearnedSelection("auto", rate=1.0, keys="prompt"),
+    f"steer={DIRECTION}@scale=-4@units=residual": Steer(DIRECTION, -4.0, units="residual"),
+    f"steer={DIRECTION}:random@seed=3@positions=masked": Steer(DIRECTION, by="random", seed=3, positions="masked"),
+    f"steer={DIRECTION}@schedule=linear": Steer(DIRECTION, schedule="linear"),
+    f"steer={DIRECTION}@schedule=1.0,0.5": Steer(DIRECTION, schedule=(1.0, 0.5)),
+    f"steer={DIRECTION}@schedule=0.25,": Steer(DIRECTION, schedule=(0.25,)),
 }
 
 
@@ -262,8 +271,9 @@ plain_ranges = st.one_of(
 @given(edit=edits, selector=plain_selectors, where=st.builds(Scope, plain_ranges, plain_ranges, plain_ranges))
 def test_what_the_grammar_has_words_for_is_never_refused(edit: Any, selector: Any, where: Scope) -> None:
     where = Scope(steps=where.steps) if type(edit) in (Splice, Feature) else where
+    where = dataclasses.replace(where, heads=None) if isinstance(edit, Steer) else where
     edit = dataclasses.replace(edit, where=where)
-    if type(edit) not in (NullKey, SinkToken, KeepKeys, LearnedSelection, Splice, Feature):
+    if type(edit) not in (NullKey, SinkToken, KeepKeys, LearnedSelection, Splice, Feature, Steer):
         edit = dataclasses.replace(edit, selector=selector)
     assert parse(text_of(edit)) == edit
 

@@ -12,6 +12,7 @@ import torch
 from made_autoencoders import by_chance
 
 from sinklens import HookedDLM, MaskSinks, Plan, PreviousStep, SameStep, Scope, denoise, probes
+from sinklens.directions import Direction
 from sinklens.errors import ScopeError
 from sinklens.hooks import Canvas, by_query, watching
 from sinklens.interventions import (
@@ -34,6 +35,7 @@ from sinklens.interventions import (
     SideBySide,
     SinkToken,
     Splice,
+    Steer,
     Swap,
     ZeroSinks,
     ZeroValue,
@@ -42,6 +44,7 @@ from sinklens.interventions import (
 from sinklens.interventions.controls import CONTROLS
 from sinklens.models import blocks as attention_blocks
 from sinklens.models.families import FAMILIES, named
+from sinklens.models.fingerprint import ModelId
 from sinklens.sinks import SinkRule, received_attention
 
 Model = Any
@@ -71,7 +74,14 @@ def every_probe() -> list[Any]:
     ]
 
 
-def edits(record: Any) -> dict[str, Any]:
+def direction(dlm: HookedDLM) -> Direction:
+    """A random one of a model."""
+    vectors = torch.randn(dlm.n_layers, int(dlm.cfg.d_model), generator=torch.Generator().manual_seed(0))
+    norms = (1.0,) * dlm.n_layers
+    return Direction(vectors, tuple(range(dlm.n_layers)), "hook_out", norms, "all", ModelId.of(dlm), {})
+
+
+def edits(record: Any, dlm: HookedDLM) -> dict[str, Any]:
     """Every operator, selector and control: those that know their keys before the forward, and those that preview."""
     before, same = partial(PreviousStep, top_k=2), partial(SameStep, top_k=2)
     return {
@@ -122,6 +132,8 @@ def edits(record: Any) -> dict[str, Any]:
         "side by side, two that preview": SideBySide(
             [InOrder(ZeroSinks(SameStep(top_k=1)), ZeroSinks(SameStep(top_k=1))), ZeroSinks(same())], 1
         ),
+        "steer": InOrder(Steer(direction(dlm), 3.0, positions="response", schedule="linear"), MaskSinks(same())),
+        "steer at random": control(Steer(direction(dlm), 3.0, positions="committed"), "random_direction", seed=5),
         **{f"control {name}": control(MaskSinks(before()), name, seed=5) for name in (*CONTROLS, "noop")},
     }
 
@@ -131,8 +143,8 @@ NAMES = [
     "swap", "zero value", "mean value", "noise value", "null key", "sink token", "keep norm", "keep random",
     "keep hidden", "fixed", "token", "norm", "record", "pin", "no-op", "splice", "feature", "in order", "side by side",
     "same", "same, some", "same zero", "same share", "same value", "first", "keep received", "two that preview",
-    "preview amid others", "side by side, previewing", "side by side, two that preview", "control random",
-    "control same_mass", "control bottom", "control same_class", "control shifted", "control noop",
+    "preview amid others", "steer", "steer at random", "side by side, previewing", "side by side, two that preview",
+    "control random", "control same_mass", "control bottom", "control same_class", "control shifted", "control noop",
 ]  # fmt: skip
 
 
@@ -185,7 +197,7 @@ def test_every_stock_class_is_in_the_matrix() -> None:
 def test_blocks_give_the_numbers_of_whole_patterns(model: Any, family: str, name: str) -> None:
     """Padded rows, grouped-query heads, bidirectional and causal: same tokens, same measurements, same counts."""
     dlm = model(family)
-    edit = None if name == "nothing" else edits(recorded(dlm))[name]
+    edit = None if name == "nothing" else edits(recorded(dlm), dlm)[name]
     if "SinkToken" in repr(edit) and (dlm.family.closes or dlm.family.positions != "rotary"):
         with pytest.raises(ScopeError, match="no position before the first"):
             run(dlm, edit, "blocks")
@@ -201,7 +213,7 @@ def test_blocks_give_the_numbers_of_whole_patterns(model: Any, family: str, name
             )
     if name != "nothing":
         ours, theirs = (each.memories[0].counts() for each in (blocks, whole))
-        assert set(NAMES) == set(edits(recorded(dlm)))
+        assert set(NAMES) == set(edits(recorded(dlm), dlm))
         assert ours.keys() == theirs.keys()
         for count, amount in theirs.items():
             assert ours[count] == pytest.approx(amount, rel=1e-4, abs=1e-4), count

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from random_edits import DIRECTION
 
 import sinklens as sl
 from sinklens import Plan, Scope, SinkRule
@@ -36,6 +37,7 @@ WHOLE: list[tuple[Callable[[Any], Any], str]] = [
     (SinkToken, "token"),
     (lambda x: NoiseValue(seed=x), "seed"),
     (lambda x: KeepKeys(0.5, seed=x), "seed"),
+    (lambda x: sl.Steer(DIRECTION, seed=x), "seed"),
     (sl.probes.MassOn, "what"),
     (lambda x: sl.probes.MassOn(tokens=[x]), "tokens"),
     (lambda x: sl.probes.LogitLens(chunk=x), "chunk"),
@@ -73,6 +75,7 @@ def test_what_is_no_whole_number_is_refused_by_name(make: Callable[[Any], Any], 
         sl.interventions.ScaleSinks,
         sl.interventions.NullKey,
         NoiseValue,
+        lambda x: sl.Steer(DIRECTION, x),
         lambda x: sl.interventions.Redistribute(share=x),
         lambda x: sl.probes.MassiveActivations(above=x),
         lambda x: Echo(gaps=x),

@@ -1,7 +1,7 @@
-"""What is done: edits of scores, weights, values, budgets, features, and what is brought from another run.
+"""What is done to attention (scores, weights, values, budgets, patterns), to the residual stream, and to features.
 
-An edit does not choose its keys (`selectors`) and knows no other edit (`compose`). One file per place where
-attention can be edited.
+An edit does not choose its keys (`selectors`) and knows no other edit (`compose`). One file per place that can be
+edited.
 """
 
 from sinklens.interventions.edits.base import AttentionEdit, SinkEdit
@@ -14,6 +14,7 @@ from sinklens.interventions.edits.learned import LearnedSelection
 from sinklens.interventions.edits.pin import Pin
 from sinklens.interventions.edits.scores import BiasSinks, MaskSinks, NullKey
 from sinklens.interventions.edits.sink_token import SinkToken
+from sinklens.interventions.edits.steer import Steer
 from sinklens.interventions.edits.values import MeanValue, NoiseValue, ZeroValue
 from sinklens.interventions.edits.weights import NoOp, Redistribute, ScaleSinks, Swap, ZeroSinks
 
@@ -38,6 +39,7 @@ __all__ = [
     "SinkEdit",
     "SinkToken",
     "Splice",
+    "Steer",
     "Swap",
     "ZeroSinks",
     "ZeroValue",
