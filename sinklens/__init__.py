@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from sinklens import analysis, directions, interventions, plots, probes, report, selection, sinks, tasks
     from sinklens.analysis import dynamics, norms, overlap
     from sinklens.analysis import rates as metrics
+    from sinklens.autoencoders import Autoencoder
     from sinklens.decoding.likelihood import log_likelihood
     from sinklens.decoding.loop import Step, denoising_steps
     from sinklens.decoding.plan import Plan
@@ -22,12 +23,13 @@ if TYPE_CHECKING:
     from sinklens.experiments.l2 import L2
     from sinklens.experiments.l2_diffusion import l2_in_diffusion
     from sinklens.experiments.l2_run import l2
+    from sinklens.experiments.reconstruction import delta_loss
     from sinklens.experiments.results import AblationResult, Effect
     from sinklens.ground_truth.models import planted_model
     from sinklens.ground_truth.records import planted
     from sinklens.hooks import Canvas, Edit, Probe, Scope
     from sinklens.hooks import Scope as Where
-    from sinklens.interventions import MaskSinks, PreviousStep, SameStep, Steer, ZeroSinks
+    from sinklens.interventions import Feature, MaskSinks, PreviousStep, SameStep, Splice, Steer, ZeroSinks
     from sinklens.models.hooked_dlm import HookedDLM
     from sinklens.probes.estimate import estimate
     from sinklens.records import concat, from_frame, open, save, to_frame
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 
 # Where each public name lives. Resolved on first use, so that `import sinklens` and `sinklens --help` stay quick.
 _HOMES = {
+    "autoencoders": ("Autoencoder",),
     "decoding.likelihood": ("log_likelihood",),
     "decoding.loop": ("Step", "denoising_steps"),
     "decoding.plan": ("Plan",),
@@ -49,10 +52,11 @@ _HOMES = {
     "experiments.l2": ("L2",),
     "experiments.l2_diffusion": ("l2_in_diffusion",),
     "experiments.l2_run": ("l2",),
+    "experiments.reconstruction": ("delta_loss",),
     "experiments.results": ("AblationResult", "Effect"),
     "values": ("named",),
     "hooks": ("Canvas", "Edit", "Probe", "Scope"),
-    "interventions": ("MaskSinks", "PreviousStep", "SameStep", "Steer", "ZeroSinks"),
+    "interventions": ("Feature", "MaskSinks", "PreviousStep", "SameStep", "Splice", "Steer", "ZeroSinks"),
     "models.hooked_dlm": ("HookedDLM",),
     "ground_truth.models": ("planted_model",),
     "ground_truth.records": ("planted",),
@@ -83,9 +87,11 @@ _MODULES = {
 __all__ = [
     "L2",
     "AblationResult",
+    "Autoencoder",
     "Canvas",
     "Edit",
     "Effect",
+    "Feature",
     "HookedDLM",
     "MaskSinks",
     "Plan",
@@ -95,6 +101,7 @@ __all__ = [
     "SameStep",
     "Scope",
     "SinkRule",
+    "Splice",
     "Steer",
     "Step",
     "Where",
@@ -106,6 +113,7 @@ __all__ = [
     "budget_curve",
     "budget_table",
     "concat",
+    "delta_loss",
     "denoise",
     "denoising_steps",
     "directions",

@@ -49,6 +49,10 @@ class GateError(SinklensError, ValueError):
     """A gate that cannot be read or trained, or that was trained on another model."""
 
 
+class AutoencoderError(SinklensError, ValueError):
+    """A sparse autoencoder that cannot be read faithfully, or that belongs to another model or place."""
+
+
 class DirectionError(SinklensError, ValueError):
     """A direction that cannot be found or read, or that was found on another model."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from sinklens.interventions import (
     BiasSinks,
     ByKeyNorm,
     ByToken,
+    Feature,
     Fixed,
     InOrder,
     KeepKeys,
@@ -32,6 +34,7 @@ from sinklens.interventions import (
     ScaleSinks,
     SideBySide,
     SinkToken,
+    Splice,
     Steer,
     Swap,
     ZeroSinks,
@@ -41,6 +44,7 @@ from sinklens.models.fingerprint import ModelId
 from sinklens.sinks import SinkRule
 from sinklens.sinks.named import RULES
 
+AUTOENCODER = str(Path(__file__).parent / "data" / "autoencoders" / "topk")  # of 20 features
 # The folder of a direction: some model's, of layers 0 to 2.
 VECTORS = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
 DIRECTION = str(
@@ -110,6 +114,16 @@ edits = st.one_of(
         seed=seeds,
         keys=positions,
         **common,
+    ),
+    st.builds(Splice, st.just(AUTOENCODER), st.booleans(), where=st.builds(Scope, steps=ranges), queries=positions),
+    st.builds(
+        Feature,
+        st.just(AUTOENCODER),
+        st.lists(st.integers(0, 19), min_size=1, max_size=3, unique=True),
+        finite,
+        boost=finite,
+        where=st.builds(Scope, steps=ranges),
+        queries=positions,
     ),
     st.builds(LearnedSelection, st.just("auto"), rate=st.floats(0, 1, exclude_min=True), keys=positions, **common),
     st.builds(

@@ -12,6 +12,8 @@ from sinklens.hooks import Edit
 from sinklens.interventions.edits.base import SinkEdit
 from sinklens.interventions.edits.budget import KeepKeys
 from sinklens.interventions.edits.by_chance import ChanceSelection
+from sinklens.interventions.edits.feature_by_chance import chance
+from sinklens.interventions.edits.features import Feature
 from sinklens.interventions.edits.learned import LearnedSelection
 from sinklens.interventions.edits.steer import By, Steer
 from sinklens.interventions.edits.weights import NoOp
@@ -43,7 +45,8 @@ def control(edit: Edit, name: str = "random", seed: Seed = 0) -> Edit:
     """The same edit in the same scope, done to other keys: "random", "same_mass", "bottom", "same_class", "shifted".
 
     "noop" finds the sinks and does nothing. KeepKeys has the control "random": as many keys, kept at random.
-    LearnedSelection has it, too: as many tokens as the gate keeps, drawn by chance (`ChanceSelection`).
+    LearnedSelection has it, too: as many tokens as the gate keeps, drawn by chance (`ChanceSelection`);
+    and Feature: at each position as many other active features (`ChanceFeature`).
 
     Steer acts on no keys and has controls of its own: "random_direction", a random vector of the same norm in each
     layer, and "orthogonal_direction", one at a right angle to the direction.
@@ -63,9 +66,11 @@ def control(edit: Edit, name: str = "random", seed: Seed = 0) -> Edit:
         return replace(edit, by=DIRECTIONS[name], seed=seed)
     if name in DIRECTIONS:
         raise ValueError(f"control {name!r} is for Steer, and {edit!r} adds no direction; say controls='random'")
-    if isinstance(edit, KeepKeys | LearnedSelection):
+    if isinstance(edit, KeepKeys | LearnedSelection | Feature):
         if name != "random":
-            raise ValueError(f"{edit!r} has the control 'random' only: as many keys, kept at random")
+            raise ValueError(f"{edit!r} has the control 'random' only: as many others, drawn by chance")
+        if isinstance(edit, Feature):
+            return chance(edit, seed)
         if isinstance(edit, KeepKeys):
             return replace(edit, by="random", seed=seed)
         return ChanceSelection(edit, seed=seed, where=edit.where, queries=edit.queries, diagonal=edit.diagonal)

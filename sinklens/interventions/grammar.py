@@ -9,6 +9,7 @@ from typing import Any
 from sinklens.errors import ScopeError
 from sinklens.interventions.edits.base import AttentionEdit
 from sinklens.interventions.edits.budget import KeepKeys
+from sinklens.interventions.edits.features import Feature, Splice
 from sinklens.interventions.edits.learned import LearnedSelection
 from sinklens.interventions.edits.scores import BiasSinks, MaskSinks, NullKey
 from sinklens.interventions.edits.sink_token import SinkToken
@@ -25,6 +26,7 @@ OPERATOR[=VALUE][:WHO][@OPTION ...]
             without WHO: null_key[=LOGIT], sink_token[=ID];
             keep=SHARE|N:received|key_norm|hidden_norm|random|random_tokens|recency,
             keep=SHARE:learned (by the gate that comes with sinklens for the model, or by yours: @gate=FOLDER);
+            of a sparse autoencoder, @sae=FOLDER: splice[=error], feature=ID+ID (@factor=0, @boost=0);
             steer=FOLDER (adds a direction to the residual stream), steer=FOLDER:random, steer=FOLDER:orthogonal
   WHO       topK, epsE, a rule (rulli, gu, floating, sink_aware, act, streaming), pos0+3, token=CLASS, token=5+9,
             keynormK; the first three of the previous step (the paper's protocol), or same/topK, last/topK, open/topK
@@ -54,6 +56,16 @@ def whole(text: str) -> int:
 
 def target(text: str) -> Any:
     return int(text) if text.isdigit() else text
+
+
+def features_of(text: str) -> tuple[int, ...]:
+    return tuple(whole(each) for each in text.split("+"))
+
+
+def error_term(text: str) -> bool:
+    if text != "error":
+        raise ScopeError(f"splice takes 'error' (the error term is added) or nothing, and {text!r} was given")
+    return True
 
 
 def budget_of(text: str) -> float:
@@ -110,6 +122,15 @@ OPERATORS: dict[str, Word] = {
         needs="a budget, a share or a number of keys, as in keep=0.5:received",
         who="by",
     ),
+    "splice": Word(Splice, "error", error_term, lambda _: "error", who=""),
+    "feature": Word(
+        Feature,
+        "ids",
+        features_of,
+        lambda ids: "+".join(map(str, ids)),
+        needs="features by number, as in feature=17+203@sae=FOLDER",
+        who="",
+    ),
     "keep:learned": Word(LearnedSelection, "rate", needs="a share, as in keep=0.5:learned", who=""),
     "steer": Word(Steer, "direction", str, str, needs="the folder of a direction, as in steer=FOLDER", who="by"),
 }
@@ -122,6 +143,9 @@ KINDS: dict[str, tuple[type[ByRule], Loop]] = {
 }
 SCOPE = ("layers", "heads", "steps")
 OF_SELECTOR = ("by", "keys", "fewer", "first")
-OF_EDIT = ("share", "seed", "gate", "scale", "units", "positions", "schedule")
+OF_EDIT = ("share", "seed", "gate", "scale", "units", "positions", "schedule", "sae", "factor", "boost")
 OPTIONS = (*SCOPE, "queries", "diagonal", *OF_SELECTOR, *OF_EDIT)
-READ: dict[str, Callable[[str], Any]] = {"share": number, "seed": whole, "scale": number, "schedule": schedule}
+READ: dict[str, Callable[[str], Any]] = {"share": number, "seed": whole, "scale": number, "schedule": schedule} | {
+    "factor": number,
+    "boost": number,
+}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import MISSING, fields, replace
 from typing import Any
 
 from sinklens.errors import ContentError, ScopeError
@@ -89,9 +89,14 @@ def _parse(text: str) -> Edit:
     elif who:
         arguments[word.who] = who
     scope = {option: said.pop(option) for option in SCOPE if option in said}
-    unknown = [option for option in said if option not in _fields(word.make) or option == word.who]
+    unknown = [option for option in said if option not in _fields(word.make) or option in (word.who, word.value)]
     if unknown:
         raise ScopeError(f"{name} cannot honour {unknown[0]}={said[unknown[0]]}; leave it out")
+    missing = [
+        option for option, usual in _fields(word.make).items() if usual is MISSING and option not in arguments | said
+    ]
+    if missing:
+        raise ScopeError(f"{name} needs {missing[0]}, as in {name}...@{missing[0]}=FOLDER")
     return word.make(**arguments, **said, where=Scope(**scope))
 
 
@@ -183,7 +188,7 @@ def _text(name: str, word: Word, edit: Edit) -> str | None:
     text = name + (f"={word.write(value)}" if word.value and value != usual[word.value] else "") + colon + kind
     said = {option: getattr(edit.where, option) for option in SCOPE if getattr(edit.where, option) is not None}
     for option in ("queries", "diagonal", "keys", *OF_EDIT):
-        if option in usual and getattr(edit, option) != usual[option]:
+        if option in usual and option != word.value and getattr(edit, option) != usual[option]:
             said[option] = getattr(edit, option)
     if word.who == "by":
         text += f":{getattr(edit, word.who)}" if getattr(edit, word.who) != usual[word.who] else ""

@@ -7,6 +7,7 @@ from sinklens.probes.confidence import Confidence
 from sinklens.probes.contribution import Contribution
 from sinklens.probes.entropy import AttentionEntropy
 from sinklens.probes.estimate import Estimate, estimate
+from sinklens.probes.features import Features
 from sinklens.probes.kept import Kept
 from sinklens.probes.keynorm import KeyNorm
 from sinklens.probes.lens import LogitLens
@@ -24,6 +25,7 @@ __all__ = [
     "Confidence",
     "Contribution",
     "Estimate",
+    "Features",
     "Kept",
     "KeyNorm",
     "LogitLens",

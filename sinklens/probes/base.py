@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sinklens.errors import HookNeverFired, NotFinite
 from sinklens.hooks import Canvas, Hook, Probe, block_of, canvas_of, chosen, sight_of, watching
-from sinklens.models.attention import FORWARD
+from sinklens.models.told import known_canvas
 from sinklens.sinks import Positions, Received, Sight
 
 PATTERN = "attn.hook_pattern"
@@ -215,12 +215,6 @@ class ReceivedProbe(LayerProbe):
     def gathered(self, kept: list[Any]) -> Tensor:
         """The sums [set, batch, head, key]."""
         return torch.stack([received.total for received in kept])
-
-
-def known_canvas(canvas: Canvas | None) -> Canvas | None:
-    """The canvas; outside the denoising loop what a HookedDLM was told of padding, if anything."""
-    valid = FORWARD.get().valid if canvas is None else None
-    return canvas if valid is None else Canvas.plain(valid)
 
 
 def only(values: Float[Tensor, "batch *dims pos"], keep: Bool[Tensor, "batch pos"]) -> Float[Tensor, "batch *dims pos"]:

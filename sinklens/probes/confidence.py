@@ -11,7 +11,8 @@ from torch import Tensor
 
 from sinklens.errors import HookNeverFired
 from sinklens.hooks import Canvas, Hook, Scope
-from sinklens.probes.base import Measurement, derived, known_canvas
+from sinklens.models.told import known_canvas
+from sinklens.probes.base import Measurement, derived
 from sinklens.probes.scores import SCORES, score_positions
 from sinklens.sinks import Positions
 

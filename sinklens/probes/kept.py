@@ -12,7 +12,8 @@ from torch import Tensor
 
 from sinklens.errors import ContentError, GateError, HookNeverFired, ScopeError
 from sinklens.hooks import Canvas, Hook, Scope, chosen
-from sinklens.probes.base import Measurement, derived, known_canvas, only
+from sinklens.models.told import known_canvas
+from sinklens.probes.base import Measurement, derived, only
 from sinklens.selection import reading
 from sinklens.selection.places import AUTO
 from sinklens.values.kinds import Rate

@@ -53,9 +53,7 @@ def batch_of(dlm: Any, rows: Sequence[Sequence[int]], rng: np.random.Generator) 
         scored[:, -1] = False
         targets = torch.cat([whole[:, 1:], whole[:, :1]], 1)
         return _counted(Batch(whole, valid, scored, targets), dlm)
-    free = valid & ~torch.isin(whole, torch.tensor(sorted(_fixed(dlm)), dtype=torch.long, device=whole.device))
-    if dlm.family.shift:
-        free[:, 0] = False  # nothing stands before it that could predict it
+    free = maskable(dlm, whole, valid)
     size, width = whole.shape
     least, most = ENCODER if dlm.family.closes else DIFFUSION
     share = rng.uniform(least, most, (size, 1))
@@ -64,6 +62,17 @@ def batch_of(dlm: Any, rows: Sequence[Sequence[int]], rng: np.random.Generator) 
     drawn = torch.from_numpy(chance).to(whole.device).masked_fill(~free, 9.0)
     masked = free & ((drawn < torch.from_numpy(share).to(whole.device)) | (drawn == drawn.amin(-1, keepdim=True)))
     return _counted(Batch(whole.masked_fill(masked, dlm.ids.mask), valid, masked, whole), dlm)
+
+
+def maskable(dlm: Any, tokens: Int[Tensor, "batch pos"], valid: Bool[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
+    """Positions that may be masked: no special tokens, and none before which nothing stands that could predict it."""
+    free = valid & ~torch.isin(tokens, torch.tensor(sorted(_fixed(dlm)), dtype=torch.long, device=tokens.device))
+    return free & ~first(valid) if dlm.family.shift else free
+
+
+def first(valid: Bool[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
+    """The first real position of each row."""
+    return valid & (valid.long().cumsum(-1) == 1)
 
 
 @torch.no_grad()

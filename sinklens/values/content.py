@@ -196,8 +196,9 @@ def rebuilt(data: Any) -> Any:
     kind = read("type", kind, str)
     if kind in ("float", "slice"):
         return _parts(kind, data)
-    if kind in ("record", "tensor", "array", "Named"):
-        what = f"the function named {data.get('name')!r}" if kind == "Named" else f"a {kind}"
+    if kind in ("record", "tensor", "array", "Named") or "identity" in data:
+        article = "an" if kind[:1] in "Aa" else "a"
+        what = f"the function named {data.get('name')!r}" if kind == "Named" else f"{article} {kind}"
         raise ContentError(f"{what} cannot be made from its description; build this value in Python")
     if kind not in _CLASSES:
         raise ContentError(f"type {kind!r} is unknown; the types are {', '.join(sorted(_CLASSES))}")

@@ -9,7 +9,7 @@ from typing import Any
 from anything import ANYTHING, plain_number
 from fuzzing import fuzz, refused
 from hypothesis import strategies as st
-from random_edits import DIRECTION
+from random_edits import AUTOENCODER, DIRECTION
 
 from sinklens import interventions as iv
 from sinklens import probes
@@ -22,6 +22,7 @@ from sinklens.tasks import Echo
 
 EDITS = [iv.MaskSinks, iv.BiasSinks, iv.ZeroSinks, iv.ScaleSinks, iv.Redistribute, iv.Swap, iv.NoOp, iv.ZeroValue]
 EDITS += [iv.MeanValue, iv.NoiseValue, iv.NullKey, iv.SinkToken, iv.KeepKeys, iv.LearnedSelection, iv.SideBySide]
+EDITS += [iv.Splice, iv.Feature, iv.ChanceFeature]
 EDITS += [iv.Steer]
 SELECTORS = [iv.SameStep, iv.PreviousStep, iv.LastQuery, iv.Fixed, iv.ByToken, iv.ByKeyNorm, *iv.CONTROLS.values()]
 PROBES = [each for each in vars(probes).values() if inspect.isclass(each) and issubclass(each, Measurement)]
@@ -35,7 +36,8 @@ NEEDED = {
     "direction": DIRECTION,
     "of": iv.SameStep(top_k=1),
 }
-NEEDED |= {"edits": [None, iv.MaskSinks()], "rows_each": 1}
+NEEDED |= {"edits": [None, iv.MaskSinks()], "rows_each": 1, "sae": AUTOENCODER, "ids": (0, 3)}
+MORE = {probes.Features: {"top_k": 2}}  # which has no default, but another field may stand for it
 parts = ANYTHING | st.sampled_from([iv.SameStep(top_k=1), Scope(layers=0), SinkRule(), iv.MaskSinks()])
 
 
@@ -60,7 +62,7 @@ def test_a_field_holds_what_was_given_or_is_refused_by_name(kind: Any, data: st.
     value = data.draw(parts)
     needed = {f.name: NEEDED[f.name] for f in stated if f.default is MISSING and f.default_factory is MISSING}
     made: list[Any] = []
-    said = refused(lambda: made.append(kind(**{**needed, name: value})))
+    said = refused(lambda: made.append(kind(**{**needed, **MORE.get(kind, {}), name: value})))
     if said is not None:
         assert name in said or kind.__name__ in said, said
         return

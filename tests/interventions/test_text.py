@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from random_edits import DIRECTION, edits, fewer, finite, first, positions, whole
+from random_edits import AUTOENCODER, DIRECTION, edits, fewer, finite, first, positions, whole
 
 from sinklens.errors import ContentError, ScopeError
 from sinklens.hooks import Edit, Scope
@@ -18,6 +18,7 @@ from sinklens.interventions import (
     BiasSinks,
     ByKeyNorm,
     ByToken,
+    Feature,
     Fixed,
     InOrder,
     KeepKeys,
@@ -33,6 +34,7 @@ from sinklens.interventions import (
     SameStep,
     ScaleSinks,
     SinkToken,
+    Splice,
     Steer,
     Swap,
     ZeroSinks,
@@ -78,6 +80,10 @@ OPERATOR = {
     "keep=8:random_tokens": KeepKeys(8, by="random_tokens"),
     "keep=0.5:hidden_norm": KeepKeys(0.5, by="hidden_norm"),
     "keep=0.5:learned": LearnedSelection(rate=0.5),
+    f"splice@sae={AUTOENCODER}": Splice(AUTOENCODER),
+    f"splice=error@sae={AUTOENCODER}": Splice(AUTOENCODER, error=True),
+    f"feature=3@sae={AUTOENCODER}": Feature(AUTOENCODER, [3]),
+    f"feature=3+17@sae={AUTOENCODER}": Feature(AUTOENCODER, [3, 17]),
     f"steer={DIRECTION}": Steer(DIRECTION),
     f"steer={DIRECTION}:random": Steer(DIRECTION, by="random"),
     f"steer={DIRECTION}:orthogonal": Steer(DIRECTION, by="orthogonal"),
@@ -138,6 +144,7 @@ CHOSEN = {
     "swap:top1@seed=5": Swap(TOP, seed=5),
     "noise_value=0.5:top1@seed=5": NoiseValue(0.5, TOP, seed=5),
     "keep=0.5:random@seed=5@keys=committed": KeepKeys(0.5, "random", seed=5, keys="committed"),
+    f"feature=3@sae={AUTOENCODER}@factor=1@boost=-0.5": Feature(AUTOENCODER, [3], factor=1.0, boost=-0.5),
     "keep=1:learned@gate=auto@keys=prompt": LearnedSelection("auto", rate=1.0, keys="prompt"),
     f"steer={DIRECTION}@scale=-4@units=residual": Steer(DIRECTION, -4.0, units="residual"),
     f"steer={DIRECTION}:random@seed=3@positions=masked": Steer(DIRECTION, by="random", seed=3, positions="masked"),
@@ -148,7 +155,7 @@ CHOSEN = {
 
 
 def test_every_operator_is_listed_here_and_in_the_grammar():
-    names = {"keep:learned" if text.endswith(":learned") else re.split("[=:]", text)[0] for text in OPERATOR}
+    names = {"keep:learned" if text.endswith(":learned") else re.split("[=:@]", text)[0] for text in OPERATOR}
     assert names == set(OPERATORS)
     for name in names:
         assert re.search(rf"\b{name.split(':')[-1]}\b", GRAMMAR)
@@ -263,9 +270,10 @@ plain_ranges = st.one_of(
 
 @given(edit=edits, selector=plain_selectors, where=st.builds(Scope, plain_ranges, plain_ranges, plain_ranges))
 def test_what_the_grammar_has_words_for_is_never_refused(edit: Any, selector: Any, where: Scope) -> None:
+    where = Scope(steps=where.steps) if type(edit) in (Splice, Feature) else where
     where = dataclasses.replace(where, heads=None) if isinstance(edit, Steer) else where
     edit = dataclasses.replace(edit, where=where)
-    if type(edit) not in (NullKey, SinkToken, KeepKeys, LearnedSelection, Steer):
+    if type(edit) not in (NullKey, SinkToken, KeepKeys, LearnedSelection, Splice, Feature, Steer):
         edit = dataclasses.replace(edit, selector=selector)
     assert parse(text_of(edit)) == edit
 
@@ -317,6 +325,16 @@ def test_spaces_around_a_text_do_not_matter():
         ("scale:top1", "needs a number"),
         ("scale=x:top1", "'x' is no number"),
         ("scale=-1:top1", "at least 0"),
+        ("scale=0.5:top1@factor=0.1", "scale cannot honour factor=0.1"),
+        ("splice", "splice needs sae, as in splice...@sae=FOLDER"),
+        ("feature@sae=there", "needs features by number"),
+        ("feature=3", "feature needs sae"),
+        ("feature=x@sae=there", "'x' is no whole number"),
+        ("feature=3@sae=there", "'there' is no folder"),
+        (f"feature=20@sae={AUTOENCODER}", "out of 20: 0 to 19"),
+        (f"feature=3@sae={AUTOENCODER}@layers=0", "has no meaning for Feature"),
+        (f"splice=errors@sae={AUTOENCODER}", "takes 'error'"),
+        (f"splice@sae={AUTOENCODER}@factor=1", "splice cannot honour factor=1"),
         ("bias=inf:top1", "finite"),
         ("redistribute=sideways:top1", "sideways"),
         ("null_key:top1", "takes no keys, and 'top1' was given"),

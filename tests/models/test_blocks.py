@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from made_autoencoders import by_chance
 
 from sinklens import HookedDLM, MaskSinks, Plan, PreviousStep, SameStep, Scope, denoise, probes
 from sinklens.directions import Direction
@@ -17,6 +19,7 @@ from sinklens.interventions import (
     BiasSinks,
     ByKeyNorm,
     ByToken,
+    Feature,
     Fixed,
     FromRecord,
     InOrder,
@@ -31,6 +34,7 @@ from sinklens.interventions import (
     ScaleSinks,
     SideBySide,
     SinkToken,
+    Splice,
     Steer,
     Swap,
     ZeroSinks,
@@ -107,6 +111,8 @@ def edits(record: Any, dlm: HookedDLM) -> dict[str, Any]:
         "record": MaskSinks(FromRecord(record, SinkRule(None, top_k=1))),
         "pin": Pin(record),
         "no-op": NoOp(before()),
+        "splice": Splice(by_chance(json.loads(record.attrs["provenance"])["model"]), queries="masked"),
+        "feature": Feature(by_chance(json.loads(record.attrs["provenance"])["model"]), [0, 5], boost=0.5),
         "in order": InOrder(
             MaskSinks(PreviousStep(top_k=1)), ScaleSinks(0.5, Fixed(1)), ZeroValue(Fixed(2)), NullKey(-1.0)
         ),
@@ -135,8 +141,8 @@ def edits(record: Any, dlm: HookedDLM) -> dict[str, Any]:
 NAMES = [
     "mask", "open", "open before", "last", "bias", "zero", "scale", "proportional", "uniform", "self", "position",
     "swap", "zero value", "mean value", "noise value", "null key", "sink token", "keep norm", "keep random",
-    "keep hidden", "fixed", "token", "norm", "record", "pin", "no-op", "in order", "side by side", "same",
-    "same, some", "same zero", "same share", "same value", "first", "keep received", "two that preview",
+    "keep hidden", "fixed", "token", "norm", "record", "pin", "no-op", "splice", "feature", "in order", "side by side",
+    "same", "same, some", "same zero", "same share", "same value", "first", "keep received", "two that preview",
     "preview amid others", "steer", "steer at random", "side by side, previewing", "side by side, two that preview",
     "control random", "control same_mass", "control bottom", "control same_class", "control shifted", "control noop",
 ]  # fmt: skip

@@ -36,7 +36,8 @@ from sinklens.sinks import Positions, Sight, SinkRule
 SETS: tuple[Positions, ...] = get_args(Positions)
 NEEDED: dict[str, Any] = {"MassOn": {"what": "all"}}  # arguments that have no default
 EVERY = [each for each in vars(probes).values() if inspect.isclass(each) and issubclass(each, Probe)]
-CLASSES = [each for each in EVERY if each is not probes.Kept]  # which needs a gate of the model: test_kept.py
+# These need a gate or an autoencoder of the model: test_kept.py, test_features.py.
+CLASSES = [each for each in EVERY if each not in (probes.Kept, probes.Features)]
 PROMPTS = [[5, 17, 9, 33, 8], [12, 40, 7]]
 PLAN = sl.Plan(new_tokens=4)
 
@@ -57,7 +58,7 @@ def dlm(tiny_model: Any) -> HookedDLM:
 
 def test_every_probe_is_looked_at() -> None:
     assert {each.__name__ for each in EVERY} == set(probes.__all__) - {"Estimate", "estimate"}
-    assert len(EVERY) == 17
+    assert len(EVERY) == 18
 
 
 @pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)

@@ -1,4 +1,4 @@
-"""What is done to attention (scores, weights, values, budgets, another run's patterns) and to the residual stream.
+"""What is done to attention (scores, weights, values, budgets, patterns), to the residual stream, and to features.
 
 An edit does not choose its keys (`selectors`) and knows no other edit (`compose`). One file per place that can be
 edited.
@@ -7,6 +7,8 @@ edited.
 from sinklens.interventions.edits.base import AttentionEdit, SinkEdit
 from sinklens.interventions.edits.budget import KeepKeys
 from sinklens.interventions.edits.by_chance import ChanceSelection
+from sinklens.interventions.edits.feature_by_chance import ChanceFeature
+from sinklens.interventions.edits.features import AutoencoderEdit, Feature, Splice
 from sinklens.interventions.edits.layer import At
 from sinklens.interventions.edits.learned import LearnedSelection
 from sinklens.interventions.edits.pin import Pin
@@ -19,8 +21,11 @@ from sinklens.interventions.edits.weights import NoOp, Redistribute, ScaleSinks,
 __all__ = [
     "At",
     "AttentionEdit",
+    "AutoencoderEdit",
     "BiasSinks",
+    "ChanceFeature",
     "ChanceSelection",
+    "Feature",
     "KeepKeys",
     "LearnedSelection",
     "MaskSinks",
@@ -33,6 +38,7 @@ __all__ = [
     "ScaleSinks",
     "SinkEdit",
     "SinkToken",
+    "Splice",
     "Steer",
     "Swap",
     "ZeroSinks",
