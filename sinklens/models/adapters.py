@@ -64,12 +64,14 @@ class Adapter(ArchitectureAdapter):
     Attributes:
         plain: Logits are the normalised residual stream times the unembedding, and the bridge's reconstructions of
             decoders hold.
+        no_sum: Why the residual stream is no sum of what hook points show its parts to add; empty where it is one.
         fused: Queries, keys and values come out of one projection, which TransformerLens's reconstructions and folded
             weights would replace.
         meaning: What hook points of a layer carry where it is something else than in a decoder (`attention.MEANING`).
     """
 
     plain: ClassVar[bool] = True
+    no_sum: ClassVar[str] = ""
     fused: ClassVar[bool] = False
     meaning: ClassVar[Mapping[str, str]] = {}
     _attention_bridge_cls = OpenAttention
@@ -102,6 +104,11 @@ class Adapter(ArchitectureAdapter):
     def read(self, model: Any, stream: Tensor) -> Tensor:
         """Logits of a residual stream after some layer, its rows as they are, with no hook point fired."""
         return read(model, stream)
+
+    def apply_output_logits_transform(self, logits: Tensor) -> Tensor:
+        """Nothing is done to logits after the unembedding; who asks has read them off the residual stream."""
+        self.validate_output_logits_transform()
+        return super().apply_output_logits_transform(logits)
 
     def validate_output_logits_transform(self) -> None:
         """Tools that read the stream at a row as the prediction of that row, by a projection, are wrong for some."""

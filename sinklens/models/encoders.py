@@ -34,7 +34,10 @@ POST_LN = {  # what the hook points of a layer carry that normalises after it ha
     "attn.o.hook_out": "what attention adds to the residual stream, before the normalisation",
     "mlp.out.hook_out": "what the MLP adds, before the normalisation",
 }
-
+POST_SUM = (
+    "this encoder normalises the residual stream each time after it has added to it, so the stream is no sum of what "
+    "its parts add, and no part goes through one norm alone"
+)
 PRE_LN = {"mlp.out.hook_out": "what the MLP adds"}
 ALIASES = {"hook_mlp_out": "mlp.out.hook_out", "hook_attn_out": "attn.o.hook_out"}
 
@@ -96,7 +99,7 @@ class SinklensBertAdapter(Encoder, BertArchitectureAdapter):
     head = tuple(f"cls.predictions.{name}" for name in (
         "transform.dense", "transform.transform_act_fn", "transform.LayerNorm", "decoder"
     ))  # fmt: skip
-    meaning = POST_LN
+    meaning, no_sum = POST_LN, POST_SUM
 
     def __init__(self, cfg: Any) -> None:
         super().__init__(cfg)
@@ -107,7 +110,7 @@ class SinklensRobertaAdapter(Encoder, RobertaArchitectureAdapter):
     """RoBERTa encoders: BERT's layers, another head, positions counted from the pad's id + 1."""
 
     head = ("lm_head.dense", gelu, "lm_head.layer_norm", "lm_head.decoder")
-    meaning = POST_LN
+    meaning, no_sum = POST_LN, POST_SUM
 
     def __init__(self, cfg: Any) -> None:
         super().__init__(cfg)
@@ -128,6 +131,7 @@ class SinklensEsmAdapter(Encoder):
     """ESM-2 encoders (DPLM): BERT's projections in layers that normalise first, rotary positions."""
 
     head = ("esm.encoder.emb_layer_norm_after", "lm_head")
+    no_sum = "this encoder scales its embeddings behind hook_embed, by how many of the tokens are masks"
     meaning = PRE_LN | {
         "attn.hook_rot_q": "queries as attention uses them (after RoPE), already divided by the root of d_head",
         "attn.hook_out": "residual stream after attention",

@@ -8,25 +8,21 @@ from typing import Any, NoReturn
 
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformer_lens.model_bridge import TransformerBridge
+from transformer_lens import ActivationCache
 
 from sinklens.errors import ModelError, Unsupported
 from sinklens.models import attention
-from sinklens.models.adapters import HEADED
+from sinklens.models.caches import Cache
 from sinklens.models.calibration import hook_table
-from sinklens.models.families import Family
-from sinklens.models.wiring import Wiring
+from sinklens.models.callers import NEXT_TOKEN, called_by
+from sinklens.models.weights import Weights
 
 SWITCHES = ("use_attn_result", "use_split_qkv_input", "use_attn_in", "use_hook_mlp_in")
 
 
-class Tools(TransformerBridge):
+class Tools(Weights):
     """What of TransformerBridge is run with all components in place, and what is refused, saying why."""
 
-    family: Family
-    name: str
-    wiring: Wiring
-    adapter: Any
     _path: str
     points: dict[str, Any]
 
@@ -42,14 +38,6 @@ class Tools(TransformerBridge):
         kinds = getattr(config, "layer_types", None) or ["full_attention"] * int(self.cfg.n_layers)
         near = None if "sliding_attention" not in kinds else config.sliding_window + (not self.is_causal)
         return tuple(near if kind == "sliding_attention" else None for kind in kinds)
-
-    def __getattribute__(self, name: str) -> Any:
-        """As ever; weights (W_Q, b_O, QK, OV, ...) are read off the modules that stand in the model now."""
-        if name[:2] in ("W_", "b_") or name in ("QK", "OV"):
-            wiring = super().__getattribute__("__dict__").get("wiring")
-            if wiring is not None:
-                wiring.refresh()
-        return super().__getattribute__(name)
 
     def settle(self) -> None:
         """The bridge is built: collect its hook points once, and count the hooks that are there as nobody's."""
@@ -106,6 +94,11 @@ class Tools(TransformerBridge):
             raise TypeError("the second argument is return_type; give the mask by name, attention_mask=...")
         if self.is_causal:
             return
+        if (tool := called_by(NEXT_TOKEN)) is not None:
+            raise Unsupported(
+                f"{tool} reads the logits of a row as the prediction of the next token, and {self.name} is a diffusion "
+                "model, whose rows are about their own token; use sinklens.log_likelihood, or a task of sinklens.tasks"
+            )
         if return_type not in ("logits", None):
             raise Unsupported(
                 f"return_type={return_type!r}: {self.name} is a diffusion model, which has no next-token loss; use "
@@ -148,7 +141,8 @@ class Tools(TransformerBridge):
     def run_with_cache(self, *args: Any, **kwargs: Any) -> Any:
         """TransformerLens's `run_with_cache`; forwards of other threads wait."""
         inner = super().run_with_cache
-        return self.wiring.held(lambda: inner(*args, **kwargs))
+        output, cache = self.wiring.held(lambda: inner(*args, **kwargs))
+        return output, Cache.of(cache) if isinstance(cache, ActivationCache) else cache
 
     def enable_compatibility_mode(self, *args: Any, **kwargs: Any) -> Any:
         """TransformerLens's weight folding and old hook names; every forward then runs all of its components."""
@@ -190,21 +184,21 @@ class Tools(TransformerBridge):
         """Refused: TransformerLens's loop takes one prompt, tells hooks no step and returns no trajectory."""
         raise Unsupported("use sinklens.denoise, or sinklens.denoising_steps for the loop in the open")
 
-    def tokens_to_residual_directions(self, *args: Any, **kwargs: Any) -> Tensor:
-        """TransformerLens's unembedding directions of tokens, which logit attribution reads the residual stream by.
+    @staticmethod
+    def boot_transformers(*args: Any, **kwargs: Any) -> NoReturn:
+        """Refused: TransformerLens's loaders make its own bridges, whose Dream drops edits of the pattern."""
+        raise Unsupported("TransformerLens's loaders make its own bridges; use HookedDLM.from_pretrained")
+
+    boot_native = boot_tl_legacy = boot_transformers
+
+    def loss_fn(self, *args: Any, **kwargs: Any) -> Tensor:
+        """TransformerLens's next-token loss of logits, for baselines.
 
         Raises:
-            Unsupported: a family whose residual stream at i - 1 predicts position i: attribution would be of the row
-                beside it; an encoder, whose head is no projection.
+            Unsupported: a diffusion model.
         """
-        if not self.adapter.plain:
-            raise Unsupported(HEADED)
-        if self.family.shift:
-            raise Unsupported(
-                f"{self.name} predicts position i from the residual stream at i - 1, and TransformerLens's logit "
-                "attribution reads it at i; use dlm.W_U[:, token] with the stream at i - 1"
-            )
-        return super().tokens_to_residual_directions(*args, **kwargs)
+        self.refuse("loss", {})
+        return super().loss_fn(*args, **kwargs)
 
     def hook_table(self) -> dict[str, tuple[int, ...]]:
         """Every hook point that fires, with the shape it carries for one prompt of 5 tokens (batch first)."""
