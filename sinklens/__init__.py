@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from sinklens.version import __version__
 
 if TYPE_CHECKING:
-    from sinklens import analysis, interventions, plots, probes, report, selection, sinks, tasks
+    from sinklens import analysis, interventions, patching, plots, probes, report, selection, sinks, tasks
     from sinklens.analysis import dynamics, norms, overlap
     from sinklens.analysis import rates as metrics
     from sinklens.decoding.likelihood import log_likelihood
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from sinklens.hooks import Scope as Where
     from sinklens.interventions import MaskSinks, PreviousStep, SameStep, ZeroSinks
     from sinklens.models.hooked_dlm import HookedDLM
+    from sinklens.patching import Patches, patch
     from sinklens.probes.estimate import estimate
     from sinklens.records import concat, open, save
     from sinklens.sinks.named import rule
@@ -55,6 +56,7 @@ _HOMES = {
     "models.hooked_dlm": ("HookedDLM",),
     "ground_truth.models": ("planted_model",),
     "ground_truth.records": ("planted",),
+    "patching": ("Patches", "patch"),
     "probes.estimate": ("estimate",),
     "records": ("concat", "open", "save"),
     "sinks.named": ("rule",),
@@ -69,6 +71,7 @@ _MODULES = {
     "metrics": "analysis.rates",
     "norms": "analysis.norms",
     "overlap": "analysis.overlap",
+    "patching": "patching",
     "plots": "plots",
     "probes": "probes",
     "report": "report",
@@ -85,6 +88,7 @@ __all__ = [
     "Effect",
     "HookedDLM",
     "MaskSinks",
+    "Patches",
     "Plan",
     "PreviousStep",
     "Probe",
@@ -116,6 +120,8 @@ __all__ = [
     "norms",
     "open",
     "overlap",
+    "patch",
+    "patching",
     "planted",
     "planted_model",
     "plots",

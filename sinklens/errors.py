@@ -49,6 +49,10 @@ class GateError(SinklensError, ValueError):
     """A gate that cannot be read or trained, or that was trained on another model."""
 
 
+class PatchError(SinklensError, ValueError):
+    """Two runs between which a patch has no effect that could be measured."""
+
+
 class RecordError(SinklensError, ValueError):
     """A record file that cannot be read or written."""
 

@@ -206,8 +206,8 @@ def _loop(
             tokens, still = tokens.masked_fill(again, sampler.mask), still | again
         step += 1
         canvas = replace(canvas, tokens=tokens, masked=still, step=step)
-        shown = (seen, memories, fired, again, canvas, sampler.draws)
-        yield Step(step - 1, now, tokens, commit, predicted, confidence, logits, active, *shown)
+        what = (now, tokens, commit, predicted, confidence, logits, active, seen, memories, fired, again)
+        yield Step(step - 1, *what, after=canvas, draws=sampler.draws)
         if dlm.is_causal and plan.new_tokens and forced is None and follow is None and since is None:
             done |= (commit & torch.isin(tokens, ends)).any(-1)
 

@@ -53,8 +53,7 @@ class Step:
         remasked: Positions that an earlier step had committed and this one masked again [batch, pos]; None under a
             sampler that never does so, or where a followed step did not.
         after: The whole canvas after the step, with the index of the next one.
-        draws: The run's random numbers. While a step is looked at they stand behind its own:
-            `Moment(step.after, step.draws.states())` is where `steps_from(since=...)` takes the run up.
+        draws: The run's random numbers, which stand behind those of the step while it is looked at.
     """
 
     index: int
@@ -69,5 +68,10 @@ class Step:
     memories: tuple[Memory, ...] = ()
     fired: dict[str, int] = field(default_factory=dict)
     remasked: Bool[Tensor, "batch pos"] | None = None
-    after: Canvas | None = None
-    draws: Draws | None = None
+    after: Canvas = field(kw_only=True)
+    draws: Draws = field(kw_only=True)
+
+    @property
+    def moment(self) -> Moment:
+        """Where the run stands behind this step; to be asked before the next one is."""
+        return Moment(self.after, self.draws.states())

@@ -11,7 +11,6 @@ import torch
 import sinklens as sl
 from sinklens.decoding.loop import steps_from
 from sinklens.decoding.prompts import prepare_rows
-from sinklens.decoding.step import Moment
 
 PROMPT = [0, 7, 9, 11]
 SAMPLERS: dict[str, dict[str, Any]] = {
@@ -29,7 +28,7 @@ def test_a_run_is_taken_up_at_each_of_its_steps(tiny_model: Callable[..., sl.Hoo
     options = {"temperature": 1.0} if sampler == "causal" else {"sampler": sampler, **SAMPLERS[sampler]}
     plan = sl.Plan(new_tokens=8, **options)
     start, three = (prepare_rows(dlm, [PROMPT] * rows, plan, 3) for rows in (1, 3))
-    whole = [(step, Moment(step.after, step.draws.states())) for step in steps_from(dlm, start)]
+    whole = [(step, step.moment) for step in steps_from(dlm, start)]
     tokens = torch.stack([step.tokens for step, _ in whole])
     assert len({tuple(row.tolist()) for row in tokens[:, 0]}) > 3  # it went on
     for number, (_, moment) in enumerate(whole[:-1], start=1):
@@ -43,7 +42,7 @@ def test_a_baseline_that_is_taken_up_goes_on_behind_an_eos(tiny_model: Callable[
     dlm, plan = tiny_model("Llama"), sl.Plan(new_tokens=8, temperature=1.0)
     for seed in range(40):  # until a run ends early
         start = prepare_rows(dlm, [PROMPT], plan, seed)
-        steps = [Moment(step.after, step.draws.states()) for step in steps_from(dlm, start)]
+        steps = [step.moment for step in steps_from(dlm, start)]
         if len(steps) < 7:
             break
     else:
