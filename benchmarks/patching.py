@@ -73,7 +73,7 @@ def main() -> None:
 
     def together(site: Any) -> xr.Dataset:
         patches = sl.Patches(site, "both", commits="clean", least=1e-9)
-        return sl.patch(dlm, CLEAN, corrupt, PLAN, patches, answers=answers, batch_size=64, progress=False)
+        return sl.patch(dlm, CLEAN, corrupt, PLAN, patches, answers=answers, progress=False)
 
     for site in POINTS:
         record = together(site)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -123,8 +123,10 @@ def logits_of(
 
 
 def repeated(canvas: Canvas, rows: int) -> Canvas:
-    """A canvas of one row as one of several."""
-    return Moment(canvas, ()).repeated(rows).canvas
+    """A canvas of one row as one of several; the same memory."""
+    parts = {name: getattr(canvas, name).expand(rows, -1) for name in ("tokens", "valid", "masked", "prompt")}
+    active = None if canvas.active is None else canvas.active.expand(rows)
+    return replace(canvas, **parts, seeds=canvas.seeds * rows, active=active)
 
 
 def onward(dlm: HookedDLM, start: Start, moment: Moment, edit: RowPatch, decided: Tensor) -> tuple[Tensor, Canvas]:

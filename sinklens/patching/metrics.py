@@ -32,17 +32,17 @@ METRICS = {
     "logit_difference": Metric(
         "logits",
         "logit of the clean answer's token minus that of the corrupt answer's, mean over the places that are asked",
-        lambda at, clean, corrupt: at[:, clean] - at[:, corrupt],
+        lambda at, clean, corrupt: at[:, clean].double() - at[:, corrupt].double(),
     ),
     "log_probability": Metric(
         "nats",
         "log-probability of the clean answer's token, mean over the places that are asked",
-        lambda at, clean, corrupt: at.log_softmax(-1)[:, clean],
+        lambda at, clean, corrupt: at.double().log_softmax(-1)[:, clean],
     ),
     "probability": Metric(
         "1",
         "probability of the clean answer's token, mean over the places that are asked",
-        lambda at, clean, corrupt: at.softmax(-1)[:, clean],
+        lambda at, clean, corrupt: at.double().softmax(-1)[:, clean],
     ),
 }
 
@@ -86,7 +86,7 @@ def measure(
         values = found.detach().double().cpu()
     else:
         of = METRICS[metric].of
-        each = [of(logits[:, place.position].double(), place.clean, place.corrupt) for place in places]
+        each = [of(logits[:, place.position], place.clean, place.corrupt) for place in places]
         values = torch.stack(each).mean(0).cpu()
     if not bool(values.isfinite().all()):
         name = metric.name if isinstance(metric, Named) else metric
