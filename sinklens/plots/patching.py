@@ -74,7 +74,7 @@ def patching(
             visible=at == first, hoverongaps=False, xgap=1, ygap=1, text=texts if printed else None,
             texttemplate="%{text}" if printed else None, textfont_size=9, 
             customdata=_about(record, prompt, int(number), along, places, len(layers)),
-            colorbar={"title": {"text": "effect (share of clean - corrupt)", "side": "right", "font_size": 13}},
+            colorbar={"title": {"text": "effect", "side": "right", "font_size": 13}},
             hovertemplate=f"layer %{{y}}, {along} %{{customdata}}<br>effect %{{z:.4f}}<extra>step {number}</extra>",
         )  # fmt: skip
     themed(figure).update_xaxes(
@@ -86,9 +86,7 @@ def patching(
         title_text="layer", showgrid=False, range=[last + 0.5, -0.5],
         tickvals=np.arange(len(layers)), ticktext=[_layer(record, int(layer)) for layer in layers],
     )  # fmt: skip
-    figure.update_layout(
-        sliders=[_slider(record, prompt, steps, first)], height=int(np.clip(330 + 26 * len(layers), 400, 1000))
-    )
+    figure.update_layout(sliders=[_slider(steps, first)], height=int(np.clip(330 + 26 * len(layers), 400, 1000)))
     ends = {
         "denoising": "Into the corrupt run, activations of the clean",
         "noising": "Into the clean run, activations of the corrupt",
@@ -97,7 +95,7 @@ def patching(
     figure = titled(
         figure,
         title or f"Patching {record.attrs['site']}{said}, step by step (prompt {prompt})",
-        f"{ends[record.attrs['direction']]} one are put in at one {along} of one layer, at as many masks; asked is {kind}.",
+        f"{ends[record.attrs['direction']]} one are put, at one {along} of one layer, at as many masks; asked: {kind}.",
         "0: no effect; 1: as in the run that the patch comes from."
         + (" Texts at the end of the runs, clean / corrupt where they differ." if along == "position" else ""),
     )
@@ -138,9 +136,8 @@ def _about(record: xr.Dataset, prompt: int, step: int, along: str, places: np.nd
     return [[f"{p} {texts[p]}{states.get((bool(masked[0][p]), bool(masked[1][p])), '')}" for p in places]] * layers
 
 
-def _slider(record: xr.Dataset, prompt: int, steps: np.ndarray, first: int) -> dict[str, Any]:
+def _slider(steps: np.ndarray, first: int) -> dict[str, Any]:
     """One place of the slider per step."""
-    asked = record["places"].isel(prompt=prompt)
     entries = [
         {
             "label": str(step),
@@ -149,9 +146,7 @@ def _slider(record: xr.Dataset, prompt: int, steps: np.ndarray, first: int) -> d
         }
         for at, step in enumerate(steps)
     ]
-    counts = [int(asked.sel(step=step)) for step in steps]
-    said = f" ({counts[first]} to {counts[-1]} positions of the answer asked)" if counts else ""
     return {
-        "active": first, "steps": entries, "currentvalue": {"prefix": "denoising step ", "suffix": said},
+        "active": first, "steps": entries, "currentvalue": {"prefix": "denoising step "},
         "pad": {"t": 90}, "len": 0.95, "x": 0.02,
     }  # fmt: skip

@@ -43,7 +43,7 @@ def test_the_effect_is_1_where_the_information_is_and_0_elsewhere(site: str, cau
     fact = make(causal=causal, layers=3, heads=4, kv_heads=2)
     pair = fact.pair(seed=3)
     by = "both" if site in ("values", "mixed", "pattern") else "position"
-    # A baseline's last position holds a word that it has written, and what its MLP knows of it: let both write the same.
+    # A baseline's last position holds a word that it has written, which its MLP knows, too: let both write the same.
     patches = sl.Patches(site, by, commits="clean" if causal else "own")
     record = sl.patch(fact.dlm, pair.clean, pair.corrupt, sl.Plan(new_tokens=NEW), patches, progress=False)
     effect = record["effect"].isel(prompt=0)
