@@ -1,4 +1,4 @@
-"""The command line: demo, trace, ablate, reproduce, models, select, hooks. One file per command; this one runs them."""
+"""The command line: demo, trace, patch, ablate, reproduce, models, select, hooks. One file each; this one runs them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from sinklens.cli.ablate import ablate
 from sinklens.cli.demo import demo
 from sinklens.cli.hooks import hooks
 from sinklens.cli.models import group
+from sinklens.cli.patch import patch
 from sinklens.cli.reproduce import table1
 from sinklens.cli.reproduce_l2 import l2
 from sinklens.cli.select import group as selecting
@@ -39,7 +40,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (demo, trace, ablate, hooks):
+for command in (demo, trace, patch, ablate, hooks):
     app.command()(_stoppable(command))
 app.add_typer(group, name="models")
 reproduce = typer.Typer(

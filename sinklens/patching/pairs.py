@@ -20,6 +20,7 @@ from sinklens.errors import PatchError, PlanError, PromptError
 from sinklens.hooks import Canvas
 from sinklens.interventions import NoOp
 from sinklens.models.hooked_dlm import HookedDLM
+from sinklens.models.outline import Sketched
 from sinklens.models.prompts import Given, Unpadded, read_prompts
 from sinklens.patching.forwards import keep_decided
 from sinklens.patching.metrics import Place
@@ -103,7 +104,7 @@ def _open(canvas: Canvas, position: int, causal: bool) -> bool:
 
 
 def read_pairs(
-    dlm: HookedDLM, clean: Given, corrupt: Given, plan: Plan, answers: tuple[Given, Given] | None, seed: int
+    dlm: Sketched, clean: Given, corrupt: Given, plan: Plan, answers: tuple[Given, Given] | None, seed: int
 ) -> list[Asked]:
     """Pairs as they were given, read and checked before any forward.
 
@@ -132,7 +133,7 @@ def read_pairs(
     return found
 
 
-def _check_tokens(dlm: HookedDLM, index: int, clean: Sequence[int], corrupt: Sequence[int]) -> None:
+def _check_tokens(dlm: Sketched, index: int, clean: Sequence[int], corrupt: Sequence[int]) -> None:
     if len(clean) != len(corrupt):
         shown = [
             f"{name}: {len(row)} tokens, {_quoted(dlm, row)}" for name, row in ((NAMES[0], clean), (NAMES[1], corrupt))
@@ -145,11 +146,11 @@ def _check_tokens(dlm: HookedDLM, index: int, clean: Sequence[int], corrupt: Seq
         raise PromptError(f"pair {index}: the clean and the corrupt prompt are the same tokens, {_quoted(dlm, clean)}")
 
 
-def _quoted(dlm: HookedDLM, row: Sequence[int]) -> str:
+def _quoted(dlm: Sketched, row: Sequence[int]) -> str:
     return f"{dlm.token_strings(row[:SHOWN])}{' ...' if len(row) > SHOWN else ''}"
 
 
-def _given_places(dlm: HookedDLM, index: int, starts: Sequence[Start], answers: Sequence[Any]) -> tuple[Place, ...]:
+def _given_places(dlm: Sketched, index: int, starts: Sequence[Start], answers: Sequence[Any]) -> tuple[Place, ...]:
     """Where given answers differ; they stand at the first positions that are filled."""
     rows = []
     for start, answer in zip(starts, answers, strict=True):
