@@ -35,6 +35,7 @@ bench: $(STAMP)  ## run the benchmarks
 	$(BIN)/python benchmarks/denoising.py
 	$(BIN)/python benchmarks/attention_paths.py
 	$(BIN)/python benchmarks/selection.py
+	$(BIN)/python benchmarks/patching.py
 
 bench-real: $(STAMP)  ## run those on a real model, SmolLM2 (fetched once, 95 MB)
 	$(BIN)/sinklens models get smollm2-135m

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from sinklens.version import __version__
 
 if TYPE_CHECKING:
-    from sinklens import analysis, directions, interventions, plots, probes, report, selection, sinks, tasks
+    from sinklens import analysis, directions, interventions, patching, plots, probes, report, selection, sinks, tasks
     from sinklens.analysis import dynamics, norms, overlap
     from sinklens.analysis import rates as metrics
     from sinklens.autoencoders import Autoencoder
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from sinklens.hooks import Scope as Where
     from sinklens.interventions import Feature, MaskSinks, PreviousStep, SameStep, Splice, Steer, ZeroSinks
     from sinklens.models.hooked_dlm import HookedDLM
+    from sinklens.patching import Patches, patch
     from sinklens.probes.estimate import estimate
     from sinklens.records import concat, from_frame, open, save, to_frame
     from sinklens.report.hub import pull, push
@@ -60,6 +61,7 @@ _HOMES = {
     "models.hooked_dlm": ("HookedDLM",),
     "ground_truth.models": ("planted_model",),
     "ground_truth.records": ("planted",),
+    "patching": ("Patches", "patch"),
     "probes.estimate": ("estimate",),
     "records": ("concat", "from_frame", "open", "save", "to_frame"),
     "report.hub": ("pull", "push"),
@@ -76,6 +78,7 @@ _MODULES = {
     "metrics": "analysis.rates",
     "norms": "analysis.norms",
     "overlap": "analysis.overlap",
+    "patching": "patching",
     "plots": "plots",
     "probes": "probes",
     "report": "report",
@@ -94,6 +97,7 @@ __all__ = [
     "Feature",
     "HookedDLM",
     "MaskSinks",
+    "Patches",
     "Plan",
     "PreviousStep",
     "Probe",
@@ -130,6 +134,8 @@ __all__ = [
     "norms",
     "open",
     "overlap",
+    "patch",
+    "patching",
     "planted",
     "planted_model",
     "plots",

@@ -57,6 +57,10 @@ class DirectionError(SinklensError, ValueError):
     """A direction that cannot be found or read, or that was found on another model."""
 
 
+class PatchError(SinklensError, ValueError):
+    """Two runs between which a patch has no effect that could be measured."""
+
+
 class RecordError(SinklensError, ValueError):
     """A record file that cannot be read or written."""
 

@@ -1,4 +1,4 @@
-"""The command line: demo, trace, ablate, eval, reproduce, models, select, hooks. One file each; this one runs them."""
+"""The command line: demo, trace, patch, ablate, eval, reproduce, models, select, hooks; one file each."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from sinklens.cli.demo import demo
 from sinklens.cli.evaluate import evaluate
 from sinklens.cli.hooks import hooks
 from sinklens.cli.models import group
+from sinklens.cli.patch import patch
 from sinklens.cli.reproduce import table1
 from sinklens.cli.reproduce_l2 import l2
 from sinklens.cli.select import group as selecting
@@ -40,7 +41,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (demo, trace, ablate, hooks):
+for command in (demo, trace, patch, ablate, hooks):
     app.command()(_stoppable(command))
 app.command("eval", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(_stoppable(evaluate))
 app.add_typer(group, name="models")

@@ -25,6 +25,15 @@ class Draws:
         self.starts = list(starts)
         self.generators = [Generator().manual_seed(int(seed)) for seed in seeds]
 
+    def states(self) -> tuple[Tensor, ...]:
+        """Where each row's generator stands: what it draws next follows from that."""
+        return tuple(generator.get_state() for generator in self.generators)
+
+    def restore(self, states: Sequence[Tensor]) -> None:
+        """Let every row's generator stand where `states` says."""
+        for generator, state in zip(self.generators, states, strict=True):
+            generator.set_state(state)
+
     def uniform(self, like: Tensor, dtype: torch.dtype, rows: Sequence[int] | None = None) -> Tensor:
         """Uniform numbers in [0, 1) of the shape of `like` [batch, pos, ...]; 0.5 on padding.
 

@@ -16,7 +16,7 @@ from sinklens.decoding.plan import Plan
 from sinklens.decoding.prompts import Start, forced_tokens, prepare
 from sinklens.decoding.samplers import sampler_for
 from sinklens.decoding.samplers.base import Choice
-from sinklens.decoding.step import Step
+from sinklens.decoding.step import Moment, Step
 from sinklens.errors import PlanError, ScopeError
 from sinklens.hooks import Canvas, Edit, Probe
 from sinklens.interrupts import surely
@@ -79,18 +79,22 @@ def steps_from(
     force: Sequence[Sequence[int]] | None = None,
     follow: Trajectory | None = None,
     every_row: bool = True,
+    since: Moment | None = None,
 ) -> Generator[Step, None, None]:
     """`denoising_steps` of prompts that are prepared already.
 
     Without `every_row` a step's logits may be those of the next position alone [batch, 1, vocab]: a baseline decides
     by no others, and an unembedding of a large vocabulary costs as much as many layers.
+
+    `since` takes a run up at one of its steps: the tokens are those that it would have come to, bit for bit, the draws
+    included. A baseline's row then goes on to its last position, also behind an EOS.
     """
     check_parts(dlm, start, probes, interventions)
     if follow is not None:
         _check_followed(follow, start.canvas, force)
         follow = follow.on(start.canvas.tokens.device)
     forced = None if force is None else forced_tokens(dlm, start.canvas, force)
-    yield from _loop(dlm, start, probes, interventions, forced, follow, every_row)
+    yield from _loop(dlm, start, probes, interventions, forced, follow, every_row, since)
 
 
 def check_parts(dlm: Sketched, start: Start, probes: Sequence[Probe], interventions: Sequence[Edit]) -> None:
@@ -160,6 +164,7 @@ def _loop(
     forced: Tensor | None,
     follow: Trajectory | None,
     every_row: bool,
+    since: Moment | None,
 ) -> Iterator[Step]:
     keep_watched(dlm)
     plan, canvas, limits, total = start.plan, start.canvas, start.limits, start.steps
@@ -170,7 +175,10 @@ def _loop(
     done = torch.zeros(len(limits), dtype=torch.bool, device=canvas.tokens.device)
     ends = torch.tensor(dlm.ids.eos, dtype=torch.long, device=canvas.tokens.device)
     last = None if follow is None else follow.last
-    step = 0
+    if since is not None:
+        canvas = since.canvas
+        sampler.draws.restore(since.states)
+    step = canvas.step
 
     def look(now: Canvas, canvas: Canvas, active: Tensor, seen: Sequence[dict | None]) -> tuple[Tensor, Choice]:
         last = not every_row and sampler.last_only(canvas, active)
@@ -196,11 +204,12 @@ def _loop(
         still = canvas.masked & ~(commit & (tokens != dlm.ids.mask) if plan.allow_mask else commit)
         if again is not None:
             tokens, still = tokens.masked_fill(again, sampler.mask), still | again
-        yield Step(step, now, tokens, commit, predicted, confidence, logits, active, seen, memories, fired, again)
-        canvas = replace(canvas, tokens=tokens, masked=still)
-        if dlm.is_causal and plan.new_tokens and forced is None and follow is None:
-            done |= (commit & torch.isin(tokens, ends)).any(-1)
         step += 1
+        canvas = replace(canvas, tokens=tokens, masked=still, step=step)
+        what = (now, tokens, commit, predicted, confidence, logits, active, seen, memories, fired, again)
+        yield Step(step - 1, *what, after=canvas, draws=sampler.draws)
+        if dlm.is_causal and plan.new_tokens and forced is None and follow is None and since is None:
+            done |= (commit & torch.isin(tokens, ends)).any(-1)
 
 
 def _no_grad(body: Callable[[], R]) -> R:

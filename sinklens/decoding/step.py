@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from sinklens.decoding.draws import Draws
 from sinklens.hooks import Memory
 from sinklens.hooks.canvas import Canvas
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where a run stands before one of its steps: all that its further course depends on, beside model and plan.
+
+    Attributes:
+        canvas: The whole canvas, whatever the model sees of it; its `step` is the step that comes.
+        states: Where the random generator of each row stands (`Draws.states`).
+    """
+
+    canvas: Canvas
+    states: tuple[Tensor, ...]
+
+    def repeated(self, times: int) -> Moment:
+        """The same for every row `times` times, one group after the other."""
+        now = self.canvas
+        parts = {name: getattr(now, name).repeat(times, 1) for name in ("tokens", "valid", "masked", "prompt")}
+        active = None if now.active is None else now.active.repeat(times)
+        return Moment(replace(now, **parts, seeds=now.seeds * times, active=active), self.states * times)
 
 
 @dataclass(frozen=True)
@@ -31,6 +52,8 @@ class Step:
         fired: How often the hooks of each probe and edit have fired.
         remasked: Positions that an earlier step had committed and this one masked again [batch, pos]; None under a
             sampler that never does so, or where a followed step did not.
+        after: The whole canvas after the step, with the index of the next one.
+        draws: The run's random numbers, which stand behind those of the step while it is looked at.
     """
 
     index: int
@@ -45,3 +68,10 @@ class Step:
     memories: tuple[Memory, ...] = ()
     fired: dict[str, int] = field(default_factory=dict)
     remasked: Bool[Tensor, "batch pos"] | None = None
+    after: Canvas = field(kw_only=True)
+    draws: Draws = field(kw_only=True)
+
+    @property
+    def moment(self) -> Moment:
+        """Where the run stands behind this step; to be asked before the next one is."""
+        return Moment(self.after, self.draws.states())

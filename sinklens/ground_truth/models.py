@@ -164,16 +164,33 @@ def planted_model(
             raise ValueError(f"{name}={count} must be at least 1")
     if heads % kv_heads:
         raise ValueError(f"kv_heads={kv_heads} must divide heads={heads}")
+    layer, head = layers // 2, heads // 2
+    model = blank(f"planted-{kind}", words, layers, heads, kv_heads)
+    _set_weights(model, kind, words, layer, head)
+    dlm = hooked(model.to(dtype), words, causal=causal)  # pyright: ignore[reportArgumentType]
+    truth = {
+        "gap": 0.0 if kind == "none" else GAP,
+        "value_norm": {"informative": 1.0, "resting": 0.0, "none": math.nan}[kind],
+        "masked": FILLER,
+        "zeroed": FILLER if kind == "none" else REST,
+    }
+    return PlantedModel(dlm, kind, layer, head, words, truth)
+
+
+@torch.no_grad()
+def blank(name: str, words: int, layers: int, heads: int, kv_heads: int, inner: int = 1) -> LlamaForCausalLM:
+    """A Llama decoder that writes nothing: all weights are 0, those of norms 1. Its residual stream has room for
+    [one-hot token | outputs], its heads for an output and a slow rotary pair, its MLPs for `inner` neurons.
+    """
     vocabulary = FIRST_WORD + 2 * words
-    head_dim = max(4, words + 1 + (words + 1) % 2)
     config = LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=math.ceil((vocabulary + words + 1) / heads) * heads,  # LlamaConfig wants a multiple
-        intermediate_size=1,
+        intermediate_size=inner,
         num_hidden_layers=layers,
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,
-        head_dim=head_dim,
+        head_dim=max(4, words + 1 + (words + 1) % 2),
         max_position_embeddings=CONTEXT,
         rms_norm_eps=1e-12,
         rope_parameters={"rope_type": "default", "rope_theta": 1e30},
@@ -182,24 +199,17 @@ def planted_model(
         eos_token_id=EOS,
         pad_token_id=EOS,
     )
-    config.name_or_path = f"planted-{kind}"
-    layer, head = layers // 2, heads // 2
+    config.name_or_path = name
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers do not depend on weights that are thrown away
         model = LlamaForCausalLM(config)
-    _set_weights(model, kind, words, layer, head)
-    dlm = HookedDLM.from_transformers(
-        model.to(dtype),  # pyright: ignore[reportArgumentType]
-        _tokenizer(words),
-        "Llama" if causal else "LLaDA",
-        check=False,
-    )
-    truth = {
-        "gap": 0.0 if kind == "none" else GAP,
-        "value_norm": {"informative": 1.0, "resting": 0.0, "none": math.nan}[kind],
-        "masked": FILLER,
-        "zeroed": FILLER if kind == "none" else REST,
-    }
-    return PlantedModel(dlm, kind, layer, head, words, truth)
+    for key, parameter in model.named_parameters():
+        parameter.fill_(1.0 if "norm" in key else 0.0)
+    return model
+
+
+def hooked(model: LlamaForCausalLM, words: int, *, causal: bool) -> HookedDLM:
+    """A planted decoder as a HookedDLM that was not calibrated."""
+    return HookedDLM.from_transformers(model, _tokenizer(words), "Llama" if causal else "LLaDA", check=False)
 
 
 def _outputs(words: int) -> list[int]:
@@ -230,8 +240,6 @@ def _writes(kind: Kind, words: int) -> Float[Tensor, "vocab output"]:
 @torch.no_grad()
 def _set_weights(model: LlamaForCausalLM, kind: Kind, words: int, layer: int, head: int) -> None:
     """The residual stream is [one-hot token | outputs]; the norms multiply a one-hot by sqrt(d)."""
-    for name, parameter in model.named_parameters():
-        parameter.fill_(1.0 if "norm" in name else 0.0)
     config = model.config
     tokens, size, width = int(config.vocab_size or 0), int(config.head_dim or 0), int(config.hidden_size or 0)
     queries, keys = int(config.num_attention_heads or 0), int(config.num_key_value_heads or 0)

@@ -14,6 +14,7 @@ from sinklens.plots.doses import dose_response
 from sinklens.plots.effects import conditions, effects
 from sinklens.plots.episodes import sink_lives
 from sinklens.plots.layers_heads import PANELS, heads, layer_steps
+from sinklens.plots.patching import patching
 from sinklens.plots.record_view import CELLS, LABELLED
 from sinklens.plots.side_by_side import side_by_side
 from sinklens.plots.survival import survival
@@ -47,6 +48,7 @@ __all__ = [
     "layer_steps",
     "norm_correlation",
     "norms_over_steps",
+    "patching",
     "reached_shares",
     "retrieval_grid",
     "side_by_side",

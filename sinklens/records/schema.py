@@ -22,6 +22,7 @@ DIMS = {
     "kv_head": "key heads",
     "query": "positions that look, counted from the prompt's first real token",
     "key": "positions, counted from the prompt's first real token: key 0 is the same token in a batch and alone",
+    "position": "positions that are patched, counted likewise",
 }
 
 
