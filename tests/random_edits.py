@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
 from hypothesis import strategies as st
 
-from sinklens.directions import Direction
 from sinklens.hooks import Scope
 from sinklens.interventions import (
     CONTROLS,
@@ -40,18 +37,11 @@ from sinklens.interventions import (
     ZeroSinks,
     ZeroValue,
 )
-from sinklens.models.fingerprint import ModelId
 from sinklens.sinks import SinkRule
 from sinklens.sinks.named import RULES
 
 AUTOENCODER = str(Path(__file__).parent / "data" / "autoencoders" / "topk")  # of 20 features
-# The folder of a direction: some model's, of layers 0 to 2.
-VECTORS = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
-DIRECTION = str(
-    Direction(VECTORS, (0, 1, 2), "hook_out", (3.0, 4.0, 5.0), "all", ModelId("some", "LLaDA", "0"), {}).save(
-        tempfile.mkdtemp()
-    )
-)
+DIRECTION = str(Path(__file__).parent / "data" / "direction")  # some model's, of layers 0 to 2
 finite = st.floats(allow_nan=False, allow_infinity=False)
 positions = st.sampled_from(["all", "masked", "committed", "prompt", "response", "last"])
 seeds = st.integers(0, 10**6)
