@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sinklens.decoding.fold import Trajectory
 from sinklens.decoding.forwards import forward, labels_of
-from sinklens.decoding.plan import Plan
+from sinklens.decoding.plan import REMASKS, Plan
 from sinklens.decoding.prompts import Start, forced_tokens, prepare
 from sinklens.decoding.samplers import sampler_for
 from sinklens.decoding.samplers.base import Choice
@@ -170,6 +170,8 @@ def _loop(
     plan, canvas, limits, total = start.plan, start.canvas, start.limits, start.steps
     sampler = sampler_for(dlm, start)
     memories = tuple(edit.memory(total, canvas) for edit in interventions)
+    for memory in memories if plan.sampler in REMASKS else ():
+        memory.decides_again()
     fired, named = {}, labels_of([*interventions, *probes])
     limit = torch.tensor(limits, device=canvas.tokens.device)
     done = torch.zeros(len(limits), dtype=torch.bool, device=canvas.tokens.device)

@@ -17,6 +17,10 @@ from sinklens.hooks.memory import Memory
 from sinklens.hooks.seen import sight_of
 
 SCORES, PATTERN, RECEIVED = "hook_attn_scores", "hook_pattern", "attn.hook_received"
+ALONE = (  # points of a layer from which on no position sees another in it
+    *(f"attn.{SCORES}", f"attn.{PATTERN}", "attn.o.hook_in", "attn.o.hook_out", "attn.hook_out", "hook_attn_out"),
+    *("mlp.hook_in", "mlp.hook_out", "hook_mlp_out", "hook_out"),
+)
 ROUNDING = 4  # of a sum, in units of the last place
 
 
@@ -56,8 +60,11 @@ def _changed(
         differs = before != after
     elif name.endswith((SCORES, PATTERN)):
         differs = _reweighed(before, after) if name.endswith(SCORES) else (before != after).any(-1)
-        real = sight_of(model, hook, before, canvas).real[:, block_of(hook, before)]
-        differs = differs & real[:, None].to(differs.device)
+        real, block = sight_of(model, hook, before, canvas).real, block_of(hook, before)
+        differs = differs & real[:, None, block].to(differs.device)
+        counting = _counting(name, model, canvas, memory)
+        if real.shape[-1] == counting.shape[-1]:
+            differs = differs & counting[:, None, block].to(differs.device)
     else:
         differs = (before != after).flatten(2).any(-1)
         if differs.shape == canvas.valid.shape:
@@ -66,18 +73,21 @@ def _changed(
 
 
 def _counting(name: str, model: Any, canvas: Canvas, memory: Memory) -> Bool[Tensor, "batch pos"]:
-    """Positions at which a change of a hook point [batch, pos, ...] can reach what is decided: real ones.
+    """Positions, or queries, at which a change of a hook point can reach what is decided: real ones.
 
-    Behind the last layer nothing is passed on between positions: there only those whose logits decide count, which are
-    the masked ones (of a shifted model, those before them), or in a baseline that writes each row's last.
+    From the scores of the last layer on nothing is passed on between positions: there only those whose logits decide
+    count, which are the masked ones (of a shifted model, those before them; where a sampler decides committed ones
+    again, all of the response), or in a baseline that writes each row's last.
     """
-    if name != f"blocks.{int(model.cfg.n_layers) - 1}.hook_out" or not hasattr(model, "family"):
+    layer, _, point = name.removeprefix("blocks.").partition(".")
+    if layer != str(int(model.cfg.n_layers) - 1) or point not in ALONE or not hasattr(model, "family"):
         return canvas.valid
     if model.is_causal:  # without steps every position is asked at once
         return canvas.valid if memory.steps is None else canvas.positions("last")
+    decided = canvas.positions("response" if memory.again else "masked")
     if model.family.shift:
-        return canvas.valid & torch.cat([canvas.masked[:, 1:], torch.zeros_like(canvas.masked[:, :1])], 1)
-    return canvas.positions("masked")
+        return canvas.valid & torch.cat([decided[:, 1:], torch.zeros_like(decided[:, :1])], 1)
+    return decided
 
 
 def _reweighed(before: Tensor, after: Tensor) -> Bool[Tensor, "batch head query"]:

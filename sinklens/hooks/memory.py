@@ -18,6 +18,7 @@ class Memory:
         steps: Steps of the run; None if not known.
         start: The canvas that the run begins with; None if not known. A baseline shows later canvases only in part.
         notes: What the edit itself wants to find again at a later step or hook.
+        again: Whether committed positions may be masked and decided again in this run (samplers that remask).
         parts: Memories of the edits that a composed edit is made of, in its order.
         names: What the edit counts; 0 until it has happened.
         edited: Rows in which the edit changed something in the last forward, parts included [batch]; None before the
@@ -34,11 +35,18 @@ class Memory:
         names: tuple[str, ...] = (),
     ) -> None:
         self.steps, self.start, self.parts, self.names = steps, start, parts, names
+        self.again = False
         self.notes: dict[Any, Any] = {}
         self.edited: Tensor | None = None
         self.forwards: Tensor | None = None
         self._counts: dict[str, Tensor] = {}
         self._touched: Tensor | None = None
+
+    def decides_again(self) -> None:
+        """Note, for parts too, that committed positions may be decided again."""
+        self.again = True
+        for part in self.parts:
+            part.decides_again()
 
     def count(self, name: str, amount: Tensor) -> None:
         """Add an amount per row [batch]."""

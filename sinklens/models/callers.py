@@ -9,6 +9,7 @@ NEXT_TOKEN = (  # they read row i of the logits as a prediction of token i + 1
     "transformer_lens.lit.model",
     "transformer_lens.utilities.exploratory_utils",
 )
+LOOKS_BACK = ("transformer_lens.head_detector",)  # its patterns are lower triangles
 UNEMBEDDING = ("transformer_lens.SVDInterpreter",)  # it reads directions of the residual stream by the unembedding
 _BETWEEN = ("torch", "sinklens", "jaxtyping", "beartype")
 

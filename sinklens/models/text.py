@@ -8,7 +8,8 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from sinklens.errors import PromptError
+from sinklens.errors import PromptError, Unsupported
+from sinklens.models.callers import LOOKS_BACK, called_by
 from sinklens.models.padding import padded
 from sinklens.models.reading import Reading
 
@@ -49,7 +50,14 @@ class Text(Reading, TransformerBridge):
 
         Raises:
             PromptError: what is no text, or longer than the context.
+            Unsupported: it is TransformerLens's head detector that asks, and attention here looks ahead, too.
         """
+        if not self.is_causal and called_by(LOOKS_BACK):
+            raise Unsupported(
+                f"detect_head compares attention with lower triangles, and {self.name} looks ahead, too, so that a "
+                "head that attends to the later copy of a token would count as none; sum cache['pattern', layer] over "
+                "the places that you mean"
+            )
         tokens, _ = self.padded_texts(input, prepend_bos, padding_side, truncate)
         return tokens.to(self.cfg.device) if move_to_device else tokens
 

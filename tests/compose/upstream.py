@@ -43,16 +43,15 @@ float(lm_cross_entropy_loss(logits, tokens)), float(own)
     ),
     Wrong(
         "The head detector looks back only",
-        "Its named patterns are lower triangles, so a head that attends to the later copy of a token is no "
-        '"duplicate_token_head"; a pattern of your own must be one, too. The default measure of the previous position '
-        "is right in every model; for copies sum `cache['pattern', layer]` over the places that you mean.",
+        "Its patterns are lower triangles, a pattern of your own must be one, too, and a head that attends to the "
+        'later copy of a token is no "duplicate_token_head". sinklens refuses `detect_head` where attention looks '
+        "ahead; sum `cache['pattern', layer]` over the places that you mean.",
         """
-from transformer_lens import ActivationCache, head_detector
+from transformer_lens import head_detector
 
-later = torch.eye(4)[[0, 3, 2, 3]].expand(4, 4, 4)  # of BOS, dolko, xe, dolko the first dolko attends to the other
-cache = ActivationCache({f"blocks.{i}.attn.hook_pattern": later for i in (0, 1)}, dlm, has_batch_dim=False)
-found = head_detector.detect_head(dlm, "dolko xe dolko", "duplicate_token_head", cache=cache)
-float(found[0, 0]), float(later[0, 1, 3] / later[0].sum())
+copies = head_detector.get_duplicate_token_head_detection_pattern(dlm.to_tokens("dolko xe dolko"))
+first, other = 1, 3  # where dolko stands, behind BOS
+float(copies[first, other]), 1.0
 """,
     ),
     Wrong(

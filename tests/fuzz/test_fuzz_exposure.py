@@ -148,18 +148,25 @@ def queries(point: str, tensor: torch.Tensor) -> torch.Tensor:
 
 
 def naive(name: str, edit: Edit) -> tuple[list[list[bool]], list[list[bool]]]:
-    """Which rows count as edited at each step, and those of which some real query looks or hears differently."""
+    """Which rows count as edited at each step, and those of which some real query looks or hears differently.
+
+    In the last layer only queries by which a token is decided: masked positions, or in a baseline the last one.
+    """
     counted, differ = [], []
+    last = f"blocks.{model(name).cfg.n_layers - 1}."
     for before, step in zip(seen_clean(name), steps_of(name, [edit]), strict=True):
         (memory,) = step.memories
         counted.append([False] * len(PROMPTS) if memory.edited is None else memory.edited.tolist())
         rows = []
         for row in range(len(PROMPTS)):
-            places = step.canvas.valid[row].nonzero()[:, 0].tolist()
+            canvas = step.canvas
+            places = canvas.valid[row].nonzero()[:, 0].tolist()
+            decide = places[-1:] if model(name).is_causal else canvas.masked[row].nonzero()[:, 0].tolist()
             largest = 0.0
             for point, tensor in step.seen[0].items():
+                asked = decide if point.startswith(last) else places
                 ours, theirs = (queries(point, each)[row] for each in (tensor, before[point]))
-                largest = max(largest, *(float((ours[i] - theirs[i]).abs().max()) for i in places))
+                largest = max(largest, *(float((ours[i] - theirs[i]).abs().max()) for i in asked))
             rows.append(largest > ROUNDING and bool(step.active[row]))
         differ.append(rows)
     return counted, differ
