@@ -10,7 +10,13 @@ from sinklens.experiments.budgets import BY_CHANCE, RANDOM, RANDOM_TOKENS, WITHO
 from sinklens.experiments.exposure import exposed
 from sinklens.experiments.outcomes import METRICS
 from sinklens.experiments.results import UNMASKED, AblationResult
-from sinklens.experiments.statistics import holm, mean_and_interval, permutation_p, rate_and_interval
+from sinklens.experiments.statistics import (
+    difference_and_interval,
+    holm,
+    mean_and_interval,
+    permutation_p,
+    rate_and_interval,
+)
 from sinklens.values.kinds import AtLeastZero, reads
 
 if TYPE_CHECKING:
@@ -97,7 +103,7 @@ def _line(result: AblationResult, metric: str, key: Key, groups: Mapping[Key, li
     line["value"], (line["low"], line["high"]) = rate_and_interval(own) if share else mean_and_interval(own)
     if selector == UNMASKED:
         return line | {"rate": 1.0, "kept": 1.0, "kept_low": 1.0, "kept_high": 1.0}
-    line |= _difference("to_unmasked", own - values[0])
+    line |= _difference("to_unmasked", own - values[0], share)
     beside = groups.get((CONTROLS.get(selector, f"{selector}{BY_CHANCE}"), rate), [])
     if not beside:
         return line
@@ -105,12 +111,12 @@ def _line(result: AblationResult, metric: str, key: Key, groups: Mapping[Key, li
     if not values.shape[1]:
         return line
     more = line["kept"] - _kept(result, metric, beside)["kept"]
-    difference = _difference("to_random", values[: len(sides)].mean(0) - values[len(sides) :].mean(0))
+    difference = _difference("to_random", values[: len(sides)].mean(0) - values[len(sides) :].mean(0), share)
     return line | difference | {"to_random_kept": more}
 
 
-def _difference(name: str, values: Any) -> dict[str, Any]:
-    mean, (low, high) = mean_and_interval(values)
+def _difference(name: str, values: Any, share: bool) -> dict[str, Any]:
+    mean, (low, high) = difference_and_interval(values, share)
     return {name: mean, f"{name}_low": low, f"{name}_high": high, f"{name}_p": permutation_p(values)}
 
 

@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sinklens.experiments.l2 import L2, Trial, Window
-from sinklens.experiments.statistics import holm, mean_and_interval, permutation_p, rate_and_interval
+from sinklens.experiments.statistics import (
+    difference_and_interval,
+    holm,
+    mean_and_interval,
+    permutation_p,
+    rate_and_interval,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -118,7 +124,7 @@ class L2Result:
                 rows[-1] |= _level(outcome, cell["value"].to_numpy())
                 for name, reference in REFERENCES.items():
                     others = part[(part.ranking == reference) & (part.share == share) & (ranking != reference)]
-                    rows[-1] |= _against(cell, others, name)
+                    rows[-1] |= _against(cell, others, name, outcome)
             for name in REFERENCES:
                 for row, p in zip(rows[first:], holm([row[f"{name}_p_holm"] for row in rows[first:]]), strict=True):
                     row[f"{name}_p_holm"] = p
@@ -180,12 +186,12 @@ def _level(outcome: str, values: Any) -> dict[str, Any]:
     return {"trials": len(values), "value": mean, "low": low, "high": high}
 
 
-def _against(cell: Any, others: Any, name: str) -> dict[str, Any]:
+def _against(cell: Any, others: Any, name: str, outcome: str) -> dict[str, Any]:
     """The paired difference from random keys; nan where there is none. Its p is not corrected yet."""
     columns = (name, f"{name}_low", f"{name}_high", f"{name}_p_holm")
     pairs = cell.merge(others, on=["tokens", "depth", "trial"], suffixes=("", "_random"))
     if pairs.empty:
         return dict.fromkeys(columns, math.nan)
     differences = torch.tensor((pairs["value"] - pairs["value_random"]).to_numpy(), dtype=torch.float64)
-    mean, (low, high) = mean_and_interval(differences)
+    mean, (low, high) = difference_and_interval(differences, outcome != "perplexity")
     return dict(zip(columns, (mean, low, high, permutation_p(differences)), strict=True))

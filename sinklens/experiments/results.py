@@ -15,10 +15,10 @@ from torch import Tensor
 
 from sinklens import files
 from sinklens.errors import RecordError
+from sinklens.experiments import statistics
 from sinklens.experiments.effect import Effect
 from sinklens.experiments.exposure import exposed
 from sinklens.experiments.outcomes import METRICS
-from sinklens.experiments.statistics import equivalent, holm, mean_and_interval, permutation_p, rate_and_interval
 from sinklens.values.kinds import reads
 from sinklens.values.notebook import Shown, Told
 
@@ -170,8 +170,8 @@ class AblationResult(Shown):
         values = self.paired(metric, (UNMASKED, UNMASKED), (condition, "sinks"))
         if not values.shape[1]:
             raise ValueError(f"no prompt could be scored for {condition!r}, metric {metric!r}")
-        change = values[1] - values[0]
-        mean, interval = mean_and_interval(change)
+        change, share = values[1] - values[0], metric in METRICS and METRICS[metric].share
+        mean, interval = statistics.difference_and_interval(change, share)
         shares = exposed(self.scores)
         more: dict[str, Any] = {"exposed": shares.get((condition, "sinks", metric))}
         if control:
@@ -181,11 +181,11 @@ class AblationResult(Shown):
             beyond = beside[1] - beside[2]
             more["pairs_control"] = beside.shape[1]
             more["exposed_control"] = shares.get((condition, control, metric))
-            more["to_control"], more["to_control_interval"] = mean_and_interval(beyond)
-            more["to_control_p"] = permutation_p(beyond)
-            more["equivalent_to_control"] = None if margin is None else equivalent(beyond, margin)
+            more["to_control"], more["to_control_interval"] = statistics.difference_and_interval(beyond, share)
+            more["to_control_p"] = statistics.permutation_p(beyond)
+            more["equivalent_to_control"] = None if margin is None else statistics.equivalent(beyond, margin, share)
         if margin is not None:
-            more |= {"margin": margin, "equivalent": equivalent(change, margin)}
+            more |= {"margin": margin, "equivalent": statistics.equivalent(change, margin, share)}
         return Effect(
             condition=condition,
             metric=metric,
@@ -195,7 +195,7 @@ class AblationResult(Shown):
             value=float(values[1].mean()),
             to_unmasked=mean,
             to_unmasked_interval=interval,
-            to_unmasked_p=permutation_p(change),
+            to_unmasked_p=statistics.permutation_p(change),
             **more,
         )
 
@@ -225,9 +225,9 @@ class AblationResult(Shown):
                 lines.append(line)
         frame: Any = pd.DataFrame(lines)
         tests = {line["condition"]: line["to_unmasked_p"] for line in lines}  # one each, however many controls
-        corrected = dict(zip(tests, holm(list(tests.values())), strict=True))
+        corrected = dict(zip(tests, statistics.holm(list(tests.values())), strict=True))
         frame["to_unmasked_p_holm"] = frame["condition"].map(corrected)
-        frame["to_control_p_holm"] = holm([float("nan") if p is None else p for p in frame["to_control_p"]])
+        frame["to_control_p_holm"] = statistics.holm([float("nan") if p is None else p for p in frame["to_control_p"]])
         return frame
 
     def _effect_or_nothing(
@@ -266,7 +266,9 @@ class AblationResult(Shown):
             share = METRICS[names[1]].share if names[1] in METRICS else False
             mean, (low, high) = float("nan"), (float("nan"),) * 2
             if len(values):
-                mean, (low, high) = rate_and_interval(values) if share else mean_and_interval(values)
+                mean, (low, high) = (
+                    statistics.rate_and_interval(values) if share else statistics.mean_and_interval(values)
+                )
             edited = [float(group[name].mean()) for name in ("exposed", "edited_keys", "edited_mass")]
             out.append((*names, mean, low, high, len(values), int(group["places"].sum()), *edited))
         columns = [*keys, "value", "low", "high", "scored", "places", "exposed", "edited_keys", "edited_mass"]

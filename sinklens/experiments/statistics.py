@@ -34,6 +34,22 @@ def rate_and_interval(values: Float[Tensor, " n"]) -> tuple[float, tuple[float, 
     return mean_and_interval(values)
 
 
+def difference_and_interval(
+    differences: Float[Tensor, " n"], share: bool, confidence: float = 0.95
+) -> tuple[float, tuple[float, float]]:
+    """As `mean_and_interval` for paired differences, of shares where `share` is true.
+
+    Where every pair of shares differs by the same amount a bootstrap would claim certainty. Then, as in Clopper and
+    Pearson's interval, the part of all prompts that would have differed by something else, between -1 and 1, is at most
+    1 - (tail of the confidence)^(1 / n): 12 prompts without a difference show that the mean is within .27 of 0.
+    """
+    mean, interval = mean_and_interval(differences, confidence)
+    if not share or not bool((differences == differences[0]).all()):
+        return mean, interval
+    other = 1 - ((1 - confidence) / 2) ** (1 / len(differences))
+    return mean, (max(-1.0, mean - other * (1 + mean)), min(1.0, mean + other * (1 - mean)))
+
+
 def permutation_p(differences: Float[Tensor, " n"], permutations: int = 10_000) -> float:
     """Two-sided p-value that paired differences average 0: their signs are flipped in every way (or in many)."""
     generator = derive_generator(0, "permutation")
@@ -54,14 +70,19 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def equivalent(differences: Float[Tensor, " n"], margin: float) -> bool:
+def equivalent(differences: Float[Tensor, " n"], margin: float, share: bool = False) -> bool:
     """Whether differences are shown to be smaller than a margin: two one-sided tests at 5 %.
 
     Both must reject, by sign-flip permutation (exact up to 12 prompts): that the mean is at or below -margin, and that
     it is at or above margin. Fewer than 5 prompts can never show it; an interval that merely contains 0 shows nothing.
+    Flipping signs says nothing of shares that all differ by the same amount: there the exact 90 % interval of
+    `difference_and_interval` must lie within the margin, too.
     """
     if not margin > 0:
         raise ValueError(f"margin={margin} must be above 0: the largest difference that would not matter")
+    _, (low, high) = difference_and_interval(differences, share, 0.9)
+    if share and bool((differences == differences[0]).all()) and not -margin < low <= high < margin:
+        return False
     return all(
         float(
             sign_flip_permutation_pvalue(

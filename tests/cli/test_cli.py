@@ -315,7 +315,7 @@ def test_reproduce_l2_of_a_diffusion_model(tmp_path: Path) -> None:
 
 
 def test_every_command_that_loads_a_model_takes_the_same_options() -> None:
-    """Also those that a later command adds: `models` alone loads none."""
+    """Also those that a later command adds: `models` alone loads none, and `eval` gets them in --model_args."""
     told = {
         "device": options.Device,
         "dtype": options.Dtype,
@@ -329,6 +329,10 @@ def test_every_command_that_loads_a_model_takes_the_same_options() -> None:
     for info in cli.app.registered_commands:
         callback = inspect.unwrap(info.callback)
         if callback.__name__ == "models":
+            continue
+        if callback.__name__ == "evaluate":
+            said = " ".join(str(inspect.getdoc(callback)).split())
+            assert all(f"{name}," in said or f"{name}." in said for name in set(told) - {"device"}), said
             continue
         given = get_type_hints(callback, include_extras=True)
         bundled = {"family", "mask_token_id"} if callback.__name__ == "demo" else set()  # it loads the twins alone

@@ -10,7 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from sinklens.experiments.statistics import equivalent, holm, mean_and_interval, permutation_p, rate_and_interval
+from sinklens.experiments.statistics import (
+    difference_and_interval,
+    equivalent,
+    holm,
+    mean_and_interval,
+    permutation_p,
+    rate_and_interval,
+)
 
 nan = math.nan
 
@@ -168,6 +175,33 @@ def test_rates_of_all_or_none_are_exact(n: int) -> None:
     assert (rate, *interval) == pytest.approx((0.0, 0.0, 1 - bound), abs=1e-9)
     rate, interval = rate_and_interval(torch.ones(n))
     assert (rate, *interval) == pytest.approx((1.0, bound, 1.0), abs=1e-9)
+
+
+@pytest.mark.parametrize(("n", "level"), [(12, 0.0), (40, 0.0), (12, 1.0), (5, -0.25)])
+def test_shares_that_all_differ_alike_leave_room_for_those_that_do_not(n: int, level: float) -> None:
+    """The part of all prompts that may differ by something else: none of n did, which 2.5 % of such samples show."""
+    differences = torch.full((n,), level, dtype=torch.float64)
+    mean, (low, high) = difference_and_interval(differences, True)
+    assert mean == level
+    for part, end in (
+        ((level - low) / (level + 1) if level > -1 else 0, low),
+        ((high - level) / (1 - level or 1), high),
+    ):
+        assert -1 <= end <= 1
+        if end != level:
+            assert (1 - part) ** n == pytest.approx(0.025)
+    assert difference_and_interval(differences, False)[1] == pytest.approx((level, level))
+    mixed = torch.tensor([0.0, 1.0, 0.0, -1.0, 1.0])
+    assert difference_and_interval(mixed, True) == mean_and_interval(mixed)
+
+
+@pytest.mark.parametrize(
+    ("n", "share", "expected"), [(12, True, False), (28, True, False), (29, True, True), (12, False, True)]
+)
+def test_no_difference_in_few_prompts_is_no_equivalence_of_shares(n: int, share: bool, expected: bool) -> None:
+    """0.95 ** (1 / n) above 0.9 from 29 prompts on: fewer show a part of 10 % or more too seldom."""
+    assert (0.9**n < 0.05) is (n >= 29)
+    assert equivalent(torch.zeros(n, dtype=torch.float64), 0.1, share) is expected
 
 
 def test_other_rates_are_bootstrapped() -> None:
