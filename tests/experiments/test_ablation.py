@@ -591,16 +591,17 @@ def test_zeroing_a_resting_sink_does_nothing_and_this_is_shown(causal: bool) -> 
     plan = Plan(new_tokens=2)
     result = run(model.dlm, Prompts(ids), edits, plan, metrics=["agreement", "kl", "replayed_agreement"])
     for metric in ("agreement", "replayed_agreement"):
-        zero = result.effect("zero", metric, margin=0.01)
+        zero = result.effect("zero", metric, margin=0.1)  # of 30 prompts that agree: .05 ** (1 / 30) = .905
         assert (zero.value, zero.to_unmasked, zero.equivalent, zero.equivalent_to_control) == (1.0, 0.0, True, True)
-        cut = result.effect("cut", metric, margin=0.01)
+        assert result.effect("zero", metric, margin=0.09).equivalent is False
+        cut = result.effect("cut", metric, margin=0.1)
         assert (cut.value, cut.equivalent, cut.equivalent_to_control) == (0.0, False, False)
     nothing = result.effect("zero", "kl", margin=1e-4)
     assert abs(nothing.value) < 1e-6
     assert nothing.equivalent
     assert result.effect("cut", "kl", margin=1e-4).equivalent is False
     few = AblationResult([row for row in result.scores if row["prompt"] < 4])
-    assert few.effect("zero", "agreement", margin=0.01).equivalent is False
+    assert few.effect("zero", "agreement", margin=0.1).equivalent is False
     assert nothing.pairs == 30
     assert [row["edited_mass"] > 0 for row in result.scores if row["condition"] == "zero"] == [True] * 30 * 3 * 2
 

@@ -218,7 +218,7 @@ def test_the_wide_table_is_the_summary_for_people() -> None:
     assert table.loc["low_norm", "50%"] == "1.00 [0.59, 1.00]"  # Clopper and Pearson: .025 ** (1 / 7) = .590
     assert table.loc["low_norm", "100%"] == ""
     differences = result.wide("passkey", column="minus_random").set_index("ranking")
-    assert differences.loc["low_norm", "50%"] == "1.00 [1.00, 1.00]*"
+    assert differences.loc["low_norm", "50%"] == "1.00 [0.18, 1.00]*"  # 1 - 2 (1 - .590)
     assert "random" not in differences.index
 
 
