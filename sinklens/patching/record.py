@@ -103,9 +103,10 @@ def _about(unit: str, definition: str) -> dict[str, str]:
 
 def _effect(patches: Patches) -> str:
     out_of, into = WAYS[patches.direction]
+    one = "head at one position" if patches.by == "both" else patches.by
     return (
         f"(patched - {into}) / ({out_of} - {into}): 0 as in the {into} run, 1 as in the {out_of} run. Patched is "
-        f"{SITES[patches.site].what}; a row of a patch is by {patches.by}. The metric: {about(patches.metric)[1]}; "
+        f"{SITES[patches.site].what}. One patch is one {one}. The metric: {about(patches.metric)[1]}; "
         f"{_when(patches)}"
     )
 
