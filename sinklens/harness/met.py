@@ -17,10 +17,11 @@ class Met:
     Args:
         edits: The edits.
         asked: How many requests there are.
+        before: Of answers that a cache holds of earlier calls: how many were met, and how many there are.
     """
 
-    def __init__(self, edits: Sequence[Edit], asked: int) -> None:
-        self.edits, self.asked = edits, asked
+    def __init__(self, edits: Sequence[Edit], asked: int, before: Sequence[int] = (0, 0)) -> None:
+        self.edits, self.asked, self.before = edits, asked, before
         self.indices: set[int] = set()
 
     def add(self, indices: Sequence[int], memories: Sequence[Memory]) -> None:
@@ -29,8 +30,12 @@ class Met:
             if memory.forwards is not None:
                 self.indices |= {index for index, count in zip(indices, memory.forwards.tolist(), strict=True) if count}
 
+    def counts(self, done: int) -> list[int]:
+        """How many were met, and of how many, after `done` of the requests; earlier calls included."""
+        return [self.before[0] + len(self.indices), self.before[1] + done]
+
     def judge(self, kind: str) -> float | None:
-        """The share of requests that were met; None where nothing was to be changed.
+        """The share of requests that were met, earlier calls included; None where nothing was to be changed.
 
         Args:
             kind: What was asked, for the message.
@@ -38,12 +43,13 @@ class Met:
         Raises:
             NeverExposed: none was.
         """
-        if not self.asked or not any(leaf.changes for edit in self.edits for leaf in edit.leaves()):
+        met, asked = self.counts(self.asked)
+        if not asked or not any(leaf.changes for edit in self.edits for leaf in edit.leaves()):
             return None
-        share = len(self.indices) / self.asked
+        share = met / asked
         if not share:
             raise NeverExposed(
-                f"{', '.join(map(repr, self.edits))} changed nothing in any forward of {self.asked} {kind} requests: "
+                f"{', '.join(map(repr, self.edits))} changed nothing in any forward of {asked} {kind} requests: "
                 "the numbers would be those of the unedited model. Give another rule or scope; mask:same/top1 edits a "
                 "step by its own attention"
             )

@@ -25,6 +25,7 @@ from sinklens.values.kinds import Seed, read
 
 R = TypeVar("R")
 MARK = "sinklens"  # the key under which a cache says whose it is; the harness's own keys are hashes
+COUNTS = "sinklens: met, of how many"  # likewise
 
 
 @register_model("sinklens")
@@ -92,7 +93,8 @@ class SinklensLM(TemplateLM):
         self.tokenizer = self.dlm.tokenizer
         self.met: dict[str, float] = {}
         self._device = self.dlm.device
-        self._cached = False
+        self._held: Any = None  # the harness's cache
+        self._before: dict[str, list[int]] = {}  # of the answers in it: how many the edit has met, of how many
 
     @classmethod
     def create_from_arg_obj(
@@ -164,13 +166,14 @@ class SinklensLM(TemplateLM):
         if not rows:
             return []
         scoring.check(self.dlm, rows, self.setting)
-        met = Met(self.setting.edits, len(rows))
+        met = Met(self.setting.edits, len(rows), self._before.get("loglikelihood", (0, 0)))
         found: dict[int, tuple[float, bool]] = {}
         for batch in _shown(
             scoring.scored(self.dlm, rows, self.setting, self.batch_size, met), len(rows), disable_tqdm
         ):
-            for index, (log_p, greedy) in batch.items():
-                found[index] = (log_p, greedy)
+            found |= batch
+            self._note("loglikelihood", met, len(found))
+            for index in batch:
                 if (asked := requests[index][0]) is not None:
                     self.cache_hook.add_partial("loglikelihood", asked, found[index])
         self._judge(met, "loglikelihood")
@@ -212,21 +215,28 @@ class SinklensLM(TemplateLM):
             times[same] = times.get(same, -1) + 1
             seed = draw_seed(self.setting.seed, times[same]) if times[same] else self.setting.seed
             wish = generation.wish_of(given, self.setting)
-            if self._cached and not given.get("do_sample") and generation.draws(wish.plan.resolved(self.dlm)):
+            if self._held is not None and not given.get("do_sample") and generation.draws(wish.plan.resolved(self.dlm)):
                 raise PlanError(
                     "a cache keeps one answer per request, and this plan draws answers; leave out --use_cache"
                 )
             asked.append(generation.Asked(self.tok_encode(context), wish, seed))
         generation.check(self.dlm, asked, self.setting)
-        met = Met(self.setting.edits, len(asked))
+        met = Met(self.setting.edits, len(asked), self._before.get("generate_until", (0, 0)))
         found: dict[int, str] = {}
         made = generation.generated(self.dlm, asked, self.setting, self.batch_size, met)
         for batch in _shown(made, len(asked), disable_tqdm):
             found |= batch
+            self._note("generate_until", met, len(found))
             for index, text in batch.items():
                 self.cache_hook.add_partial("generate_until", requests[index].args, text)
         self._judge(met, "generate_until")
         return [found[index] for index in range(len(asked))]
+
+    def _note(self, kind: str, met: Met, done: int) -> None:
+        """Keep beside the answers in a cache how many of them the edit has met."""
+        if self._held is not None:
+            self._before |= {kind: met.counts(done)}
+            self._held[COUNTS] = self._before
 
     def _judge(self, met: Met, kind: str) -> None:
         share = met.judge(kind)
@@ -240,12 +250,11 @@ class SinklensLM(TemplateLM):
         return {**model_identity(self.dlm), "setting": self.setting.to_dict()}
 
     def set_cache_hook(self, cache_hook: CacheHook) -> None:
-        """Use a cache of answers (`--use_cache`), which holds those of this model under these edits alone.
-
-        The harness looks answers up by their requests. So the file says whose answers it holds.
+        """Use a cache of answers (`--use_cache`). It is looked up by requests alone, so the file says whose they are.
 
         Raises:
             PlanError: it holds answers of another model, edit, plan, seed or version.
+            NeverExposed: the edit has met none of the answers in it.
         """
         held, own = cache_hook.dbdict, digest(self.identity())
         if held is not None and held.get(MARK) != own:
@@ -256,7 +265,10 @@ class SinklensLM(TemplateLM):
                     "version of sinklens, and they would be taken for this one's; name another file"
                 )
             held[MARK] = own
-        self._cached = held is not None
+        self._held = held
+        self._before = {} if held is None else dict(held.get(COUNTS, {}))
+        for kind, counts in self._before.items():
+            self._judge(Met(self.setting.edits, 0, counts), kind)
         super().set_cache_hook(cache_hook)
 
     def get_model_info(self) -> dict[str, Any]:

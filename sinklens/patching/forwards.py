@@ -129,7 +129,9 @@ def repeated(canvas: Canvas, rows: int) -> Canvas:
     return replace(canvas, **parts, seeds=canvas.seeds * rows, active=active)
 
 
-def onward(dlm: HookedDLM, start: Start, moment: Moment, edit: RowPatch, decided: Tensor) -> tuple[Tensor, Canvas]:
+def onward(
+    dlm: HookedDLM, start: Start, moment: Moment, edit: RowPatch, decided: Tensor, ever: Tensor
+) -> tuple[Tensor, Canvas]:
     """The run goes on from a moment, the step that comes patched, those behind it not.
 
     Args:
@@ -137,7 +139,8 @@ def onward(dlm: HookedDLM, start: Start, moment: Moment, edit: RowPatch, decided
         start: The start of as many rows as the edit has.
         moment: Before the patched step, of one row.
         edit: The patches.
-        decided: By which logits the unpatched run decided each position [1, pos, vocab].
+        decided: By which logits the run had decided each position until then [1, pos, vocab].
+        ever: Positions that the unpatched run ever decides [pos]; others (behind a baseline's EOS) stay 0.
 
     Returns:
         The logits by which each position was decided in each row, and the last canvas.
@@ -148,7 +151,10 @@ def onward(dlm: HookedDLM, start: Start, moment: Moment, edit: RowPatch, decided
     found = decided.expand(edit.size, -1, -1).clone()
     canvas = moment.canvas
     for step in steps_from(dlm, start, interventions=[edit], since=moment.repeated(edit.size)):
-        found, canvas = keep_decided(found, step), step.after
+        scored = step.logits.shape[1]
+        now = step.committed[:, :scored, None] & ever[:scored, None]
+        found[:, :scored] = torch.where(now, step.logits, found[:, :scored])
+        canvas = step.after
     if bool(canvas.masked.any()):
         raise PatchError(
             f"a run that was patched at step {moment.canvas.step} leaves positions masked, which nothing decides; say "
@@ -157,10 +163,8 @@ def onward(dlm: HookedDLM, start: Start, moment: Moment, edit: RowPatch, decided
     return found, canvas
 
 
-def keep_decided(decided: Tensor | None, step: Step) -> Float[Tensor, "batch pos vocab"]:
-    """The logits by which each position was decided, for the last time, up to a step; 0 where none has yet."""
-    scored = step.logits.shape[1]
-    if decided is None:
-        decided = step.logits.new_zeros(*step.tokens.shape, step.logits.shape[-1])
-    decided[:, :scored] = torch.where(step.committed[:, :scored, None], step.logits, decided[:, :scored])
-    return decided
+def commits_of(step: Step) -> tuple[Tensor, Tensor]:
+    """The positions that a step of one row commits [pos], and the logits by which [n, vocab]."""
+    where, scored = step.committed[0].clone(), step.logits.shape[1]
+    where[scored:] = False
+    return where, step.logits[0, where[:scored]]

@@ -22,7 +22,7 @@ from sinklens.interventions import NoOp
 from sinklens.models.hooked_dlm import HookedDLM
 from sinklens.models.outline import Sketched
 from sinklens.models.prompts import Given, Unpadded, read_prompts
-from sinklens.patching.forwards import keep_decided
+from sinklens.patching.forwards import commits_of
 from sinklens.patching.metrics import Place
 from sinklens.patching.patches import Patches
 from sinklens.values.content import Named
@@ -55,14 +55,30 @@ class Side:
         canvases: What the forward of each step saw.
         moments: Where it stood before each step.
         trajectory: What became of it.
-        decided: The logits by which each position was decided [1, pos, vocab]; None where nobody asks for them.
+        commits: Of each step the positions that it committed [pos], and the logits by which [n, vocab]; none where
+            nobody asks for them.
+        after: The canvas behind the last step.
     """
 
     start: Start
     canvases: list[Canvas]
     moments: list[Moment]
     trajectory: Trajectory
-    decided: Tensor | None
+    commits: list[tuple[Tensor, Tensor]]
+    after: Canvas
+
+    def decided(self, before: int | None = None) -> Tensor:
+        """The logits by which each position was decided, last before a step [1, pos, vocab]; 0 if never."""
+        where, logits = self.commits[0]
+        found = logits.new_zeros(len(where), logits.shape[-1])
+        for where, logits in self.commits[:before]:
+            found[where] = logits
+        return found[None]
+
+    @property
+    def ever(self) -> Tensor:
+        """Positions that it decides at some step [pos]."""
+        return torch.stack([where for where, _ in self.commits]).any(0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -222,16 +238,17 @@ def _run(dlm: HookedDLM, start: Start, follow: Trajectory | None, patches: Patch
     trajectory = Trajectory.of(start.canvas)
     canvases: list[Canvas] = []
     moments: list[Moment] = []
-    decided = None
+    commits: list[tuple[Tensor, Tensor]] = []
+    canvas = start.canvas
     moment = Moment(start.canvas, sampler_for(dlm, start).draws.states())
     for step in steps_from(dlm, start, follow=follow):
         moments.append(moment)
         canvases.append(step.canvas)
         trajectory.add(step)
         if patches.outcome == "end":
-            decided = keep_decided(decided, step)
-        moment = step.moment
-    return Side(start, canvases, moments, trajectory, decided)
+            commits.append(commits_of(step))
+        moment, canvas = step.moment, step.after
+    return Side(start, canvases, moments, trajectory, commits, canvas)
 
 
 def _check_masks(dlm: HookedDLM, index: int, pair: Pair) -> None:

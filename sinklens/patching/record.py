@@ -82,7 +82,7 @@ def record_of(
         "patched": (dims, patched, _about(unit, f"{what}; {_when(patches)}, patched")),
         "clean": (dims[:2], ends[0], _about(unit, f"{what}; in the clean run")),
         "corrupt": (dims[:2], ends[1], _about(unit, f"{what}; in the corrupt run")),
-        "places": (dims[:2], places, _about("positions", "positions of the answer that are asked at the step")),
+        "places": (dims[:2], places, _about("positions", "positions of the answer over which the metric is averaged")),
         **_canvases(dlm, pairs, coords["step"], width),
     }
     attrs = {
@@ -93,6 +93,7 @@ def record_of(
         "site": patches.site,
         "outcome": patches.outcome,
         "direction": patches.direction,
+        "n_layers": dlm.n_layers,
     }
     return xr.Dataset(data, {dim: (dim, np.array(names, np.int64)) for dim, names in coords.items()}, attrs)
 

@@ -186,12 +186,11 @@ class Sweep:
         found = []
         for side in (pair.clean, pair.corrupt):
             if self.patches.outcome == "end":
-                assert side.decided is not None
-                found.append(float(measure(self.patches.metric, side.decided, pair.places, side.moments[-1].canvas)))
+                found.append(float(measure(self.patches.metric, side.decided(), pair.places, side.after)))
             else:
                 canvas = side.canvases[step]
                 found.append(float(measure(self.patches.metric, logits_of(self.dlm, canvas), places, canvas)))
-        return found[0], found[1], len(places)
+        return found[0], found[1], len(pair.places if self.patches.outcome == "end" else places)
 
     def _check_apart(self, index: int) -> None:
         gaps = {step: abs(found[0] - found[1]) for (pair, step), found in self.measured.ends.items() if pair == index}
@@ -231,8 +230,8 @@ class Sweep:
         if patches.outcome == "end":
             prompt = into.start.canvas.tokens[0, : into.start.canvas.tokens.shape[1] - into.start.plan.new_tokens]
             start = prepare_rows(self.dlm, [prompt.tolist()] * edit.size, self.plan, self.seed)
-            assert into.decided is not None
-            logits, canvas = onward(self.dlm, start, into.moments[work.step], edit, into.decided)
+            before = into.decided(work.step)
+            logits, canvas = onward(self.dlm, start, into.moments[work.step], edit, before, into.ever)
             values = measure(patches.metric, logits, pair.places, canvas)
         else:
             canvas = into.canvases[work.step]

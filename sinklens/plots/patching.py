@@ -48,7 +48,11 @@ def patching(
 
     if "effect" not in record or "site" not in record.attrs:
         raise ValueError(f"this is no record of sinklens.patch; it has {', '.join(map(str, record.data_vars))}")
-    effect = record["effect"].isel(prompt=place(record["prompt"].to_numpy(), "prompt", prompt))
+    lacking = [dim for dim in ("prompt", "step", "layer", "position") if dim not in record.dims]
+    if lacking:
+        raise ValueError(f"the record has lost its dim {lacking[0]!r}; choose with lists, as in isel({lacking[0]}=[0])")
+    record = record.isel(prompt=[place(record["prompt"].to_numpy(), "prompt", prompt)])
+    effect = record["effect"].isel(prompt=0)
     of_head = next((str(dim) for dim in effect.dims if dim in ("head", "kv_head")), None)
     said = ""
     if of_head and "position" in effect.dims:
@@ -73,13 +77,13 @@ def patching(
             x=np.arange(len(places)), y=np.arange(len(layers)), z=z, zmin=-top, zmax=top, colorscale=DIVERGING,
             visible=at == first, hoverongaps=False, xgap=1, ygap=1, text=texts if printed else None,
             texttemplate="%{text}" if printed else None, textfont_size=9, 
-            customdata=_about(record, prompt, int(number), along, places, len(layers)),
+            customdata=_about(record, int(number), along, places, len(layers)),
             colorbar={"title": {"text": "effect", "side": "right", "font_size": 13}},
             hovertemplate=f"layer %{{y}}, {along} %{{customdata}}<br>effect %{{z:.4f}}<extra>step {number}</extra>",
         )  # fmt: skip
     themed(figure).update_xaxes(
         title_text=along.replace("kv_head", "key head"), showgrid=False, tickangle=-60 if along == "position" else 0,
-        **_ticks(record, prompt, along, places),
+        **_ticks(record, along, places),
     )  # fmt: skip
     last = len(layers) - 1
     figure.update_yaxes(
@@ -104,36 +108,37 @@ def patching(
 
 def _layer(record: xr.Dataset, layer: int) -> str:
     """A layer's name; the residual stream has one more, behind the last."""
-    behind = record.attrs["site"] == "residual" and layer == int(record["layer"].max()) and layer > 0
-    return f"{layer} (end)" if behind and '"residual"' in record.attrs.get("provenance", "") else str(layer)
+    return f"{layer} (end)" if layer == record.attrs["n_layers"] else str(layer)
 
 
-def _texts(record: xr.Dataset, prompt: int) -> list[str]:
-    """The text at each position: of both runs where they differ."""
-    pair = [record[f"text_{name}"].isel(prompt=prompt).to_numpy() for name in ("clean", "corrupt")]
-    return [safe(a) if a == b else f"{safe(a)} / {safe(b)}" for a, b in zip(*pair, strict=True)]
+def _texts(record: xr.Dataset) -> dict[int, str]:
+    """The text at each position of the one pair: of both runs where they differ."""
+    pair = [record[f"text_{name}"].isel(prompt=0).to_numpy() for name in ("clean", "corrupt")]
+    texts = [safe(a) if a == b else f"{safe(a)} / {safe(b)}" for a, b in zip(*pair, strict=True)]
+    return dict(zip(record["position"].to_numpy().tolist(), texts, strict=True))
 
 
-def _ticks(record: xr.Dataset, prompt: int, along: str, places: np.ndarray) -> dict[str, Any]:
+def _ticks(record: xr.Dataset, along: str, places: np.ndarray) -> dict[str, Any]:
     if along != "position" or len(places) > LABELLED:
         every = max(1, len(places) // 32)
         return {"tickvals": np.arange(len(places))[::every], "ticktext": [str(p) for p in places[::every]]}
-    texts = _texts(record, prompt)
+    texts = _texts(record)
     return {"tickvals": np.arange(len(places)), "ticktext": [f"{p} {texts[p]}" for p in places], "tickfont_size": 10}
 
 
-def _about(record: xr.Dataset, prompt: int, step: int, along: str, places: np.ndarray, layers: int) -> list[list[str]]:
+def _about(record: xr.Dataset, step: int, along: str, places: np.ndarray, layers: int) -> list[list[str]]:
     """What hovering says of each place: for positions whether they are masked there."""
     if along != "position":
         return [[str(p) for p in places]] * layers
-    texts, at = _texts(record, prompt), {"prompt": prompt, "step": list(record["step"].to_numpy()).index(step)}
-    masked = [record[f"masked_{name}"].isel(at).to_numpy() == 1 for name in ("clean", "corrupt")]
+    texts, of_step = _texts(record), record.isel(prompt=0).sel(step=step, position=places)
+    masked = [of_step[f"masked_{name}"].to_numpy() == 1 for name in ("clean", "corrupt")]
     states = {
         (True, True): ", masked in both",
         (True, False): ", masked in clean",
         (False, True): ", masked in corrupt",
     }
-    return [[f"{p} {texts[p]}{states.get((bool(masked[0][p]), bool(masked[1][p])), '')}" for p in places]] * layers
+    told = zip(places, *masked, strict=True)
+    return [[f"{p} {texts[int(p)]}{states.get((bool(a), bool(b)), '')}" for p, a, b in told]] * layers
 
 
 def _slider(steps: np.ndarray, first: int) -> dict[str, Any]:

@@ -231,6 +231,43 @@ def test_a_cache_serves_its_own_model_and_no_other(arm: HookedDLM, tmp_path: Pat
     kept.dbdict.close()
 
 
+@pytest.mark.parametrize("kind", ["loglikelihood", "generate_until"])
+def test_a_cache_does_not_turn_an_edit_that_met_nothing_into_a_result(
+    arm: HookedDLM, tmp_path: Path, kind: str
+) -> None:
+    file = str(tmp_path / "answers.db")
+    args = PAIRS if kind == "loglikelihood" else [(PROMPTS[0], {"max_gen_toks": 3})]
+    first = CachingLM(SinklensLM(arm, edit="mask:same/eps500"), file)
+    with pytest.raises(NeverExposed):
+        getattr(first, kind)(asked(kind, *args))
+    first.dbdict.close()
+    with pytest.raises(NeverExposed):
+        CachingLM(SinklensLM(arm, edit="mask:same/eps500"), file)
+
+
+def test_a_cache_keeps_the_share_that_the_edit_met(arm: HookedDLM, tmp_path: Path) -> None:
+    """Over all answers in it: those of a first call, of a second one that adds some, and of a third that asks none."""
+    file, shares = str(tmp_path / "answers.db"), []
+    pairs = [("dolko xe", " dolko"), ("pisko pomo wu", " tuko vesmo"), ("", " xu wy")]
+    alone = []
+    for pair in pairs:
+        lm = SinklensLM(arm, edit="mask:rulli")
+        try:
+            lm.loglikelihood(asked("loglikelihood", pair))
+            alone.append(1)
+        except NeverExposed:
+            alone.append(0)
+    assert 0 < sum(alone) < 3
+    order = sorted(range(3), key=lambda at: -alone[at])
+    for count in (1, 3, 3):
+        lm = SinklensLM(arm, edit="mask:rulli")
+        kept = CachingLM(lm, file)
+        kept.loglikelihood(asked("loglikelihood", *[pairs[at] for at in order[:count]]))
+        shares.append(lm.get_model_info()["sinklens"]["read_as"]["edited_requests"]["loglikelihood"])
+        kept.dbdict.close()
+    assert shares == pytest.approx([1.0, sum(alone) / 3, sum(alone) / 3])
+
+
 def test_a_cache_of_another_model_of_the_harness_is_refused(arm: HookedDLM, tmp_path: Path) -> None:
     from sqlitedict import SqliteDict
 
