@@ -39,14 +39,14 @@ def same(sae: Source, mark: str | None) -> str:
     return found
 
 
-def _stamp(path: Path) -> tuple[int, int] | None:
+def _stamp(path: Path) -> tuple[int, ...] | None:
     try:
         state = path.stat()
     except (OSError, ValueError):
         return None
-    return state.st_mtime_ns, state.st_size
+    return state.st_mtime_ns, state.st_size, state.st_ino, state.st_ctime_ns
 
 
 @lru_cache(maxsize=8)
-def _read(folder: str, stamps: tuple[tuple[int, int] | None, ...]) -> Autoencoder:
+def _read(folder: str, stamps: tuple[tuple[int, ...] | None, ...]) -> Autoencoder:
     return Autoencoder.load(folder)

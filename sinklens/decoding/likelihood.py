@@ -116,9 +116,15 @@ def check_stepless(dlm: Sketched, whole: Canvas, interventions: Sequence[Edit]) 
     """Raise for edits that cannot act on these canvases.
 
     Raises:
-        ScopeError: one that names steps, or as in `loop.check_edits`.
+        ScopeError: one that names steps; of a baseline one of the "last" position, which predicts nothing that is
+            scored; or as in `loop.check_edits`.
     """
     for leaf in (leaf for edit in interventions for leaf in edit.leaves()):
+        if dlm.is_causal and "last" in (getattr(leaf, "queries", ""), getattr(leaf, "positions", "")):
+            raise ScopeError(
+                f"{leaf!r} is of the last position, and a likelihood reads a whole answer at once, whose last token "
+                "predicts nothing that is scored; say 'all' or 'response', or use a metric of the denoising run"
+            )
         if leaf.where.steps is not None:
             raise ScopeError(f"{leaf!r} names steps, and a likelihood has none; use a metric of the denoising run")
     check_edits(dlm, whole, interventions)

@@ -18,6 +18,6 @@ def load(path: str) -> tuple[Direction, str]:
 
 
 @lru_cache(maxsize=64)
-def _read(path: str, stamps: tuple[tuple[int, int] | None, ...]) -> tuple[Direction, str]:
+def _read(path: str, stamps: tuple[tuple[int, ...] | None, ...]) -> tuple[Direction, str]:
     direction = Direction.load(path)
     return direction, direction.digest

@@ -80,11 +80,17 @@ def delta_loss(
 
     Raises:
         AutoencoderError: an autoencoder that cannot be read, or of another model.
-        PlanError: shares that leave nothing masked or nothing unmasked; a text longer than the model's context.
+        PlanError: shares that leave nothing masked or nothing unmasked; positions that a baseline
+            lacks; a text longer than the model's context.
         PromptError: no text, or one that the model cannot read; texts of which nothing would be scored.
     """
     if not least <= most < 1:
         raise PlanError(f"least={least} and most={most} must be shares of masked tokens, 0 < least <= most < 1")
+    if dlm.is_causal and queries in ("masked", "response", "last"):
+        raise PlanError(
+            f"queries={queries!r}: {dlm.name} is autoregressive, and of a whole text no such position predicts a token "
+            "that is scored; say queries='all'"
+        )
     auto = load(sae)
     auto.check(dlm)
     read = read_prompts(texts)

@@ -35,6 +35,6 @@ def _found(path: str, model: Any = None) -> tuple[Gate, str]:
 
 
 @lru_cache(maxsize=64)
-def _read(folder: Path, stamps: tuple[tuple[int, int] | None, ...]) -> tuple[Gate, str]:
+def _read(folder: Path, stamps: tuple[tuple[int, ...] | None, ...]) -> tuple[Gate, str]:
     gate = Gate.load(folder)
     return gate, gate.digest

@@ -56,7 +56,7 @@ class Folder:
             CARD: files.Kind(f"model card of a {self.word}", f"# A {self.word} of ".encode(), b"sinklens"),
         }
 
-    def stamps(self, folder: Path) -> tuple[tuple[int, int] | None, ...]:
+    def stamps(self, folder: Path) -> tuple[tuple[int, ...] | None, ...]:
         """By what it is seen that the files are no longer those that were read: their times and sizes."""
         return tuple(_stamp(folder / name) for name in (self.description_name, self.tensors_name))
 
@@ -146,12 +146,12 @@ class Folder:
             raise ValueError(f"it has {size} bytes, and no {self.word} has more than {LARGEST}")
 
 
-def _stamp(path: Path) -> tuple[int, int] | None:
+def _stamp(path: Path) -> tuple[int, ...] | None:
     try:
         state = path.stat()
     except OSError:
         return None
-    return state.st_mtime_ns, state.st_size
+    return state.st_mtime_ns, state.st_size, state.st_ino, state.st_ctime_ns
 
 
 def _why(error: Exception) -> str:
