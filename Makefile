@@ -2,7 +2,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 STAMP := .venv/.ready
 
-.PHONY: demo test demo-real test-real real check bench bench-real clean
+.PHONY: demo test docs demo-real test-real real check bench bench-real clean
 
 demo: $(STAMP)  ## run the main job on the bundled models, into sinklens-demo/
 	$(BIN)/sinklens demo
@@ -19,6 +19,10 @@ demo-real: real  ## run the main job on real models, into sinklens-demo-real/
 
 test-real: real  ## run the tests that need them
 	$(BIN)/python -m pytest -n auto -m real tests/real
+
+docs: real  ## build the site into docs/_build/html, every chapter executed; NB=off executes none
+	$(BIN)/python -m sphinx -W --keep-going -q -j 2 docs docs/_build/html
+	$(BIN)/python docs/_ext/links.py docs/_build/html
 
 check: $(STAMP)  ## lint, types, import layers
 	$(BIN)/ruff check .

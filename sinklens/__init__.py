@@ -8,7 +8,19 @@ from typing import TYPE_CHECKING, Any
 from sinklens.version import __version__
 
 if TYPE_CHECKING:
-    from sinklens import analysis, directions, interventions, patching, plots, probes, report, selection, sinks, tasks
+    from sinklens import (
+        analysis,
+        course,
+        directions,
+        interventions,
+        patching,
+        plots,
+        probes,
+        report,
+        selection,
+        sinks,
+        tasks,
+    )
     from sinklens.analysis import dynamics, norms, overlap
     from sinklens.analysis import rates as metrics
     from sinklens.autoencoders import Autoencoder
@@ -72,6 +84,7 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names}
 # Rooms, and modules of `analysis`, under their public names.
 _MODULES = {
     "analysis": "analysis",
+    "course": "course",
     "directions": "directions",
     "dynamics": "analysis.dynamics",
     "interventions": "interventions",
@@ -117,6 +130,7 @@ __all__ = [
     "budget_curve",
     "budget_table",
     "concat",
+    "course",
     "delta_loss",
     "denoise",
     "denoising_steps",

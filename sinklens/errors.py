@@ -73,6 +73,10 @@ class TaskError(SinklensError, ValueError):
     """A task that cannot be read, or asked of this model."""
 
 
+class CourseError(SinklensError, ValueError):
+    """An exercise that there is not, or chapters that cannot be written."""
+
+
 class NeverExposed(SinklensError, ValueError):
     """A condition of an ablation met no scored place: its numbers would be those of the unedited model.
 

@@ -1,4 +1,4 @@
-"""The command line: demo, trace, patch, ablate, eval, reproduce, models, select, hooks; one file each."""
+"""The command line: demo, trace, patch, ablate, eval, reproduce, models, select, hooks, course; one file each."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import typer
 
 from sinklens.cli import options
 from sinklens.cli.ablate import ablate
+from sinklens.cli.course import course
 from sinklens.cli.demo import demo
 from sinklens.cli.evaluate import evaluate
 from sinklens.cli.hooks import hooks
@@ -41,7 +42,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (demo, trace, patch, ablate, hooks):
+for command in (demo, trace, patch, ablate, hooks, course):
     app.command()(_stoppable(command))
 app.command("eval", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(_stoppable(evaluate))
 app.add_typer(group, name="models")

@@ -23,6 +23,7 @@ from sinklens.hooks import Edit, Memory, Probe
 from sinklens.interrupts import again
 from sinklens.models.hooked_dlm import HookedDLM
 from sinklens.models.prompts import Given
+from sinklens.progress import hidden
 from sinklens.records import DIMS, VARIABLES, Recorder, contents, made, provenance, save, unfinished
 from sinklens.records.forms import ZARR
 from sinklens.values.kinds import Seed, read, reads
@@ -126,7 +127,7 @@ def denoise(
     parts: Any = {"probes": probes, "interventions": interventions, "force": force, "follow": follow}
     steps = steps_from(dlm, start, **parts, every_row=False)
     label = progress if isinstance(progress, str) else "denoising"
-    bar = tqdm(total=start.steps, desc=label, unit="step", disable=progress is False, leave=False)
+    bar = tqdm(total=start.steps, desc=label, unit="step", disable=hidden(progress), leave=False)
     try:
         try:
             with bar, closing(steps):

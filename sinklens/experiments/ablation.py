@@ -19,6 +19,7 @@ from sinklens.experiments.scores import ScoreStore
 from sinklens.hooks import Edit
 from sinklens.interrupts import again
 from sinklens.models.hooked_dlm import HookedDLM
+from sinklens.progress import hidden
 from sinklens.records import provenance
 from sinklens.tasks import Prompts, Task
 from sinklens.values.content import plain
@@ -98,7 +99,7 @@ def ablate(
 
     try:
         try:
-            with tqdm(total=total, desc=label, unit="prompt", disable=progress is False, leave=False) as bar:
+            with tqdm(total=total, desc=label, unit="prompt", disable=hidden(progress), leave=False) as bar:
                 for seed in seeds:
                     for batch in batches:
                         for which in runner.job.passes:

@@ -20,6 +20,7 @@ from sinklens.experiments.l2 import L2, Trial, Window, asked
 from sinklens.experiments.l2_result import WHOLE, L2Result
 from sinklens.experiments.scores import ScoreStore
 from sinklens.models.hooked_dlm import HookedDLM
+from sinklens.progress import hidden
 from sinklens.values.content import digest
 from sinklens.version import __version__
 
@@ -48,7 +49,7 @@ def l2(
     result = L2Result(dlm.name, protocol, len(trials))
     label = progress if isinstance(progress, str) else "key norms"
     try:
-        for trial, context in zip(tqdm(trials, label, disable=not progress, smoothing=0), contexts, strict=True):
+        for trial, context in zip(tqdm(trials, label, disable=hidden(progress), smoothing=0), contexts, strict=True):
             for part, (depends, run) in _parts(dlm, protocol, trial, torch.tensor(context)).items():
                 key = digest({**about, "part": part, "context": context, "asked": depends})
                 if key not in store.scores:

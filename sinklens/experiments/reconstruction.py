@@ -25,6 +25,7 @@ from sinklens.hooks import Canvas, Hook, Probe
 from sinklens.interventions import Splice
 from sinklens.models.hooked_dlm import HookedDLM
 from sinklens.models.prompts import Given, read_prompts
+from sinklens.progress import hidden
 from sinklens.selection.batches import first, maskable
 from sinklens.sinks import Positions
 from sinklens.values.kinds import Count, Rate, Seed, reads
@@ -104,7 +105,7 @@ def delta_loss(
     found: dict[str, dict[int, Sums]] = {}
     splice = Splice(auto, queries=queries)
     try:
-        for draw, part in tqdm(todo, "delta loss", unit="batch", disable=not progress, leave=False):
+        for draw, part in tqdm(todo, "delta loss", unit="batch", disable=hidden(progress), leave=False):
             seeds = [(seed, index, draw) for index, _ in part]
             canvas, whole, share = _canvas(dlm, [row for _, row in part], seeds, (least, most))
             for kind, measured in _measured(dlm, auto, splice, canvas, whole, share).items():

@@ -26,6 +26,7 @@ from sinklens.patching.metrics import measure
 from sinklens.patching.pairs import Asked, Pair, decode, read_pairs
 from sinklens.patching.patches import Patches, Row
 from sinklens.patching.record import Measured, record_of
+from sinklens.progress import hidden
 from sinklens.records import provenance
 from sinklens.values.content import Named, digest
 from sinklens.values.kinds import Count, Seed, reads
@@ -117,7 +118,7 @@ def patch(
     with torch.no_grad():
         sweep.prepare()
         try:
-            for work in tqdm(list(sweep.work()), label, disable=progress is False, unit="forward", leave=False):
+            for work in tqdm(list(sweep.work()), label, disable=hidden(progress), unit="forward", leave=False):
                 sweep.do(work, store)
             return sweep.record(finished=True)
         except BaseException as error:

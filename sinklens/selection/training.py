@@ -17,6 +17,7 @@ from sinklens import files
 from sinklens.errors import GateError
 from sinklens.interrupts import again, surely
 from sinklens.models.fingerprint import ModelId
+from sinklens.progress import hidden
 from sinklens.selection import checkpoints
 from sinklens.selection.batches import Batch, batch_of, refilled
 from sinklens.selection.checkpoints import Checkpoint
@@ -134,7 +135,12 @@ def _trained(
             files.write_text(out / LOG, "".join(json.dumps(line) + "\n" for line in lines), LOG_KIND)
 
     bar = tqdm(
-        total=total, initial=done.updates, desc=f"gate of {dlm.name}", unit="update", disable=not progress, leave=False
+        total=total,
+        initial=done.updates,
+        desc=f"gate of {dlm.name}",
+        unit="update",
+        disable=hidden(progress),
+        leave=False,
     )
     try:
         for update in range(done.updates, total):
