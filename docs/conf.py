@@ -36,9 +36,11 @@ nb_execution_raise_on_error = True
 nb_output_stderr = "error"  # a warning in a cell fails the build
 nb_merge_streams = True
 
+default_role = "code"
 autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
 napoleon_google_docstring = True
+napoleon_use_ivar = True
 
 html_theme = "furo"
 html_title = "sinklens"

@@ -5,7 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import api
+import models
 from sphinx.application import Sphinx
+
+BESIDE = {"CONTRIBUTING.md": "contributing", "CHANGELOG.md": "changelog"}
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
@@ -19,12 +23,18 @@ def write(app: Sphinx) -> None:
     """Write all of them; a page whose text is the same is not touched."""
     folder = Path(app.srcdir) / "made"
     folder.mkdir(exist_ok=True)
+    for name, text in api.pages().items():
+        keep(folder / "api" / f"{name}.rst", text)
+    keep(folder / "models.md", models.page())
+    for file, page in BESIDE.items():
+        text = (folder.parents[1] / file).read_text(encoding="utf-8")
+        keep(folder / f"{page}.md", text.replace("](docs/", "](/"))
 
 
 def point(app: Sphinx, name: str, source: list[str]) -> None:
     """Files beside docs/ that pages point at are pages here."""
-    for file, page in {"CONTRIBUTING": "contributing", "CHANGELOG": "changelog"}.items():
-        source[0] = source[0].replace(f"](../{file}.md", f"](/{page}.md")
+    for file, page in BESIDE.items():
+        source[0] = source[0].replace(f"](../{file}", f"](/made/{page}.md")
 
 
 def keep(path: Path, text: str) -> None:

@@ -144,7 +144,7 @@ def births_deaths(record: xr.Dataset, rule: SinkRule | None = None) -> xr.Datase
 def jumps(record: xr.Dataset, rule: SinkRule | None = None) -> pd.DataFrame:
     """How far the main sink jumps when it changes.
 
-    Columns: prompt, layer, head, step (the later one), before and after (positions), distance = |after - before| in
+    Columns: prompt, layer, head, step (the later one), before and after (positions), distance = `|after - before|` in
     positions, at least 1 (1: to the next key; a main sink that stays makes no row). Only consecutive steps that both
     have a sink count. Source: arXiv 2510.15731, section 4.2 (step 38 to 39: position 62 to 88).
     Planted: "drifting" 15 jumps of 1, "jumping" 3, the others none.

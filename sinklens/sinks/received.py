@@ -50,7 +50,7 @@ class Received:
 def largest(
     score: Float[Tensor, "*batch key"], keys: Bool[Tensor, "*batch key"], count: Tensor | int
 ) -> Bool[Tensor, "*batch key"]:
-    """The `count` keys (a number, or one per row [*batch, 1]) with the largest score among `keys`; ties: leftmost."""
+    """The `count` keys (a number, or one per row `[*batch, 1]`) with the largest score among `keys`; ties: leftmost."""
     order = score.masked_fill(~keys, float("-inf")).argsort(dim=-1, descending=True, stable=True)
     place = torch.arange(order.shape[-1], device=order.device).expand_as(order)
     return keys & (torch.empty_like(order).scatter(-1, order, place) < count)
