@@ -145,8 +145,9 @@ def flags(values: xr.DataArray, record: xr.Dataset, rule: SinkRule) -> xr.DataAr
     Args:
         values: Received attention by the rule's queries, at all steps of the record or some.
         record: What the rule's queries and keys are, and who could see whom, is taken from here.
-        rule: What a sink is.
+        rule: What a sink is. One that can never fire is a ValueError.
     """
+    rule.must_fire(counting(record, rule.queries))
     sinks = rule(*evidence(values, record, rule))
     return values.transpose(*CELL, "key").copy(data=sinks.numpy()).transpose(*values.dims)
 

@@ -36,8 +36,14 @@ class SinkMask(ReceivedProbe):
         return f"1 where the key is a sink: {self.rule.words()}"
 
     def whose(self, model: Any) -> tuple[Positions, ...]:
-        """The rule's queries."""
-        return (self.rule.counting(autoregressive=autoregressive(model)),)
+        """The rule's queries.
+
+        Raises:
+            ValueError: a rule that can never fire by them.
+        """
+        queries = self.rule.counting(autoregressive=autoregressive(model))
+        self.rule.must_fire(queries)
+        return (queries,)
 
     def measure(self, layer: Layer, *tensors: Tensor) -> Tensor:
         """The flags."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sinklens.sinks import SinkRule
+from sinklens.sinks.rule import Positions
 from sinklens.values.kinds import Count, Finite, reads
 
 
@@ -31,6 +32,10 @@ class ActRule(SinkRule):
         elif isinstance(queries, Tensor):
             queries = queries.unsqueeze(-1)
         return received / (queries if visible is None else visible) > epsilon / valid.sum(-1, keepdim=True)
+
+    def can_fire(self, queries: Positions) -> bool:
+        """Always, in a text of more than alpha keys: alpha / N shrinks with the text."""
+        return True
 
     def words(self) -> str:
         """The rule as a phrase."""

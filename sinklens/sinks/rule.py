@@ -72,6 +72,18 @@ class SinkRule(Value):
             return "last" if autoregressive else "all"
         return self.queries
 
+    def can_fire(self, queries: Positions) -> bool:
+        """Whether any attention could pass, counted over these queries: one query gives a key at most 1 in all."""
+        return self.epsilon is None or self.units != "sum" or queries != "last" or self.epsilon < 1
+
+    def must_fire(self, queries: Positions) -> None:
+        """Raise a ValueError if nothing could pass, counted over these queries: no sinks would be found, silently."""
+        if not self.can_fire(queries):
+            raise ValueError(
+                f"{self!r} reads the last query alone, whose attention to a key is at most 1, so "
+                f"epsilon={self.epsilon:g} can never fire; use top_k, a smaller epsilon, or queries='all'"
+            )
+
     def __call__(
         self,
         received: Float[Tensor, "*batch key"],

@@ -95,6 +95,27 @@ def same(one: Any, other: Any) -> None:
         assert one.equals(other)
 
 
+@pytest.mark.parametrize("name", ["tiny-dlm", "tiny-arm"])
+@pytest.mark.parametrize("queries", ["last", "auto"])
+def test_a_rule_that_can_never_fire_is_refused(measured: dict[str, xr.Dataset], name: str, queries: Any) -> None:
+    """One query gives a key at most 1: epsilon = 3 would find no sink in any model, and look like a finding."""
+    rule, record = SinkRule(queries=queries), measured[name]
+    if queries == "auto" and name == "tiny-dlm":
+        assert rates.sinks(record, rule).equals(rates.sinks(record))  # there it is all queries
+        return
+    for refuse in (rates.sinks, rates.per_layer, dynamics.main_sink, dynamics.classify):
+        with pytest.raises(ValueError, match=r"at most 1, so epsilon=3 can never fire"):
+            refuse(record, rule)
+    with pytest.raises(ValueError, match=r"can never fire"):
+        denoise(HookedDLM.from_pretrained(name), PROMPTS, probes=[SinkMask(rule)], progress=False)
+    assert rates.sinks(record, SinkRule(0.99, queries=queries)).dims
+
+
+def test_a_rule_relative_to_the_length_can_fire_by_one_query(measured: dict[str, xr.Dataset]) -> None:
+    act = replace(RULES["act"], queries="last")
+    assert rates.sinks(measured["tiny-arm"], act).any()
+
+
 def test_all_functions_are_looked_at() -> None:
     """A new analysis belongs into one of the tables above."""
     by_hand = {

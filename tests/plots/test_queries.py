@@ -123,7 +123,7 @@ def test_figures_show_the_sinks_and_the_null_of_the_rule(measured: Any, twin: st
 def test_a_cut_is_drawn_only_where_the_rule_has_one(measured: Any) -> None:
     """3.95 of 64 keys is the cut of all queries; of a few queries, or among a few keys, the cut is another."""
     record = measured["tiny-dlm"]
-    for rule in (SinkRule(queries="masked"), SinkRule(keys="prompt"), SinkRule(queries="last")):
+    for rule in (SinkRule(queries="masked"), SinkRule(keys="prompt"), SinkRule(0.5, queries="last")):
         assert "no single cut" in text_of(plots.histogram(record, rule))
     assert "The cut depends on the number of keys" in text_of(plots.histogram(record, SinkRule()))
 

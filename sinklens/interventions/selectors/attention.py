@@ -83,7 +83,7 @@ class ByRule(Selector):
 
     def _must_fire(self, queries: Positions) -> None:
         rule = self.rule
-        if queries == "last" and rule.epsilon is not None and rule.units == "sum" and rule.epsilon >= 1:
+        if not rule.can_fire(queries):
             raise ScopeError(
                 f"{self!r} reads the last query alone, whose attention to a key is at most 1, so "
                 f"epsilon={rule.epsilon:g} can never fire; use top_k, a smaller epsilon, or a rule with queries='all'"

@@ -1,0 +1,285 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 2. What a diffusion language model does
+#
+# An autoregressive model writes from left to right. A masked diffusion language model starts from a text of masks
+# and commits tokens wherever it is most sure. There is no magic in the loop: you will write it yourself, in six
+# lines, and get the same text to the last token.
+#
+# ## Learning goals
+#
+# You will be able to
+#
+# - write the denoising loop by hand, and say what a step commits;
+# - read off a record when each position was committed, and with which confidence;
+# - say what is lost when several tokens are committed at once;
+# - tell samplers that only commit from samplers that mask again.
+
+# %%
+# Installs sinklens where it is not there (Colab, a new environment); does nothing elsewhere.
+import importlib.util
+import subprocess
+import sys
+
+if importlib.util.find_spec("sinklens") is None:
+    wanted = ["sinklens[course]==0.1.0", "transformers==5.23.0", "transformer-lens==4.3.0", "plotly==7.1.0"]
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", *wanted], check=True)
+
+# %%
+import numpy as np
+import torch
+
+import sinklens as sl
+
+dlm = sl.HookedDLM.from_pretrained("tiny-dlm")
+task = sl.tasks.Echo(n=8, seed=1)
+prompt = task[0].prompt
+prompt
+
+# %% [markdown]
+# The toy language has rules: behind a cue in `x` (`xa`, `xe`, ...) the last word comes again, behind a cue in `w`
+# the last word but one. A task knows the rules and scores what a model writes.
+#
+# ## The canvas
+#
+# The model sees the prompt and one mask per token to write. That row of tokens is the **canvas**.
+
+# %% [markdown]
+# **Exercise 2.1.** Build the canvas for 16 new tokens: the prompt's token ids, then 16 times the mask token. An
+# integer array or tensor of shape (1, prompt + 16). `dlm.to_tokens(prompt)` gives the first part, `dlm.ids.mask` is
+# the mask's id.
+
+# %%
+canvas = None  # your answer
+sl.course.check("2.1", canvas)
+
+# %% [markdown]
+# <details><summary>Hint</summary>
+#
+# `torch.full((1, 16), value)` and `torch.cat([...], dim=1)`.
+#
+# </details>
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# canvas = torch.cat([dlm.to_tokens(prompt), torch.full((1, 16), dlm.ids.mask)], dim=1)
+# ```
+#
+# </details>
+
+# %% [markdown]
+# One forward gives, at **every** mask, a distribution over tokens. Bidirectional attention means that a mask sees
+# what is right of it, too.
+
+# %%
+import plotly.graph_objects as go
+
+first = torch.cat([dlm.to_tokens(prompt), torch.full((1, 16), dlm.ids.mask)], dim=1)
+probability = dlm(first).softmax(-1)[0]
+probability[:, dlm.ids.mask] = 0  # the mask itself is no answer
+best = probability.max(-1)
+shown = dlm.tokenizer.convert_ids_to_tokens(best.indices[-16:].tolist())
+figure = go.Figure(go.Bar(x=np.arange(16, 32), y=best.values[-16:].detach(), text=shown, marker_color="#0b3c6f"))
+figure.update_layout(
+    title="Before the first commit: how sure is it where?", xaxis_title="position", yaxis_title="largest probability"
+)
+figure.update_yaxes(range=[0, 1])
+figure
+
+# %% [markdown]
+# *Sixteen bars, one per masked position, with the likeliest token on each. No position is sure yet; some are surer
+# than others, and the surest is not the leftmost.*
+
+# %% [markdown]
+# **Exercise 2.2.** Which position is committed at the first step, when one token per step is committed, the surest
+# first? One integer, counted from 0 at the start of the canvas (so at least 16).
+
+# %%
+committed = None  # your answer
+sl.course.check("2.2", committed)
+
+# %% [markdown]
+# <details><summary>Hint</summary>
+#
+# The position of the largest probability among the masked ones. `best.values` has all positions; given ones do not
+# count.
+#
+# </details>
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# committed = 16 + int(best.values[-16:].argmax())
+# ```
+#
+# </details>
+
+# %% [markdown]
+# ## The loop
+#
+# Now do that until no mask is left. In the open, a step at a time, sinklens's own loop is a generator:
+
+# %%
+for step in sl.denoising_steps(dlm, [prompt], sl.Plan(new_tokens=16)):
+    place = int(step.committed[0].nonzero())
+    token = dlm.tokenizer.convert_ids_to_tokens(int(step.tokens[0, place]))
+    print(f"step {step.index:2}: position {place} <- {token:6} confidence {float(step.confidence[0, place]):.2f}")
+
+# %% [markdown]
+# **Exercise 2.3.** Write it yourself: a function `by_hand(dlm, prompt, new_tokens)` that returns the final canvas, a
+# tensor of shape (1, prompt + new_tokens). One token per step: the likeliest token at the position where it is
+# likeliest. It must give the tokens of `sl.denoise` for prompts that you have not seen.
+
+# %%
+by_hand = None  # your answer
+sl.course.check("2.3", by_hand)
+
+# %% [markdown]
+# <details><summary>Hint</summary>
+#
+# Inside `while (canvas == mask).any():` one forward, the probability of the mask set to 0, the largest probability
+# per position, set to -1 where the canvas holds no mask. Then `argmax` over positions.
+#
+# </details>
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# def by_hand(dlm, prompt, new_tokens):
+#     mask = dlm.ids.mask
+#     canvas = torch.cat([dlm.to_tokens(prompt), torch.full((1, new_tokens), mask)], dim=1)
+#     while (canvas == mask).any():
+#         probability = dlm(canvas).softmax(-1)
+#         probability[..., mask] = 0
+#         confidence, token = probability.max(-1)
+#         confidence[canvas != mask] = -1
+#         place = confidence[0].argmax()
+#         canvas[0, place] = token[0, place]
+#     return canvas
+# ```
+#
+# It runs without gradients only if you say `torch.no_grad()`; the tokens are the same.
+#
+# </details>
+
+# %% [markdown]
+# ## When was what committed?
+#
+# A run keeps it. `commit_step` is -1 where the prompt stands.
+
+# %%
+run = sl.denoise(dlm, prompt, sl.Plan(new_tokens=16), probes=[sl.probes.ReceivedAttention()])
+print(run.completions[0])
+print("committed at step:", run.record["commit_step"][0, 16:].values)
+sl.plots.timeline(run.record)
+
+# %% [markdown]
+# *The timeline: positions from left to right, steps downward, colour for received attention. The steps at which
+# positions are committed jump back and forth; so do the bright cells.*
+
+# %% [markdown]
+# **Exercise 2.4.** An autoregressive model always commits the position to the right of the one before. For which
+# share of this run's commits (all but the first) is that so? One number from 0 to 1.
+
+# %%
+rightward = None  # your answer
+sl.course.check("2.4", rightward)
+
+# %% [markdown]
+# <details><summary>Hint</summary>
+#
+# Sort the positions by `commit_step`; look at the differences of neighbours in that order; count how many are 1.
+#
+# </details>
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# order = run.record["commit_step"][0, 16:].values.argsort()
+# rightward = float((np.diff(order) == 1).mean())
+# ```
+#
+# An autoregressive model has 1.
+#
+# </details>
+
+# %% [markdown]
+# ## Several at once
+#
+# With fewer steps than tokens a step commits several, and those do not see each other. What does that cost?
+
+# %%
+prompts = [task[i].prompt for i in range(len(task))]
+for steps in (32, 16, 8, 4, 2, 1):
+    written = sl.denoise(dlm, prompts, sl.Plan(new_tokens=32, steps=steps)).completions
+    scores = [task.score(task[i], text) for i, text in enumerate(written)]
+    right, places = sum(score.correct for score in scores), sum(score.total for score in scores)
+    print(f"{32 // steps:2} at once: {right:2} of {places:2} places right ({right / places:.2f})   {written[0][:50]}")
+
+# %% [markdown]
+# Speed is paid with errors. Keep it in mind when you compare models: the number of steps is a part of the question.
+
+# %% [markdown]
+# **Exercise 2.5.** Look at what is written at 32 at once. Which word says best why it is wrong? One of `"blind"`
+# (tokens that are committed together cannot see each other), `"memory"` (the model forgot the prompt), `"noise"`
+# (the sampler drew at random).
+
+# %%
+why = None  # your answer
+sl.course.check("2.5", why)
+
+# %% [markdown]
+# <details><summary>Hint</summary>
+#
+# The temperature is 0, and the prompt is on the canvas in every forward.
+#
+# </details>
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# why = "blind"
+# ```
+#
+# </details>
+
+# %% [markdown]
+# ## Samplers that take back
+#
+# LLaDA's and Dream's samplers only commit. Path planning (`p2`) masks again what turns out to be unlikely. Then
+# `commit_step` is the **last** commit, and the run tells the others:
+
+# %%
+plan = sl.Plan(new_tokens=16, sampler="p2", steps=16, temperature=0.5)
+again = sl.denoise(dlm, prompt, plan, seed=3)
+print("taken back:", sum(int(each.places.sum()) for each in again.undone), "commits")
+print(again.completions[0])
+print("the same seed gives the same text:", sl.denoise(dlm, prompt, plan, seed=3).completions == again.completions)
+
+# %% [markdown]
+# ## What to remember
+#
+# - A step is one forward; the canvas is what it saw. What an edit or a probe sees is that forward, not the final text.
+# - Confidence decides the order, and the order decides what is seen.
+# - Tokens committed together are blind to each other: say the number of steps beside every accuracy.
+#
+# ## Reading list
+#
+# - "Attention Sinks in Diffusion Language Models", [arXiv 2510.15731](https://arxiv.org/abs/2510.15731): the models it
+#   asks, and how they decode.
+# - "Revealing the Attention Floating Mechanism in Masked Diffusion Models",
+#   [arXiv 2601.07894](https://arxiv.org/abs/2601.07894).
+# - "Masks Can Be Distracting", [arXiv 2511.21338](https://arxiv.org/abs/2511.21338): what the masks themselves do.
+# - [What a step is](../concepts/steps.md).
