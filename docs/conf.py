@@ -12,6 +12,7 @@ sys.path.insert(0, str(HERE))
 
 # What chapters and examples run under, in kernels of their own: no network, no progress bars on pages.
 os.environ.update(PLOTLY_RENDERER="sphinx_gallery", TQDM_DISABLE="1", HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1")
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
 
 from sinklens.version import __version__  # noqa: E402
