@@ -70,10 +70,9 @@ def eos_ratio(answer: Any) -> str:
 def beyond(answer: Any) -> str:
     """Count minus null."""
     table = rates.per_layer(record("tiny-arm"), SinkRule()).set_index("layer")
-    happened = np.isfinite(record("tiny-arm")["received"].transpose("prompt", "step", "layer", "head", "key")).any(
-        "key"
-    )
-    counts = sinks("tiny-arm")[:, :, 1].sum(-1)[happened.to_numpy()[:, :, 1]].mean()
+    received = record("tiny-arm")["received"].transpose("prompt", "step", "layer", "head", "key").to_numpy()
+    happened = np.asarray(np.isfinite(received).any(-1))
+    counts = sinks("tiny-arm")[:, :, 1].sum(-1)[happened[:, :, 1]].mean()
     null = table["null"][1]
     mistakes = {
         "that is the count; subtract the null": counts,
