@@ -18,9 +18,7 @@ def page() -> str:
     models = [_row("checkpoint", "family", "parameters", "licence", "laptop", "note"), _row(*["---"] * 6)]
     for family in FAMILIES:
         families.append(_row(family.name, kind(family), _known(family), _computed(family), family.source))
-        models += [
-            _row(f"`{it.name}`", family.name, size(it), it.licence, _laptop(it), it.note) for it in family.models
-        ]
+        models += [_checkpoint(family, it) for it in family.models]
     return "\n".join(["# Models\n", INTRO, "## Families\n", *families, "\n## Checkpoints\n", *models]) + "\n"
 
 
