@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from sinklens.errors import CheckpointError
+from sinklens.errors import CheckpointError, ModelError
 from sinklens.models import adapted, files
 from sinklens.models.devices import check_place
 from sinklens.models.direction import set_direction
@@ -185,7 +185,7 @@ def in_memory(
     """A stock transformers model that is in memory, as a checkpoint; its mask direction is set in place."""
     family = named(family) if isinstance(family, str) else family
     if type(model).__name__ != family.model_class:
-        raise ValueError(f"family {family.name} wraps a {family.model_class}, not a {type(model).__name__}")
+        raise ModelError(f"family {family.name} wraps a {family.model_class}, not a {type(model).__name__}")
     if ids is not None and getattr(model.config, "mask_token_id", None) not in (None, ids.mask):
         raise ValueError(f"ids.mask={ids.mask}, and the model's config has mask_token_id={model.config.mask_token_id}")
     set_direction(model, causal=family.causal)
