@@ -41,10 +41,14 @@
   slider.max = Math.max(...data.records.map((each) => each.steps.length)) - 1;
   slider.value = data.start;
   slider.setAttribute("aria-label", "denoising step");
+  const output = make("output", "", "", bar);
+  const longest = data.records.reduce((one, other) => (other.steps.length > one.steps.length ? other : one));
+  const alike = data.records.every((each) => String(each.steps) === String(longest.steps));
+  const columns = make("div", data.records.length > 1 ? "panels several" : "panels", "", box);
   const panels = data.records.map(panel);
 
   function panel(record) {
-    const section = make("div", "panel", "", box);
+    const section = make("div", "panel", "", columns);
     const head = make("div", "head", "", section);
     make("b", "", record.name, head);
     const count = make("span", "count", "", head);
@@ -65,13 +69,13 @@
     const keys = record.keys.length, rows = record.steps.length;
     const other = new Map(record.other.map(([step, key, token]) => [`${step},${key}`, token]));
     const word = (step, key) => other.get(`${step},${key}`) ?? record.tokens[key];
-    const longest = record.tokens.map((token) => [...token].length);
-    record.other.forEach(([, key, token]) => { longest[key] = Math.max(longest[key], [...token].length); });
+    const widths = record.tokens.map((token) => [...token].length);
+    record.other.forEach(([, key, token]) => { widths[key] = Math.max(widths[key], [...token].length); });
     const chips = record.tokens.map((_, key) => {
       const chip = make("span", "t", "", text);
       const parts = { chip, word: make("span", "w", "", chip), bar: make("i", "", "", make("span", "b", "", chip)) };
       parts.sink = make("span", "s", "", chip);
-      parts.word.style.minWidth = `calc(${longest[key]}ch + 15px)`;
+      parts.word.style.minWidth = `calc(${widths[key]}ch + 15px)`;
       chip.addEventListener("pointerenter", () => { cursor = [now(), key]; tell(); });
       chip.addEventListener("pointerleave", () => { cursor = null; tell(); });
       return parts;
@@ -156,7 +160,7 @@
       const number = (kind) => [...states].filter((each) => kind.includes(each)).length;
       const still = number("m"), wrote = number("n") + number("a"), back = number("x");
       const over = Number(slider.value) > step ? " (the last one)" : "";
-      count.textContent = `step ${record.steps[step]}${over}, of ${record.steps[0]} to ${record.steps.at(-1)}: `
+      count.textContent = (alike ? "" : `step ${record.steps[step]}${over} of ${record.steps.at(-1)}: `)
         + (record.masks ? `${still} still masked, ` : "") + `${wrote} written now` + (back ? `, ${back} taken back` : "");
       const words = [...states].map((each, key) => ("cpnax".includes(each) ? word(step, key) : each === "m" ? "\u2581" : ""));
       text.setAttribute("aria-label", `Text of ${record.name} at step ${record.steps[step]}: ${words.filter(Boolean).join(" ")}`);
@@ -200,7 +204,8 @@
     const levels = [-2, -1, 0, 1, 2];
     const swatches = levels.map((level) => [make("i", "", "", scale), level]);
     ["\u2264 \u00bc", "\u00bd", "1", "2", "\u2265 4"].forEach((name) => make("b", "", name, scale));
-    entry.append("times uniform attention");
+    entry.append("received attention (bars, cells), in multiples of what uniform attention gives");
+    data.captions.forEach((caption) => make("p", "caption", caption, box));
     const details = make("details", "", "", box);
     make("summary", "", "What the numbers are", details);
     data.notes.forEach((note) => make("p", "", note, details));
@@ -224,10 +229,11 @@
   function fit() {
     let frame = null;
     try { frame = window.frameElement; } catch { return; } // a page of another origin keeps the height it gave
-    if (frame && frame.dataset.sinklens) frame.style.height = `${document.documentElement.scrollHeight + 2}px`;
+    if (frame && frame.dataset.sinklens) frame.style.height = `${Math.ceil(host.getBoundingClientRect().height) + 2}px`;
   }
   function show() {
-    slider.setAttribute("aria-valuetext", `step ${slider.value}`);
+    output.textContent = `step ${longest.steps[slider.value]} of ${longest.steps.at(-1)}`;
+    slider.setAttribute("aria-valuetext", output.textContent);
     panels.forEach((each) => each.draw());
     host.dataset.step = slider.value;
   }

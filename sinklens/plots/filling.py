@@ -36,8 +36,9 @@ class TextTimeline:
     """An interactive picture in HTML; it loads nothing. A notebook shows it by itself.
 
     Attributes:
-        data: What it shows: title, start, notes, legend, records. Each record has its name, tokens, steps, keys, one
-            string of states per step, views (label, received, sinks) and uniform. Numbers have 4 significant digits.
+        data: What it shows: title, start, captions, notes, legend, records. Each record has its name, tokens, steps,
+            keys, one string of states per step, views (label, received, sinks) and uniform. Numbers have 4 significant
+            digits.
     """
 
     data: Mapping[str, Any]
@@ -64,7 +65,7 @@ class TextTimeline:
             f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
             f"<title>{html.escape(self.data['title'])}</title>"
-            "<style>body { margin: 0; } .sinklens-timeline { max-width: 1200px; margin: 0 auto; }</style></head>"
+            "<style>body { margin: 0; } .sinklens-timeline { max-width: 1400px; margin: 0 auto; }</style></head>"
             f"<body>{self.fragment()}</body></html>\n"
         )
 
@@ -114,7 +115,7 @@ def text_timeline(
     mean alone is above, only every n-th step is shown; the notes below the picture say so.
 
     Args:
-        records: A record, or records by name, one above the other with one slider. They need `received`.
+        records: A record, or records by name, side by side where there is room, with one slider. They need `received`.
         prompt: Which prompt, counted from 0; of every record.
         rule: What a sink is; `SinkRule()` when None.
         title: Replaces the title.
@@ -133,11 +134,13 @@ def text_timeline(
     if not 0 <= start < longest:
         raise ValueError(f"step {step} does not exist; there are {longest}: 0 to {longest - 1}")
     notes = list(dict.fromkeys(note for each in told for note in each.pop("notes")))
+    captions = list(dict.fromkeys(each.pop("caption") for each in told))
     return TextTimeline(
         {
             "title": title or "Who is attended to while the text fills in",
             "start": start,
             "records": told,
+            "captions": captions,
             "notes": notes,
             "hint": "Point at a token or a cell, or focus the map and use the arrow keys, to read its numbers.",
             "legend": _legend(told),
@@ -216,6 +219,7 @@ def _told(name: str, record: xr.Dataset, prompt: int, rule: SinkRule | None, cel
         "state": states,
         "views": views,
         "uniform": uniform,
+        "caption": f"A sink: {describe(rule)}, decided in each head at each step.",
         "notes": notes,
     }
 
@@ -240,7 +244,8 @@ def _states(one: xr.Dataset, view: PromptView, tokens: list[str]) -> tuple[list[
             then = -1 if after is None else after[key]
             written = not given and (then == 0 or (then < 0 and view.steps[step] <= commit[key] < upto))
             if now[key] == 0:
-                row += "p" if given else "x" if then == 1 else "c"
+                next_text = texts_there[step + 1][key] if then == 0 else texts_there[step][key]
+                row += "p" if given else "x" if then == 1 or next_text != texts_there[step][key] else "c"
             else:
                 row += ("n" if now[key] == 1 else "a") if written else "m" if now[key] == 1 else "o"
             source = step if now[key] == 0 else step + 1

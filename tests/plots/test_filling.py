@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import shutil
 import subprocess
+from pathlib import Path
+from urllib.parse import urlparse
+from urllib.request import url2pathname
 
 import numpy as np
 import pytest
@@ -206,6 +210,37 @@ def test_what_is_too_large_is_left_out_and_said(dlm, monkeypatch):
     assert any("one of 2 steps" in note for note in data["notes"])
 
 
+def test_a_token_that_is_replaced_is_taken_back(dlm):
+    record = run(dlm, PROMPTS[0]).copy(deep=True)
+    (key,) = np.flatnonzero(record["commit_step"].values[0] == 1)
+    made = json.loads(record.attrs["provenance"])
+    record.attrs["provenance"] = json.dumps({**made, "undone": {"999": "other"}})
+    record["canvas"][0, 2:4, key] = 999
+    told = only(plots.text_timeline(record))
+    assert "".join(row[key] for row in told["state"]) == "mncxcc"
+    assert [each for each in told["other"] if each[1] == key] == [[step, key, "other"] for step in (1, 2, 3)]
+
+
+def test_steps_without_measurement_and_unfinished_runs_are_said(dlm):
+    record = run(dlm, PROMPTS[0]).copy(deep=True)
+    record["received"][:, 3] = np.nan
+    made = json.loads(record.attrs["provenance"])
+    record.attrs |= {"provenance": json.dumps({**made, "finished": False}), "finished": 0}
+    told = only(plots.text_timeline(record))
+    assert "interrupted" in told["name"]
+    for view in told["views"]:
+        assert set(view["received"][3]) == {None}
+        assert all(step != 3 for step, _, _ in view["sinks"])
+
+
+def test_show_opens_a_page_of_its_own(dlm, monkeypatch):
+    opened = []
+    monkeypatch.setattr(filling.webbrowser, "open", opened.append)
+    picture = plots.text_timeline(run(dlm, PROMPTS[0]))
+    picture.show()
+    assert Path(url2pathname(urlparse(opened[0]).path)).read_text(encoding="utf-8") == picture.page()
+
+
 def test_several_records_share_one_slider(dlm, arm):
     data = embedded(plots.text_timeline({"one": run(dlm), "two": run(arm, new_tokens=4)}, step=5))
     assert [record["name"] for record in data["records"]] == ["one", "two"]
@@ -226,10 +261,47 @@ def test_errors_say_what_exists(dlm):
         plots.text_timeline(record.drop_vars("received"))
 
 
+def dom(path, folder) -> str:
+    """The page as a browser has it after its scripts ran."""
+    arguments = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+    where = [f"--user-data-dir={folder / 'user'}", "--virtual-time-budget=2000", "--dump-dom", path.as_uri()]
+    run = subprocess.run(["chromium", *arguments, *where], capture_output=True, text=True, timeout=120, check=True)
+    return run.stdout
+
+
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
 def test_a_browser_runs_it_from_a_file(dlm, tmp_path):
     path = plots.text_timeline(run(dlm), step=4).save(tmp_path / "timeline.html")
-    arguments = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
-    where = [f"--user-data-dir={tmp_path / 'user'}", "--virtual-time-budget=2000", "--dump-dom", path.as_uri()]
-    shown = subprocess.run(["chromium", *arguments, *where], capture_output=True, text=True, timeout=120, check=True)
-    assert 'class="sinklens-timeline" data-step="4"' in shown.stdout
+    assert 'class="sinklens-timeline" data-step="4"' in dom(path, tmp_path)
+
+
+ASK = """<script>
+const root = document.querySelector(".sinklens-timeline").shadowRoot;
+const [slider, select, map] = ["input", "select", "canvas"].map((name) => root.querySelector(name));
+slider.value = 2; slider.dispatchEvent(new Event("input"));
+select.selectedIndex = 2; select.dispatchEvent(new Event("change"));
+map.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowRight" }));
+const said = [root.querySelector(".read").textContent, root.querySelector(".count").textContent,
+  [...root.querySelectorAll(".text .w")].map((word) => word.textContent).join("\\n")];
+document.body.append(Object.assign(document.createElement("pre"), { textContent: JSON.stringify(said) }));
+</script>"""
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
+def test_slider_menu_and_keyboard_tell_the_records_numbers(dlm, tmp_path):
+    record = run(dlm, PROMPTS[0])
+    path = tmp_path / "page.html"
+    page = f"<!DOCTYPE html><meta charset=utf-8><body>{plots.text_timeline(record).fragment()}{ASK}</body>"
+    path.write_text(page, encoding="utf-8")
+    read, count, words = json.loads(html.unescape(re.findall(r"<pre>(.*?)</pre>", dom(path, tmp_path))[0]))
+    value = float(record["received"].isel(prompt=0, step=2, layer=1, key=1).mean("head"))
+    found = re.fullmatch(
+        r"Step 2, position 1: \u2068zuko\u2069; received (\S+), uniform 1 \((\S+) times\), sink in 0 of 4 heads", read
+    )
+    assert found, read
+    assert [float(number) for number in found.groups()] == pytest.approx([value] * 2, rel=6e-3)
+    assert count == "3 still masked, 1 written now"
+    final, committed = record["text"].values[0], record["commit_step"].values[0] <= 2
+    assert words.split("\n") == [
+        plots.visible(text) if done else "" for text, done in zip(final, committed, strict=True)
+    ]
