@@ -67,6 +67,12 @@ class Shown:
 
 GALLERY = (
     Shown(
+        "text_timeline",
+        "Which tokens are attended to, while the text fills in?",
+        "A slider over steps; tokens appear as they are written, with a bar for the attention that each receives.",
+        'sl.plots.text_timeline({"tiny-dlm": record, "tiny-arm": causal})',
+    ),
+    Shown(
         "timeline",
         "Who is attended to, step by step?",
         "Heat map of positions by steps. Bright cells and white circles, the sinks, change their place over steps.",
@@ -251,6 +257,22 @@ def figures(*, real: bool = True) -> dict[str, Any]:
     return made
 
 
+def picture() -> str:
+    """The first thing on the site: two models write behind one prompt, and a slider over the steps."""
+    names: dict[str, Any] = {}
+    exec(compile(SETUP, "gallery: setup", "exec"), names)
+    models = {"tiny-dlm, a diffusion model": names["record"], "tiny-arm, its autoregressive twin": names["causal"]}
+    return names["sl"].plots.text_timeline(models, prompt=1).fragment()
+
+
+def _html(figure: Any, shown: Shown) -> str:
+    """What draws a figure: its own fragment, or what a local plotly.js reads."""
+    if hasattr(figure, "fragment"):
+        return figure.fragment()
+    drawn = figure.to_html(full_html=False, include_plotlyjs=False, div_id=f"figure-{shown.name}")
+    return f'<div role="img" aria-label="{html.escape(shown.alt)}">{drawn}</div>'
+
+
 def page(*, draw: bool = True) -> str:
     """The page, as MyST; figures as HTML that a local plotly.js draws."""
     made = figures() if draw else {}
@@ -262,8 +284,8 @@ def page(*, draw: bool = True) -> str:
     for shown in GALLERY:
         drawn = "(not drawn in this build)"
         if draw:
-            drawn = made[shown.name].to_html(full_html=False, include_plotlyjs=False, div_id=f"figure-{shown.name}")
-        frame = f'<div class="figure" role="img" aria-label="{html.escape(shown.alt)}">{drawn}</div>'
+            drawn = _html(made[shown.name], shown)
+        frame = f'<div class="figure">{drawn}</div>'
         parts += [
             f"## {shown.name}",
             f"{shown.asks} [`sl.plots.{shown.name}`](api/plots.rst)",

@@ -28,6 +28,7 @@ def write(app: Sphinx) -> None:
         keep(folder / "api" / f"{name}.rst", text)
     keep(folder / "models.md", models.page())
     keep(folder / "gallery.md", gallery.page(draw=app.config.nb_execution_mode != "off"))
+    keep(folder / "picture.html", gallery.picture())
     for file, page in BESIDE.items():
         text = (folder.parents[1] / file).read_text(encoding="utf-8")
         keep(folder / f"{page}.md", text.replace("](docs/", "](/"))

@@ -13,7 +13,8 @@ from sinklens import plots
 GALLERY = part("gallery")
 NAMES = [shown.name for shown in GALLERY.GALLERY]
 REAL = {shown.name for shown in GALLERY.GALLERY if shown.before == GALLERY.NORMS}
-NOT_FIGURES = {"circuitsvis", "describe", "themed", "visible", "text_timeline"}
+NOT_FIGURES = {"circuitsvis", "describe", "themed", "visible"}
+PLOTLY = [shown.name for shown in GALLERY.GALLERY if shown.name not in REAL | {"text_timeline"}]
 WIDTH, GLYPH = 700, 6.9  # pixels: half of a wide window; a generous mean over the font's glyphs at 12 px
 
 
@@ -34,7 +35,7 @@ def test_a_figure_has_a_question_and_a_text(shown: Any) -> None:
     assert f"sl.plots.{shown.name}(" in shown.code
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in REAL])
+@pytest.mark.parametrize("name", PLOTLY)
 def test_titles_fit_half_a_window(figures: dict[str, Any], name: str) -> None:
     title = figures[name].layout.title.text
     first, *lines = re.sub(r"<br>", "\n", title).split("\n")
@@ -43,13 +44,13 @@ def test_titles_fit_half_a_window(figures: dict[str, Any], name: str) -> None:
     assert len(re.sub(r"<[^>]*>", "", first)) * GLYPH * 16 / 12 < WIDTH, first
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in REAL])
+@pytest.mark.parametrize("name", PLOTLY)
 def test_the_title_has_room_above_the_data(figures: dict[str, Any], name: str) -> None:
     layout = figures[name].layout
     assert layout.margin.t >= 40 + 15 * layout.title.text.count("<br>")
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in REAL])
+@pytest.mark.parametrize("name", PLOTLY)
 def test_colours_are_those_of_the_theme(figures: dict[str, Any], name: str) -> None:
     """What is no colour of the theme is black, white, grey, or out of its one scale."""
     from plotly.colors import sample_colorscale, unlabel_rgb
