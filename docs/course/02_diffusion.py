@@ -23,8 +23,9 @@
 #
 # - write the denoising loop by hand, and say what a step commits;
 # - read off a record when each position was committed, and with which confidence;
-# - say what is lost when several tokens are committed at once;
-# - tell samplers that only commit from samplers that mask again.
+# - say where an autoregressive model differs, and which position's logits decide a token in either;
+# - say what is lost when several tokens are committed at once, or in another order;
+# - tell samplers that only commit from samplers that mask again, and say what a seed fixes.
 
 # %%
 # Installs sinklens where it is not there (Colab, a new environment); does nothing elsewhere.
@@ -50,6 +51,8 @@ prompt
 # %% [markdown]
 # The toy language has rules: behind a cue in `x` (`xa`, `xe`, ...) the last word comes again, behind a cue in `w`
 # the last word but one. A task knows the rules and scores what a model writes.
+#
+# Before you start, predict: where will the model be surest at first, at the left, at the right, or in between?
 #
 # ## The canvas
 #
@@ -140,7 +143,8 @@ for step in sl.denoising_steps(dlm, [prompt], sl.Plan(new_tokens=16)):
 # %% [markdown]
 # **Exercise 2.3.** Write it yourself: a function `by_hand(dlm, prompt, new_tokens)` that returns the final canvas, a
 # tensor of shape (1, prompt + new_tokens). One token per step: the likeliest token at the position where it is
-# likeliest. It must give the tokens of `sl.denoise` for prompts that you have not seen.
+# likeliest. It must give the tokens of `sl.denoise` for prompts that you have not seen. (A loop that never ends is
+# stopped, and you are told.)
 
 # %%
 by_hand = None  # your answer
@@ -170,37 +174,44 @@ sl.course.check("2.3", by_hand)
 #     return canvas
 # ```
 #
-# It runs without gradients only if you say `torch.no_grad()`; the tokens are the same.
+# `torch.no_grad()` around it saves memory; the tokens are the same.
 #
 # </details>
 
 # %% [markdown]
 # ## When was what committed?
 #
-# A run keeps it. `commit_step` is -1 where the prompt stands.
+# A run keeps it. `commit_step` is -1 where the prompt stands. `tiny-arm`, the same architecture trained to write from
+# left to right, runs beside it under the same plan.
 
 # %%
-run = sl.denoise(dlm, prompt, sl.Plan(new_tokens=16), probes=[sl.probes.ReceivedAttention()])
-print(run.completions[0])
-print("committed at step:", run.record["commit_step"][0, 16:].values)
-sl.plots.timeline(run.record)
-
-# %% [markdown]
-# *The timeline: positions from left to right, steps downward, colour for received attention. The steps at which
-# positions are committed jump back and forth; so do the bright cells.*
-
-# %% [markdown]
-# **Exercise 2.4.** An autoregressive model always commits the position to the right of the one before. For which
-# share of this run's commits (all but the first) is that so? One number from 0 to 1.
+arm = sl.HookedDLM.from_pretrained("tiny-arm")
+plan = sl.Plan(new_tokens=16)
+run, causal = (sl.denoise(model, prompt, plan, probes=[sl.probes.ReceivedAttention()]) for model in (dlm, arm))
+for name, each in {"tiny-dlm": run, "tiny-arm": causal}.items():
+    print(f"{name}: {each.completions[0]}")
+    print("  committed at step:", each.record["commit_step"][0, 16:].values)
+    print("  with confidence:  ", each.record["confidence"][0, 16:].values.round(2))
 
 # %%
-rightward = None  # your answer
-sl.course.check("2.4", rightward)
+sl.plots.side_by_side(run.record, causal.record, sl.plots.timeline, ("tiny-dlm", "tiny-arm"))
+
+# %% [markdown]
+# *Two heat maps, positions from left to right and steps downward, colour for received attention. TIMELINE*
+
+# %% [markdown]
+# **Exercise 2.4.** How far apart are two positions that `tiny-dlm` commits one after the other? Give the mean distance
+# over the run's 15 pairs of successive commits, in tokens, as one number. (For `tiny-arm` it is 1.)
+
+# %%
+jump = None  # your answer
+sl.course.check("2.4", jump)
 
 # %% [markdown]
 # <details><summary>Hint</summary>
 #
-# Sort the positions by `commit_step`; look at the differences of neighbours in that order; count how many are 1.
+# Sort the positions by `commit_step`; take the differences of neighbours in that order. A jump to the left is a
+# distance, too.
 #
 # </details>
 #
@@ -208,10 +219,46 @@ sl.course.check("2.4", rightward)
 #
 # ```python
 # order = run.record["commit_step"][0, 16:].values.argsort()
-# rightward = float((np.diff(order) == 1).mean())
+# jump = float(np.abs(np.diff(order)).mean())
 # ```
 #
-# An autoregressive model has 1.
+# </details>
+
+# %% [markdown]
+# ## Whose logits?
+#
+# There is a second difference. A masked diffusion model predicts at a mask the token of that **same** position. An
+# autoregressive model has no masks: at each position it predicts the **next** token.
+
+# %%
+guess = arm(arm.to_tokens(prompt))[0].argmax(-1)  # one forward over the 16 tokens of the prompt alone
+print("tiny-arm writes at position 16:", causal.completions[0].split()[0])
+for place in (0, 7, 14, 15):
+    print(f"likeliest by the logits of position {place:2}:", arm.tokenizer.convert_ids_to_tokens(int(guess[place])))
+
+# %% [markdown]
+# **Exercise 2.5.** The logits of which position decide the token that `tiny-arm` writes at position **20**? One
+# integer, counted from 0 at the start of the text.
+
+# %%
+place = None  # your answer
+sl.course.check("2.5", place)
+
+# %% [markdown]
+# <details><summary>Hint</summary>
+#
+# A model that writes position 20 has not seen it.
+#
+# </details>
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# place = 19
+# ```
+#
+# Some diffusion models keep this shift, because they were made of autoregressive ones: Dream predicts token i at
+# position i - 1. Ask of every probe of "the prediction at a mask" where it reads.
 #
 # </details>
 
@@ -229,16 +276,17 @@ for steps in (32, 16, 8, 4, 2, 1):
     print(f"{32 // steps:2} at once: {right:2} of {places:2} places right ({right / places:.2f})   {written[0][:50]}")
 
 # %% [markdown]
-# Speed is paid with errors. Keep it in mind when you compare models: the number of steps is a part of the question.
+# Speed is paid with errors. But read the second number, too: only places behind a cue have a right answer, and the
+# model itself decides how many cues it writes. A share whose denominator moves can rise while the text gets worse.
 
 # %% [markdown]
-# **Exercise 2.5.** Look at what is written at 32 at once. Which word says best why it is wrong? One of `"blind"`
+# **Exercise 2.6.** Look at what is written at 32 at once. Which word says best why it is wrong? One of `"blind"`
 # (tokens that are committed together cannot see each other), `"memory"` (the model forgot the prompt), `"noise"`
 # (the sampler drew at random).
 
 # %%
 why = None  # your answer
-sl.course.check("2.5", why)
+sl.course.check("2.6", why)
 
 # %% [markdown]
 # <details><summary>Hint</summary>
@@ -256,6 +304,31 @@ sl.course.check("2.5", why)
 # </details>
 
 # %% [markdown]
+# ## Another order, another seed
+#
+# `remasking` says which positions a step commits: the surest (`"low_confidence"`), any (`"random"`), or, with blocks
+# of one token, the leftmost. Predict: is the model's own order the best one? Then vary the temperature: above 0 the
+# token is drawn, and the seed decides.
+
+# %%
+ways = {
+    "the surest": {},
+    "at random": {"remasking": "random"},
+    "left to right": {"block_length": 1},
+    "the surest, drawn": {"temperature": 1.0},
+}
+for words, choice in ways.items():
+    written = sl.denoise(dlm, prompts, sl.Plan(new_tokens=32, **choice), seed=0).completions
+    scores = [task.score(task[i], text) for i, text in enumerate(written)]
+    again = sl.denoise(dlm, prompts, sl.Plan(new_tokens=32, **choice), seed=1).completions
+    same = sum(one == other for one, other in zip(written, again, strict=True))
+    right, places = sum(score.correct for score in scores), sum(score.total for score in scores)
+    print(f"{words:18} {right:3} of {places:3} places right; {same} of 8 texts are the same with another seed")
+
+# %% [markdown]
+# A seed changes nothing where nothing is drawn. Where something is, one run is one draw: report several seeds, or
+# many prompts.
+#
 # ## Samplers that take back
 #
 # LLaDA's and Dream's samplers only commit. Path planning (`p2`) masks again what turns out to be unlikely. Then
@@ -264,9 +337,8 @@ sl.course.check("2.5", why)
 # %%
 plan = sl.Plan(new_tokens=16, sampler="p2", steps=16, temperature=0.5)
 again = sl.denoise(dlm, prompt, plan, seed=3)
-print("taken back:", sum(int(each.places.sum()) for each in again.undone), "commits")
 print(again.completions[0])
-print("the same seed gives the same text:", sl.denoise(dlm, prompt, plan, seed=3).completions == again.completions)
+print("commits that were taken back:", sum(int(each.places.sum()) for each in again.undone))
 
 # %% [markdown]
 # ## What to remember
@@ -274,6 +346,8 @@ print("the same seed gives the same text:", sl.denoise(dlm, prompt, plan, seed=3
 # - A step is one forward; the canvas is what it saw. What an edit or a probe sees is that forward, not the final text.
 # - Confidence decides the order, and the order decides what is seen.
 # - Tokens committed together are blind to each other: say the number of steps beside every accuracy.
+# - Logits at a mask predict that mask, or, in shifted and autoregressive models, the next position. Know which.
+# - Order, temperature and seed are parts of the result; a plan has them all.
 #
 # ## Reading list
 #
