@@ -42,14 +42,17 @@ import torch
 
 import sinklens as sl
 
-dlm = sl.HookedDLM.from_pretrained("tiny-dlm")  # a diffusion language model: every token sees every other
-arm = sl.HookedDLM.from_pretrained("tiny-arm")  # the same architecture, autoregressive: a token sees what is before it
+# A diffusion language model: every token sees every other.
+dlm = sl.HookedDLM.from_pretrained("tiny-dlm")
+# The same architecture, autoregressive: a token sees what is before it.
+arm = sl.HookedDLM.from_pretrained("tiny-arm")
 prompt = sl.tasks.Echo(n=8, seed=16)[1].prompt
-dlm.to_str_tokens(prompt)
+print(dlm.to_str_tokens(prompt)[:8])
+print(dlm.to_str_tokens(prompt)[8:])
 
 # %% [markdown]
 # Both models are small (two layers, four heads) and come with sinklens. Their language is a toy: words such as
-# `molma`, and cues such as `dolko wu namo` that say which word comes next. Their attention is real.
+# `dolko`, and cues such as `xo` or `wu` that say which word comes next. Their attention is real.
 #
 # ## A pattern
 #
@@ -61,8 +64,8 @@ tokens = dlm.to_tokens(prompt)
 _, cache = dlm.run_with_cache(tokens)
 pattern = cache["blocks.0.attn.hook_pattern"][0]  # [head, query, key]
 print("heads, queries, keys:", tuple(pattern.shape))
-print("sum over keys of query 0, head by head:   ", pattern[:, 0, :].sum(-1).numpy().round(3))
-print("sum over queries of key 0, head by head:  ", pattern[:, :, 0].sum(-1).numpy().round(3))
+print("query 0, sum over keys:  ", pattern[:, 0, :].sum(-1).numpy().round(3))
+print("key 0, sum over queries: ", pattern[:, :, 0].sum(-1).numpy().round(3))
 
 # %% [markdown]
 # A query has exactly 1 to give: each **row** sums to 1. A **column** sums to what its key gets, from 0 up to the
@@ -73,13 +76,11 @@ import plotly.express as px
 
 names = dlm.to_str_tokens(prompt)
 labels = [f"{i} {name}" for i, name in enumerate(names)]
-figure = px.imshow(pattern[2].numpy(), x=labels, y=labels, color_continuous_scale="Viridis", zmin=0)
-figure.update_layout(
-    title="Layer 0, head 2: who looks at whom",
-    xaxis_title="key (is looked at)",
-    yaxis_title="query (looks)",
-    height=560,
-)
+figure = px.imshow(pattern[2].numpy(), x=labels, y=labels, zmin=0)
+figure.update_layout(title="Layer 0, head 2: who looks at whom", height=560)
+figure.update_xaxes(title="key (is looked at)")
+figure.update_yaxes(title="query (looks)")
+sl.plots.themed(figure)
 
 # %% [markdown]
 # *A square of 16 by 16: rows are queries, columns are keys. The first column, the key `<|bos|>`, has four bright cells:
@@ -119,7 +120,8 @@ sl.course.check("1.1", received)
 # %%
 shown = cache["blocks.0.attn.hook_received"][0]
 print("largest difference:", float((shown - pattern.sum(1)).abs().max()))
-print("received by each key, head 2:", shown[2].numpy().round(2))
+print("received by each key, head 2:")
+print(shown[2].numpy().round(2))
 
 # %% [markdown]
 # **Exercise 1.2.** Before you compute it: what is the **average** of what the keys of one head receive? One number.
@@ -184,10 +186,12 @@ sl.course.check("1.3", largest)
 # column sums, says so, and refuses the other:
 
 # %%
+import textwrap
+
 try:
     sl.SinkRule(epsilon=3.0, units="mean")
 except ValueError as error:
-    print(error)
+    print(*textwrap.wrap(str(error), 76), sep="\n")
 
 # %% [markdown]
 # **Exercise 1.4.** Apply the rule by hand. Which (head, key) pairs of `received` are sinks by epsilon = 3 in column
@@ -225,7 +229,7 @@ sl.course.check("1.4", sinks)
 # %%
 _, cache = arm.run_with_cache(arm.to_tokens(prompt))
 causal = cache["blocks.1.attn.hook_pattern"][0]
-print("received by the first key, head by head:", causal[:, :, 0].sum(-1).numpy().round(2))
+print("received by the first key:", causal[:, :, 0].sum(-1).numpy().round(2))
 
 # %% [markdown]
 # More than half of what sixteen queries have to give: that is a sink. But be careful. In a causal model the first key is seen by *every* query, the
@@ -258,10 +262,12 @@ sl.course.check("1.5", null)
 # %%
 uniform = np.tril(np.ones((16, 16)))
 uniform = (uniform / uniform.sum(1, keepdims=True)).sum(0)
-bars = {"tiny-arm, layer 1, head 0": causal[0].sum(0).numpy(), "uniform causal attention": uniform}
-figure = px.bar(bars, barmode="group", color_discrete_sequence=["#0b3c6f", "#e69f00"])
-figure.update_layout(title="What each key receives", xaxis_title="key", yaxis_title="column sum", legend_title="")
-figure.update_layout(legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"}, margin_t=90)
+bars = {"tiny-arm, layer 1, head 0": causal[0].sum(0).numpy(), "uniform": uniform}
+figure = px.bar(bars, barmode="group", color_discrete_sequence=sl.plots.COLORS)
+figure.update_layout(title="What each key receives", legend_title="")
+figure.update_xaxes(title="key")
+figure.update_yaxes(title="column sum")
+sl.plots.themed(figure)
 
 # %% [markdown]
 # *Two bars per key. Uniform causal attention falls from over 3 at the first key to almost nothing at the last. The
@@ -273,7 +279,7 @@ figure.update_layout(legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"}
 for length in (16, 64, 256):
     every = np.tril(np.ones((length, length)))
     column = torch.tensor((every / every.sum(1, keepdims=True)).sum(0))
-    print(f"{length:4} tokens: sinks by epsilon = 3 with no preference at all:", int(sl.SinkRule()(column).sum()))
+    print(f"{length:4} tokens, no preference at all:", int(sl.SinkRule()(column).sum()), "sinks")
 
 # %% [markdown]
 # With enough tokens a causal model without any preference has "sinks" by epsilon = 3. So sinklens prints the causal
@@ -286,7 +292,8 @@ for length in (16, 64, 256):
 # the course reads:
 
 # %%
-run = sl.denoise(dlm, prompt, sl.Plan(new_tokens=16), probes=[sl.probes.ReceivedAttention()])
+plan = sl.Plan(new_tokens=16)
+run = sl.denoise(dlm, prompt, plan, probes=[sl.probes.ReceivedAttention()])
 received_by = run.record["received"]
 print(dict(received_by.sizes), "unit:", received_by.attrs["units"])
 

@@ -14,7 +14,7 @@
 # # 2. What a diffusion language model does
 #
 # An autoregressive model writes from left to right. A masked diffusion language model starts from a text of masks
-# and commits tokens wherever it is most sure. There is no magic in the loop: you will write it yourself, in six
+# and commits tokens wherever it is most sure. There is no magic in the loop: you will write it yourself, in ten
 # lines, and get the same text to the last token.
 #
 # ## Learning goals
@@ -94,12 +94,12 @@ probability = dlm(first).softmax(-1)[0]
 probability[:, dlm.ids.mask] = 0  # the mask itself is no answer
 best = probability.max(-1)
 shown = dlm.tokenizer.convert_ids_to_tokens(best.indices[-16:].tolist())
-figure = go.Figure(go.Bar(x=np.arange(16, 32), y=best.values[-16:].detach(), text=shown, marker_color="#0b3c6f"))
-figure.update_layout(
-    title="Before the first commit: how sure is it where?", xaxis_title="position", yaxis_title="largest probability"
-)
-figure.update_yaxes(range=[0, 1])
-figure
+bars = go.Bar(x=np.arange(16, 32), y=best.values[-16:].detach(), text=shown)
+bars.update(textangle=-90, textposition="outside", marker_color=sl.plots.COLORS[0])
+figure = go.Figure(bars, {"title": "How sure is it where?"})
+figure.update_xaxes(title="position")
+figure.update_yaxes(title="largest probability", range=[0, 1])
+sl.plots.themed(figure)
 
 # %% [markdown]
 # *Sixteen bars, one per masked position, with the likeliest token on each. No position is sure yet; some are surer
@@ -138,7 +138,8 @@ sl.course.check("2.2", committed)
 for step in sl.denoising_steps(dlm, [prompt], sl.Plan(new_tokens=16)):
     place = int(step.committed[0].nonzero())
     token = dlm.tokenizer.convert_ids_to_tokens(int(step.tokens[0, place]))
-    print(f"step {step.index:2}: position {place} <- {token:6} confidence {float(step.confidence[0, place]):.2f}")
+    sure = float(step.confidence[0, place])
+    print(f"step {step.index:2}: position {place} <- {token:6} confidence {sure:.2f}")
 
 # %% [markdown]
 # **Exercise 2.3.** Write it yourself: a function `by_hand(dlm, prompt, new_tokens)` that returns the final canvas, a
@@ -187,17 +188,22 @@ sl.course.check("2.3", by_hand)
 # %%
 arm = sl.HookedDLM.from_pretrained("tiny-arm")
 plan = sl.Plan(new_tokens=16)
-run, causal = (sl.denoise(model, prompt, plan, probes=[sl.probes.ReceivedAttention()]) for model in (dlm, arm))
+probes = [sl.probes.ReceivedAttention()]
+run = sl.denoise(dlm, prompt, plan, probes=probes)
+causal = sl.denoise(arm, prompt, plan, probes=probes)
 for name, each in {"tiny-dlm": run, "tiny-arm": causal}.items():
     print(f"{name}: {each.completions[0]}")
-    print("  committed at step:", each.record["commit_step"][0, 16:].values)
-    print("  with confidence:  ", each.record["confidence"][0, 16:].values.round(2))
+    print("  at step:   ", *each.record["commit_step"][0, 16:].values)
+    print("  confidence:", *each.record["confidence"][0, 16:].values.round(1))
 
 # %%
-sl.plots.side_by_side(run.record, causal.record, sl.plots.timeline, ("tiny-dlm", "tiny-arm"))
+names = ("tiny-dlm", "tiny-arm")
+sl.plots.side_by_side(run.record, causal.record, sl.plots.timeline, names)
 
 # %% [markdown]
-# *Two heat maps, positions from left to right and steps downward, colour for received attention. TIMELINE*
+# *Two heat maps, positions from left to right and steps downward, colour for received attention; white circles are
+# sinks. On the left every position is there from the first step, and besides the first token sinks come and go late in
+# the run. On the right the text grows by one position per step, a staircase, and the first token alone is bright.*
 
 # %% [markdown]
 # **Exercise 2.4.** How far apart are two positions that `tiny-dlm` commits one after the other? Give the mean distance
@@ -231,10 +237,12 @@ sl.course.check("2.4", jump)
 # autoregressive model has no masks: at each position it predicts the **next** token.
 
 # %%
-guess = arm(arm.to_tokens(prompt))[0].argmax(-1)  # one forward over the 16 tokens of the prompt alone
+# One forward over the 16 tokens of the prompt alone.
+guess = arm(arm.to_tokens(prompt))[0].argmax(-1)
+likeliest = arm.tokenizer.convert_ids_to_tokens(guess.tolist())
 print("tiny-arm writes at position 16:", causal.completions[0].split()[0])
-for place in (0, 7, 14, 15):
-    print(f"likeliest by the logits of position {place:2}:", arm.tokenizer.convert_ids_to_tokens(int(guess[place])))
+for at in (0, 7, 14, 15):
+    print(f"likeliest by the logits of position {at:2}:", likeliest[at])
 
 # %% [markdown]
 # **Exercise 2.5.** The logits of which position decide the token that `tiny-arm` writes at position **20**? One
@@ -267,13 +275,18 @@ sl.course.check("2.5", place)
 #
 # With fewer steps than tokens a step commits several, and those do not see each other. What does that cost?
 
+
 # %%
-prompts = [task[i].prompt for i in range(len(task))]
+def scored(plan, seed=0):
+    texts = sl.denoise(dlm, [each.prompt for each in task], plan, seed=seed).completions
+    scores = [task.score(each, text) for each, text in zip(task, texts, strict=True)]
+    right, places = sum(s.correct for s in scores), sum(s.total for s in scores)
+    return texts, f"{right:3} of {places:3} places right ({right / places:.2f})"
+
+
 for steps in (32, 16, 8, 4, 2, 1):
-    written = sl.denoise(dlm, prompts, sl.Plan(new_tokens=32, steps=steps)).completions
-    scores = [task.score(task[i], text) for i, text in enumerate(written)]
-    right, places = sum(score.correct for score in scores), sum(score.total for score in scores)
-    print(f"{32 // steps:2} at once: {right:2} of {places:2} places right ({right / places:.2f})   {written[0][:50]}")
+    texts, words = scored(sl.Plan(new_tokens=32, steps=steps))
+    print(f"{32 // steps:2} at once: {words}  {texts[0][:28]}")
 
 # %% [markdown]
 # Speed is paid with errors. But read the second number, too: only places behind a cue have a right answer, and the
@@ -317,13 +330,11 @@ ways = {
     "left to right": {"block_length": 1},
     "the surest, drawn": {"temperature": 1.0},
 }
-for words, choice in ways.items():
-    written = sl.denoise(dlm, prompts, sl.Plan(new_tokens=32, **choice), seed=0).completions
-    scores = [task.score(task[i], text) for i, text in enumerate(written)]
-    again = sl.denoise(dlm, prompts, sl.Plan(new_tokens=32, **choice), seed=1).completions
-    same = sum(one == other for one, other in zip(written, again, strict=True))
-    right, places = sum(score.correct for score in scores), sum(score.total for score in scores)
-    print(f"{words:18} {right:3} of {places:3} places right; {same} of 8 texts are the same with another seed")
+for way, choice in ways.items():
+    plan = sl.Plan(new_tokens=32, **choice)
+    (texts, words), (others, _) = scored(plan, seed=0), scored(plan, seed=1)
+    same = sum(a == b for a, b in zip(texts, others, strict=True))
+    print(f"{way:18} {words}; another seed: {same} of 8 the same")
 
 # %% [markdown]
 # A seed changes nothing where nothing is drawn. Where something is, one run is one draw: report several seeds, or
@@ -338,7 +349,8 @@ for words, choice in ways.items():
 plan = sl.Plan(new_tokens=16, sampler="p2", steps=16, temperature=0.5)
 again = sl.denoise(dlm, prompt, plan, seed=3)
 print(again.completions[0])
-print("commits that were taken back:", sum(int(each.places.sum()) for each in again.undone))
+taken = sum(int(each.places.sum()) for each in again.undone)
+print("commits that were taken back:", taken)
 
 # %% [markdown]
 # ## What to remember
