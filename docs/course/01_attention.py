@@ -76,7 +76,8 @@ import plotly.express as px
 
 names = dlm.to_str_tokens(prompt)
 labels = [f"{i} {name}" for i, name in enumerate(names)]
-figure = px.imshow(pattern[2].numpy(), x=labels, y=labels, zmin=0)
+viridis = sl.plots.SCALE
+figure = px.imshow(pattern[2].numpy(), x=labels, y=labels, zmin=0, color_continuous_scale=viridis)
 figure.update_layout(title="Layer 0, head 2: who looks at whom", height=560)
 figure.update_xaxes(title="key (is looked at)")
 figure.update_yaxes(title="query (looks)")
@@ -279,7 +280,8 @@ sl.plots.themed(figure)
 for length in (16, 64, 256):
     every = np.tril(np.ones((length, length)))
     column = torch.tensor((every / every.sum(1, keepdims=True)).sum(0))
-    print(f"{length:4} tokens, no preference at all:", int(sl.SinkRule()(column).sum()), "sinks")
+    count = int(sl.SinkRule()(column).sum())
+    print(f"{length:4} tokens, no preference at all: sinks by epsilon = 3:", count)
 
 # %% [markdown]
 # With enough tokens a causal model without any preference has "sinks" by epsilon = 3. So sinklens prints the causal

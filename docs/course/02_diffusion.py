@@ -202,8 +202,8 @@ sl.plots.side_by_side(run.record, causal.record, sl.plots.timeline, names)
 
 # %% [markdown]
 # *Two heat maps, positions from left to right and steps downward, colour for received attention; white circles are
-# sinks. On the left every position is there from the first step, and besides the first token sinks come and go late in
-# the run. On the right the text grows by one position per step, a staircase, and the first token alone is bright.*
+# sinks. On the left every position is there from the first step, and besides the first token sinks come and go, most of
+# them late in the run. On the right the text grows by one position per step, a staircase, and the first token alone is bright.*
 
 # %% [markdown]
 # **Exercise 2.4.** How far apart are two positions that `tiny-dlm` commits one after the other? Give the mean distance
