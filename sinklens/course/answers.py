@@ -88,12 +88,14 @@ def call(function: Any, *args: Any, **kwargs: Any) -> Any:
     """What an answer that is a function returns.
 
     Raises:
-        Wrong: it is none, or it raises; its error is quoted.
+        Wrong: it is none, or it raises; its error is quoted, unless it is one that a judge's own hook raised.
     """
     if not isinstance(function, Callable):
         raise Wrong(f"expected a function, and got {_quoted(function)}")
     try:
         return function(*args, **kwargs)
+    except Wrong:
+        raise
     except Exception as error:  # the student's own code: its error is the answer to show
         raise Wrong(f"your function raised {type(error).__name__}: {error}") from error
 
