@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from sinklens.errors import CourseError
+
 
 class Wrong(Exception):
     """An answer is not right; the message says what is wrong with it. `check` turns it into a `Verdict`."""
@@ -53,9 +55,13 @@ def near(answer: Any, truth: Any, *, tolerance: float = 1e-4, mistakes: Mapping[
         mistakes: What to say of values that a known mistake gives.
 
     Raises:
+        CourseError: a listed mistake gives the right answer: the exercise cannot tell them apart.
         Wrong: the mistake that gives this answer, if one does; else where it is off most, and in which direction.
     """
     right = np.asarray(truth, dtype=np.float64)
+    for says, value in (mistakes or {}).items():
+        if np.shape(value) == right.shape and np.allclose(value, right, atol=tolerance, rtol=0, equal_nan=True):
+            raise CourseError(f"a listed mistake gives what is right, so that nothing tells them apart: {says}")
     got = np.asarray(number(answer)) if right.size == 1 else array(answer)
     if got.shape == right.shape and np.allclose(got, right, atol=tolerance, rtol=0, equal_nan=True):
         return
