@@ -94,7 +94,7 @@ GALLERY = (
         "sink_lives",
         "How long does a sink live?",
         "Vertical strokes, one per uninterrupted stay of a key as a sink, over denoising steps.",
-        "sl.plots.sink_lives(record)",
+        "sl.plots.sink_lives(record, head=1)",
     ),
     Shown(
         "heads",
@@ -150,7 +150,7 @@ GALLERY = (
     Shown(
         "effects",
         "What does an edit do beyond its control?",
-        "Points with intervals on both sides of zero: differences to the unedited model and to each control.",
+        "Points with intervals left of zero: differences to the unedited model and to each control.",
         "sl.plots.effects(result)",
         ABLATION,
     ),
