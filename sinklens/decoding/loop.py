@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sinklens.decoding.fold import Trajectory
 from sinklens.decoding.forwards import forward, labels_of
+from sinklens.decoding.masks import refuse_masks
 from sinklens.decoding.plan import REMASKS, Plan
 from sinklens.decoding.prompts import Start, forced_tokens, prepare
 from sinklens.decoding.samplers import sampler_for
@@ -110,6 +111,7 @@ def check_parts(dlm: Sketched, start: Start, probes: Sequence[Probe], interventi
         )
     for probe in probes:
         probe.where.validate(dlm.n_layers, dlm.n_heads, start.steps, min(start.limits))
+        refuse_masks(dlm, probe)
     check_edits(dlm, start.canvas, interventions, start.steps, min(start.limits))
 
 
@@ -133,6 +135,7 @@ def check_edits(
     for index, edit in enumerate(interventions):
         for leaf in edit.leaves():
             leaf.where.validate(*sizes, steps, fewest)
+            refuse_masks(dlm, leaf)
         for other in interventions[:index]:
             if any(a.where.meets(b.where, *sizes, steps) for a in edit.leaves() for b in other.leaves()):
                 raise ScopeError(
