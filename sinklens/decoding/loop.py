@@ -198,7 +198,8 @@ def _loop(
             active &= step <= last
         if not bool(active.any()):
             return
-        now = sampler.seen(replace(canvas, step=step, active=active))
+        reach = sampler.reach(canvas) if follow is None else None  # what is followed may be asked everywhere
+        now = sampler.seen(replace(canvas, step=step, active=active, reach=reach))
         seen = tuple({} if probe.where.at(step, total) else None for probe in probes)
         logits, (predicted, confidence, commit, again) = _no_grad(partial(look, now, canvas, active, seen))
         token = predicted if forced is None else forced
