@@ -24,7 +24,10 @@ CHUNK = 2**24  # feature activations that are held at once
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Autoencoder(Value):
-    """A sparse autoencoder of one hook point. It computes in float32, whatever the model does, and is never changed.
+    """A sparse autoencoder of one hook point. It computes in float32, whatever the model does.
+
+    It is not meant to be changed. Weights that are changed in place all the same, as far as torch counts it, make it
+    another autoencoder, which edits and probes that were made with it refuse.
 
     Two autoencoders of one formula, place and weights are the same, wherever they were read. For example:
 
@@ -49,7 +52,8 @@ class Autoencoder(Value):
     kind_error = AutoencoderError
 
     def __post_init__(self) -> None:
-        held = {name: tensor.detach().to("cpu", torch.float32, copy=True) for name, tensor in self.weights.items()}
+        with torch.inference_mode(False):  # of tensors made there torch counts no change
+            held = {name: tensor.detach().to("cpu", torch.float32, copy=True) for name, tensor in self.weights.items()}
         decoder = held.get("W_dec")
         if decoder is None or decoder.ndim != 2:
             raise AutoencoderError(f"W_dec must be a matrix, [feature, d_model]; there are {', '.join(held) or 'none'}")
@@ -117,10 +121,13 @@ class Autoencoder(Value):
         """Positions that are encoded at once, so that memory stays bounded."""
         return max(1, CHUNK // self.features)
 
-    @cached_property
+    @property
     def identity(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride] - read only, as it is there
-        """What it is: the hash of formula, place and weights."""
-        return digest([self.formula, self.place, self.weights])
+        """What it is: the hash of formula, place and weights as they are now."""
+        derived = self._derived
+        if "identity" not in derived:
+            derived["identity"] = digest([self.formula, self.place, self.weights])
+        return derived["identity"]
 
     def check(self, dlm: Any) -> None:
         """Raise for a model in which it does not belong.
@@ -170,14 +177,25 @@ class Autoencoder(Value):
         return formulas.written(self.formula, self._on(x), change, ids) * size
 
     @cached_property
-    def _copies(self) -> dict[torch.device, Mapping[str, Tensor]]:
-        return {torch.device("cpu"): self.weights}
+    def _known(self) -> dict[str, Any]:
+        return {}
+
+    @property
+    def _derived(self) -> dict[Any, Any]:
+        """What was made of the weights as they are now: copies by device, and the identity."""
+        now = [(name, id(tensor), tensor._version) for name, tensor in self.weights.items()]
+        if self._known.get("weights") != now:
+            self._known.update(weights=now, derived={}, held=list(self.weights.values()))  # held: an id is one tensor's
+        return self._known["derived"]
 
     def _on(self, tensor: Tensor) -> Mapping[str, Tensor]:
-        """The weights on a tensor's device; copied there once."""
-        if tensor.device not in self._copies:
-            self._copies[tensor.device] = {name: each.to(tensor.device) for name, each in self.weights.items()}
-        return self._copies[tensor.device]
+        """The weights on a tensor's device; copied there once for as long as they stay as they are."""
+        if tensor.device.type == "cpu":
+            return self.weights
+        copies = self._derived
+        if tensor.device not in copies:
+            copies[tensor.device] = {name: each.to(tensor.device) for name, each in self.weights.items()}
+        return copies[tensor.device]
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Autoencoder) and self.identity == other.identity

@@ -122,8 +122,8 @@ def check_stepless(dlm: Sketched, whole: Canvas, interventions: Sequence[Edit]) 
     """Raise for edits that cannot act on these canvases.
 
     Raises:
-        ScopeError: one that names steps; of a baseline one of the "last" position, which predicts nothing that is
-            scored; or as in `loop.check_edits`.
+        ScopeError: one that names steps, or has a schedule of them; of a baseline one of the "last" position, which
+            predicts nothing that is scored, or one that falls with what is left to commit; or as in `loop.check_edits`.
     """
     for leaf in (leaf for edit in interventions for leaf in edit.leaves()):
         if dlm.is_causal and "last" in (getattr(leaf, "queries", ""), getattr(leaf, "positions", "")):
@@ -133,6 +133,17 @@ def check_stepless(dlm: Sketched, whole: Canvas, interventions: Sequence[Edit]) 
             )
         if leaf.where.steps is not None:
             raise ScopeError(f"{leaf!r} names steps, and a likelihood has none; use a metric of the denoising run")
+        schedule = getattr(leaf, "schedule", "constant")
+        if isinstance(schedule, tuple):
+            raise ScopeError(
+                f"{leaf!r} has a schedule for {len(schedule)} steps, and a likelihood has none; say "
+                "schedule='constant', or use a metric of the denoising run"
+            )
+        if schedule == "linear" and dlm.is_causal:
+            raise ScopeError(
+                f"{leaf!r} falls with what is left to be committed, and the likelihood of {dlm.name} reads a whole "
+                "answer at once; say schedule='constant', or use a metric of the denoising run"
+            )
     check_edits(dlm, whole, interventions)
 
 

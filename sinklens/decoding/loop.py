@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sinklens.decoding.fold import Trajectory
 from sinklens.decoding.forwards import forward, labels_of
+from sinklens.decoding.masks import refuse_masks
 from sinklens.decoding.plan import REMASKS, Plan
 from sinklens.decoding.prompts import Start, forced_tokens, prepare
 from sinklens.decoding.samplers import sampler_for
@@ -117,6 +118,7 @@ def check_parts(dlm: Sketched, start: Start, probes: Sequence[Probe], interventi
         )
     for probe in probes:
         probe.where.validate(dlm.n_layers, dlm.n_heads, start.steps, min(start.limits))
+        refuse_masks(dlm, probe)
     check_edits(dlm, start.canvas, interventions, start.steps, min(start.limits))
 
 
@@ -140,6 +142,7 @@ def check_edits(
     for index, edit in enumerate(interventions):
         for leaf in edit.leaves():
             leaf.where.validate(*sizes, steps, fewest)
+            refuse_masks(dlm, leaf)
         for other in interventions[:index]:
             if any(a.where.meets(b.where, *sizes, steps) for a in edit.leaves() for b in other.leaves()):
                 raise ScopeError(
@@ -202,7 +205,8 @@ def _loop(
             active &= step <= last
         if not bool(active.any()):
             return
-        now = sampler.seen(replace(canvas, step=step, active=active))
+        reach = sampler.reach(canvas) if follow is None else None  # what is followed may be asked everywhere
+        now = sampler.seen(replace(canvas, step=step, active=active, reach=reach))
         seen = tuple({} if probe.where.at(step, total) else None for probe in probes)
         logits, (predicted, confidence, commit, again) = _no_grad(partial(look, now, canvas, active, seen))
         token = predicted if forced is None else forced

@@ -18,7 +18,7 @@ from sinklens.values.exact import Range
 SEEDS = 1_000_003  # a prompt's own seed is the repetition's times this, plus the prompt's index
 Repetition = Annotated[int, Range(0, 2**43 - 1)]  # so that a prompt's own seed is one
 
-FORM = 4  # of a stored score; those of another form are not read as if they were of this one
+FORM = 5  # of a stored score; those of another form are not read as if they were of this one
 
 
 class Measured(NamedTuple):

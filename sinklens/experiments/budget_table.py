@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from sinklens.values.kinds import AtLeastZero, reads
 
 if TYPE_CHECKING:
     import pandas as pd
+    from torch import Tensor
 
 COLUMNS = [
     *("selector", "rate", "kept", "kept_low", "kept_high", "metric", "value", "low", "high", "pairs", "exposed"),
@@ -51,9 +53,9 @@ def budget_table(result: AblationResult, metric: str | None = None) -> pd.DataFr
     to_random is the difference to the control at the same budget: "random" for "received" and "key_norm", which choose
     in each head by itself; "random_tokens" for "hidden_norm" and "recency", which choose for all heads of a layer;
     "GATE by chance" for a gate, at the budget that the gate itself chose; "without as many others" for "without sinks".
-    to_random_kept: how much more was kept in truth than by that control, as a share of the keys. A gate reads the
-    residual stream of the run that it edits, so it may ask for other budgets there than in the run of its control;
-    where this is not about 0, part of to_random is the budget's.
+    to_random_kept: how much more was kept in truth than by that control, as a share of the keys, over the pairs of
+    to_random. A gate reads the residual stream of the run that it edits, so it may ask for other budgets there than in
+    the run of its control; where this is not about 0, part of to_random is the budget's.
 
     Args:
         result: What `budget_curve` returned; also of an interrupted one, as far as it is.
@@ -110,9 +112,21 @@ def _line(result: AblationResult, metric: str, key: Key, groups: Mapping[Key, li
     values = result.paired(metric, *sides, *((name, "sinks") for name in beside))
     if not values.shape[1]:
         return line
-    more = line["kept"] - _kept(result, metric, beside)["kept"]
-    difference = _difference("to_random", values[: len(sides)].mean(0) - values[len(sides) :].mean(0), share)
-    return line | difference | {"to_random_kept": more}
+    difference = _difference("to_random", _less(values, len(sides)), share)
+    kept = _kept_in_place(result).paired(metric, *sides, *((name, "sinks") for name in beside))
+    return line | difference | {"to_random_kept": float(_less(kept, len(sides)).mean())}
+
+
+def _less(values: Tensor, own: int) -> Tensor:
+    """How much more the first sides [side, prompt] have than the others, in each prompt."""
+    return values[:own].mean(0) - values[own:].mean(0)
+
+
+def _kept_in_place(result: AblationResult) -> AblationResult:
+    """The shares that were kept, as values; nan also where nothing could be scored, so that the pairs are the same."""
+    counted = [not math.isnan(score["value"]) and score["kept"] is not None for score in result.scores]
+    pairs = zip(result.scores, counted, strict=True)
+    return AblationResult([score | {"value": score["kept"] if known else math.nan} for score, known in pairs])
 
 
 def _difference(name: str, values: Any, share: bool) -> dict[str, Any]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sinklens.decoding.likelihood import whole_canvas
-from sinklens.decoding.loop import check_edits, check_parts
+from sinklens.decoding.likelihood import check_stepless, whole_canvas
+from sinklens.decoding.loop import check_parts
 from sinklens.decoding.plan import Plan
 from sinklens.decoding.prompts import Start, forced_tokens, prepare, prepare_rows
-from sinklens.errors import ScopeError, SinklensError
+from sinklens.errors import SinklensError
 from sinklens.experiments.answers import read_answers
 from sinklens.experiments.arms import Arm
 from sinklens.experiments.exposure import must_meet
@@ -82,12 +82,8 @@ class Job:
     def _check(self, edit: Edit) -> None:
         for start in self._starts:
             check_parts(self.dlm, start, (), [edit])
-        if self._whole is None:
-            return
-        early = [leaf for leaf in edit.leaves() if leaf.where.steps is not None]
-        if early:
-            raise ScopeError(f"{early[0]!r} names steps, and metric 'log_likelihood' has none")
-        check_edits(self.dlm, self._whole, [edit])
+        if self._whole is not None:
+            check_stepless(self.dlm, self._whole, [edit])
 
 
 def _tokens(start: Start) -> list[list[int]]:

@@ -11,7 +11,6 @@ from transformer_lens.utilities.statistics import (
     bootstrap_ci,
     derive_generator,
     sign_flip_permutation_pvalue,
-    success_rate_ci,
 )
 
 RESAMPLES = 2000
@@ -24,13 +23,14 @@ def mean_and_interval(values: Float[Tensor, " n"], confidence: float = 0.95) -> 
 
 
 def rate_and_interval(values: Float[Tensor, " n"]) -> tuple[float, tuple[float, float]]:
-    """As above for shares in [0, 1]; where all are 0 or all 1 a bootstrap would claim certainty, so exact.
+    """As above for shares in [0, 1]; where all are alike a bootstrap would claim certainty, so exact.
 
-    Exact is Clopper and Pearson's interval, each value counted as one success or failure.
+    Exact is Clopper and Pearson's interval where all are 0 or all 1, and its like between them: if the mean over all
+    prompts were below c * .025^(1 / n), then by Markov's inequality at most .025^(1 / n) of them would have c or more,
+    and n independent ones would all have c with a probability of .025 at most; from above likewise, with 1 - c.
     """
-    if bool((values == values[0]).all()) and float(values[0]) in (0.0, 1.0):
-        exact = success_rate_ci([bool(value) for value in values])
-        return float(values[0]), (exact.ci_low, exact.ci_high)
+    if bool((values == values[0]).all()):
+        return float(values[0]), _of_alike(float(values[0]), len(values), 0.0, 0.025)
     return mean_and_interval(values)
 
 
@@ -39,15 +39,20 @@ def difference_and_interval(
 ) -> tuple[float, tuple[float, float]]:
     """As `mean_and_interval` for paired differences, of shares where `share` is true.
 
-    Where every pair of shares differs by the same amount a bootstrap would claim certainty. Then, as in Clopper and
-    Pearson's interval, the part of all prompts that would have differed by something else, between -1 and 1, is at most
-    1 - (tail of the confidence)^(1 / n): 12 prompts without a difference show that the mean is within .27 of 0.
+    Where every pair of shares differs by the same amount a bootstrap would claim certainty. Then, as in
+    `rate_and_interval`, of numbers between -1 and 1: 12 prompts without a difference show that the mean is within .27
+    of 0.
     """
     mean, interval = mean_and_interval(differences, confidence)
     if not share or not bool((differences == differences[0]).all()):
         return mean, interval
-    other = 1 - ((1 - confidence) / 2) ** (1 / len(differences))
-    return mean, (max(-1.0, mean - other * (1 + mean)), min(1.0, mean + other * (1 - mean)))
+    return mean, _of_alike(mean, len(differences), -1.0, (1 - confidence) / 2)
+
+
+def _of_alike(level: float, n: int, least: float, tail: float) -> tuple[float, float]:
+    """Where the mean lies of numbers from `least` to 1, n of which are the same; `tail`: how often an end is wrong."""
+    other = 1 - tail ** (1 / n)
+    return max(least, level - other * (level - least)), min(1.0, level + other * (1 - level))
 
 
 def permutation_p(differences: Float[Tensor, " n"], permutations: int = 10_000) -> float:

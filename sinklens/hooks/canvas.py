@@ -25,6 +25,7 @@ class Canvas:
         seeds: One seed per row, for edits and controls that draw random numbers.
         active: Rows that are still being decoded [batch]; all when None. A row that is done stays in the batch, but
             is neither recorded nor edited.
+        reach: Positions that the step may decide [batch, pos], where a sampler goes block by block; all when None.
     """
 
     tokens: Int[Tensor, "batch pos"]
@@ -34,6 +35,7 @@ class Canvas:
     step: int = 0
     seeds: tuple[int, ...] = ()
     active: Bool[Tensor, " batch"] | None = None
+    reach: Bool[Tensor, "batch pos"] | None = None
 
     @classmethod
     def plain(cls, valid: Bool[Tensor, "batch pos"]) -> Canvas:
@@ -72,5 +74,5 @@ class Canvas:
     def of_rows(self, rows: slice) -> Canvas:
         """The canvas of some rows of the batch."""
         parts = {name: getattr(self, name)[rows] for name in ("tokens", "valid", "masked", "prompt")}
-        active = None if self.active is None else self.active[rows]
-        return replace(self, **parts, seeds=self.seeds[rows], active=active)
+        active, reach = (None if each is None else each[rows] for each in (self.active, self.reach))
+        return replace(self, **parts, seeds=self.seeds[rows], active=active, reach=reach)

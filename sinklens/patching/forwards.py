@@ -126,7 +126,8 @@ def repeated(canvas: Canvas, rows: int) -> Canvas:
     """A canvas of one row as one of several; the same memory."""
     parts = {name: getattr(canvas, name).expand(rows, -1) for name in ("tokens", "valid", "masked", "prompt")}
     active = None if canvas.active is None else canvas.active.expand(rows)
-    return replace(canvas, **parts, seeds=canvas.seeds * rows, active=active)
+    reach = None if canvas.reach is None else canvas.reach.expand(rows, -1)
+    return replace(canvas, **parts, seeds=canvas.seeds * rows, active=active, reach=reach)
 
 
 def onward(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sinklens.errors import ScopeError
-from sinklens.hooks import Scope
+from sinklens.hooks import Canvas, Hook, Scope, autoregressive
 from sinklens.probes.base import Layer, ReceivedProbe, derived
 from sinklens.sinks import Positions, SinkRule
 
@@ -29,7 +29,7 @@ class MaskedVsCommitted(ReceivedProbe):
         where: Layers, heads and steps to look at.
 
     Raises:
-        ScopeError: a rule that names queries of its own.
+        ScopeError: a rule that names queries of its own; in a run: an autoregressive baseline, which sees no masks.
     """
 
     rule: SinkRule = SinkRule()
@@ -50,6 +50,18 @@ class MaskedVsCommitted(ReceivedProbe):
     def definition(self) -> str:
         """What the recorded numbers mean."""
         return f"overlap of the sinks of masked and of committed queries, scaled alike: {self.rule.words()}"
+
+    def hooks(self, model: Any, canvas: Canvas | None, seen: dict[Any, Any]) -> list[Hook]:
+        """As in LayerProbe.
+
+        Raises:
+            ScopeError: an autoregressive model.
+        """
+        if autoregressive(model):
+            raise ScopeError(
+                f"{self!r} compares masked with committed queries, and an autoregressive model has no masks"
+            )
+        return super().hooks(model, canvas, seen)
 
     def whose(self, model: Any) -> tuple[Positions, ...]:
         """Both kinds of queries."""

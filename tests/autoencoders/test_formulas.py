@@ -150,6 +150,30 @@ def test_weights_that_are_changed_elsewhere_change_nothing() -> None:
     assert sae == by_chance("m")
 
 
+@pytest.mark.parametrize("made_so", [False, True], ids=["made", "made in inference mode"])
+@pytest.mark.parametrize("changed_so", [False, True], ids=["changed", "changed in inference mode"])
+def test_weights_that_are_changed_in_place_make_it_another(made_so: bool, changed_so: bool) -> None:
+    with torch.inference_mode(made_so):
+        sae = Autoencoder(Formula("standard"), Place("blocks.0.hook_out", "m"), by_chance("m").weights)
+    assert sae.identity == by_chance("m").identity
+    with torch.inference_mode(changed_so):
+        sae.weights["W_dec"].mul_(2)
+    doubled = dict(by_chance("m").weights) | {"W_dec": 2 * by_chance("m").weights["W_dec"]}
+    other = Autoencoder(Formula("standard"), Place("blocks.0.hook_out", "m"), doubled)
+    assert sae == other != by_chance("m")
+    assert (sae.identity, hash(sae), sae.digest) == (other.identity, hash(other), other.digest)
+
+
+def test_weights_that_are_replaced_make_it_another() -> None:
+    sae = by_chance("m")
+    before = sae.identity
+    for _ in range(20):  # an allocator may hand out the place of the tensor before
+        held: Any = sae.weights
+        held["b_dec"] = held["b_dec"] + 1
+        assert sae.identity != before
+        before = sae.identity
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -275,6 +275,16 @@ def test_a_gate_that_keeps_more_than_its_control_is_told_apart_from_one_that_doe
         assert table.loc["mine", "to_random_kept"] == pytest.approx(expected)
 
 
+def test_what_was_kept_more_is_paired_by_prompt_in_an_interrupted_curve() -> None:
+    """Each prompt keeps as much as its control: prompts of which one is missing, or has no score, are no difference."""
+    whole = scores_of({"unmasked": [1.0] * 4, "mine=0.25": [0.5] * 4, "mine by chance#0=0.25": [0.4, math.nan, 0.4]})
+    table = budget_table(AblationResult(whole.scores, finished=False)).set_index("selector")
+    assert table.loc["mine", "kept"] == pytest.approx(0.35)
+    assert table.loc["mine by chance", "kept"] == pytest.approx(0.3)
+    assert table.loc["mine", "to_random"] == pytest.approx(0.1)
+    assert table.loc["mine", "to_random_kept"] == pytest.approx(0.0)
+
+
 def test_prompts_that_a_side_could_not_score_are_left_out_of_its_pairs() -> None:
     values = VALUES | {"random#1=0.25": [0.4, math.nan, 0.5, 0.5]}
     table = budget_table(scores_of(values)).set_index("selector")

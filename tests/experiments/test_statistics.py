@@ -205,8 +205,27 @@ def test_no_difference_in_few_prompts_is_no_equivalence_of_shares(n: int, share:
 
 
 def test_other_rates_are_bootstrapped() -> None:
-    for values in (torch.tensor([0.0, 1.0, 1.0, 0.0, 1.0]), torch.full((5,), 0.5), torch.tensor([1.0, 1.0, 0.999])):
+    for values in (torch.tensor([0.0, 1.0, 1.0, 0.0, 1.0]), torch.tensor([1.0, 1.0, 0.999])):
         assert rate_and_interval(values) == mean_and_interval(values)
+
+
+def test_equal_shares_between_none_and_all_are_not_certain() -> None:
+    """By hand: .025 ** (1 / 5) = .478, and .5 times that is .239."""
+    rate, interval = rate_and_interval(torch.full((5,), 0.5))
+    assert (rate, *interval) == pytest.approx((0.5, 0.239, 0.761), abs=1e-3)
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 12])
+@pytest.mark.parametrize("level", [0.0, 0.25, 0.5, 1.0])
+def test_a_mean_outside_the_interval_of_equal_shares_shows_them_too_seldom(n: int, level: float) -> None:
+    """The populations that show n times the level most often at a given mean: of the level and of 0, or of 1."""
+    _, (low, high) = rate_and_interval(torch.full((n,), level, dtype=torch.float64))
+    assert 0 <= low <= level <= high <= 1
+    for end, rest in ((low, 0.0), (high, 1.0)):
+        if level != rest:
+            assert ((end - rest) / (level - rest)) ** n == pytest.approx(0.025)
+        else:
+            assert end == level
 
 
 # Equivalence.

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from fuzzing import fuzz
+from hypothesis import assume
 from hypothesis import strategies as st
 
 from sinklens import HookedDLM, Plan, PreviousStep, SameStep, Where, denoise, denoising_steps
@@ -296,6 +297,7 @@ edits = st.one_of(
 def test_exposed_are_exactly_the_rows_of_which_a_query_looks_or_hears_differently(
     name: str, edit: Edit, random: bool
 ) -> None:
+    assume(name == "tiny-dlm" or "masked" not in repr(edit))  # a baseline has no masks: refused
     if random and hasattr(edit, "selector"):
         edit = control(edit)
     counted, differ = naive(name, edit)

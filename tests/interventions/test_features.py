@@ -353,3 +353,17 @@ def test_a_folder_that_holds_another_autoencoder_now_is_noticed(tmp_path: Any, t
     with pytest.raises(AutoencoderError, match="it is another autoencoder now"):
         denoise(dlm, PROMPTS, PLAN, interventions=[edit], progress=False)
     assert Splice(folder).digest != edit.digest
+
+
+def test_an_autoencoder_that_was_changed_in_place_is_another_one(tiny_model: Any) -> None:
+    """An edit and a probe that were made with it before refuse it; a new one is stored under another hash."""
+    dlm = tiny_model("LLaDA")
+    sae = by_chance(dlm)
+    edit, probe = Splice(sae), sl.probes.Features(sae, top_k=2)
+    denoise(dlm, PROMPTS, PLAN, interventions=[edit], probes=[probe], progress=False)
+    before = edit.digest
+    sae.weights["W_dec"].mul_(2)
+    for what in ({"interventions": [edit]}, {"probes": [probe]}):
+        with pytest.raises(AutoencoderError, match="it is another autoencoder now"):
+            denoise(dlm, PROMPTS, PLAN, progress=False, **what)
+    assert Splice(sae).digest != before

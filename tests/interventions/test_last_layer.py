@@ -55,6 +55,25 @@ def test_in_an_earlier_layer_every_query_is_passed_on(twins: Any) -> None:
     assert found[found.kind == "sinks"]["exposed"].to_list() == [1.0, 1.0]
 
 
+def test_masks_of_blocks_that_come_later_decide_nothing_yet(twins: Any) -> None:
+    """Three blocks of two: the last position is decided in the last one, and until then its query reaches no choice."""
+    plan = sl.Plan(new_tokens=6, block_length=2, steps=6)
+    for step in sl.denoising_steps(twins["tiny-dlm"], PROMPTS, plan, interventions=[cut("last")]):
+        open_yet = step.canvas.masked[:, -1] & (step.index >= 4)
+        assert step.memories[0].edited.tolist() == open_yet.tolist(), step.index
+    found = sl.ablate(twins["tiny-dlm"], PROMPTS, {"cut": cut("last")}, plan, **OPTIONS).to_dataframe()
+    assert found[found.kind == "sinks"]["exposed"].max() <= 2 / 6
+    found = sl.ablate(twins["tiny-dlm"], PROMPTS, {"cut": cut("masked")}, plan, **OPTIONS).to_dataframe()
+    assert found[found.kind == "sinks"]["exposed"].to_list() == [1.0, 1.0]
+
+
+def test_a_metric_of_all_predictions_reads_later_blocks_too(twins: Any) -> None:
+    """kl is over every masked position, whatever the run commits next: there the last position counts from the start."""
+    plan, options = sl.Plan(new_tokens=6, block_length=2, steps=6), OPTIONS | {"metrics": ["kl"]}
+    found = sl.ablate(twins["tiny-dlm"], PROMPTS, {"cut": cut("last")}, plan, **options).to_dataframe()
+    assert (found[found.kind == "sinks"]["exposed"] > 0.8).all()
+
+
 def test_where_committed_positions_are_decided_again_they_count(twins: Any) -> None:
     plan, edit = sl.Plan(new_tokens=6, sampler="p2"), {"cut": cut("committed")}
     with pytest.raises(NeverExposed):

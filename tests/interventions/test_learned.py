@@ -109,7 +109,7 @@ def test_in_blocks_of_queries_it_is_the_same(
 ) -> None:
     monkeypatch.setattr(attention_blocks, "rows_at_once", lambda *_: 3)
     dlm, runs = model(family), {}
-    edit = LearnedSelection(gate_of(dlm, tmp_path), rate=0.4, queries="masked")
+    edit = LearnedSelection(gate_of(dlm, tmp_path), rate=0.4, queries="response" if dlm.is_causal else "masked")
     for path in ("pattern", "blocks"):
         dlm.attention = path
         try:

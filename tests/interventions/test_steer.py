@@ -160,10 +160,10 @@ def test_what_a_schedule_cannot_say_is_refused(model: Any) -> None:
     dlm = model("LLaDA")
     with pytest.raises(ScopeError, match="its schedule is for 2 steps, and the run has 5"):
         run(dlm, sl.Steer(direction(dlm), schedule=[1, 0.5]))
-    with pytest.raises(ScopeError, match="a number that is not known"):
+    with pytest.raises(ScopeError, match="has a schedule for 2 steps, and a likelihood has none"):
         sl.log_likelihood(dlm, [[5, 6]], [[7]], interventions=[sl.Steer(direction(dlm), schedule=[1, 0.5])])
     causal = model("Llama")
-    with pytest.raises(ScopeError, match="nothing of a row is left to be committed"):
+    with pytest.raises(ScopeError, match="falls with what is left to be committed"):
         sl.log_likelihood(causal, [[5, 6]], [[7]], interventions=[sl.Steer(direction(causal), schedule="linear")])
     with pytest.raises(ScopeError, match="outside the denoising loop"):
         sl.Steer(direction(dlm), positions="masked").fwd_hooks(dlm)

@@ -59,13 +59,19 @@ def model(tiny_model: Any) -> Any:
     return lru_cache(tiny_model)
 
 
-def every_probe() -> list[Any]:
+def hidden(dlm: HookedDLM) -> Any:
+    """Some queries: the masked ones, or in a baseline, which has none, those that it wrote."""
+    return "response" if dlm.is_causal else "masked"
+
+
+def every_probe(dlm: HookedDLM) -> list[Any]:
     """All that read the pattern, query by query, and some that need none."""
+    overlap = [] if dlm.is_causal else [probes.MaskedVsCommitted(SinkRule(epsilon=0.3))]
     return [
         probes.ReceivedAttention(queries=("all", "masked", "committed", "last")),
         probes.SinkMask(SinkRule(epsilon=0.3)),
-        probes.MaskedVsCommitted(SinkRule(epsilon=0.3)),
-        probes.AttentionEntropy(queries="masked"),
+        *overlap,
+        probes.AttentionEntropy(queries=hidden(dlm)),
         probes.MassOn([0, 2], queries="committed"),
         probes.Contribution(Scope(heads=[0, 3])),
         probes.Pattern(),
@@ -89,7 +95,7 @@ def edits(record: Any, dlm: HookedDLM) -> dict[str, Any]:
         "open": MaskSinks(SameStep(top_k=2, loop="open")),
         "open before": MaskSinks(before(loop="open"), where=Scope(steps=[1, 4])),
         "last": MaskSinks(LastQuery(top_k=2)),
-        "bias": BiasSinks(-1.5, before(), queries="masked"),
+        "bias": BiasSinks(-1.5, before(), queries=hidden(dlm)),
         "zero": ZeroSinks(before(), where=Scope(heads=1)),
         "scale": ScaleSinks(0.3, before(), renormalise=True),
         "proportional": Redistribute("proportional", before()),
@@ -100,7 +106,7 @@ def edits(record: Any, dlm: HookedDLM) -> dict[str, Any]:
         "zero value": ZeroValue(before()),
         "mean value": MeanValue(before(), where=Scope(layers=0)),
         "noise value": NoiseValue(None, before()),
-        "null key": NullKey(0.5, queries="masked"),
+        "null key": NullKey(0.5, queries=hidden(dlm)),
         "sink token": SinkToken(3),
         "keep norm": KeepKeys(0.5, "key_norm"),
         "keep random": KeepKeys(3, "random"),
@@ -111,14 +117,14 @@ def edits(record: Any, dlm: HookedDLM) -> dict[str, Any]:
         "record": MaskSinks(FromRecord(record, SinkRule(None, top_k=1))),
         "pin": Pin(record),
         "no-op": NoOp(before()),
-        "splice": Splice(by_chance(json.loads(record.attrs["provenance"])["model"]), queries="masked"),
+        "splice": Splice(by_chance(json.loads(record.attrs["provenance"])["model"]), queries=hidden(dlm)),
         "feature": Feature(by_chance(json.loads(record.attrs["provenance"])["model"]), [0, 5], boost=0.5),
         "in order": InOrder(
             MaskSinks(PreviousStep(top_k=1)), ScaleSinks(0.5, Fixed(1)), ZeroValue(Fixed(2)), NullKey(-1.0)
         ),
         "side by side": SideBySide([MaskSinks(before()), ZeroSinks(Fixed(1))], 1),
         "same": MaskSinks(same()),
-        "same, some": MaskSinks(same(), where=Scope(heads=[0, 2]), queries="masked", diagonal=False),
+        "same, some": MaskSinks(same(), where=Scope(heads=[0, 2]), queries=hidden(dlm), diagonal=False),
         "same zero": ZeroSinks(SameStep(SinkRule(epsilon=0.3))),
         "same share": ZeroSinks(SameStep(SinkRule(epsilon=0.3, units="share"))),
         "same value": ZeroValue(same()),
@@ -158,7 +164,7 @@ def run(dlm: HookedDLM, edit: Any, path: str, **options: Any) -> Any:
             PROMPTS,
             plan,
             interventions=[] if edit is None else [edit],
-            probes=every_probe(),
+            probes=every_probe(dlm),
             seed=[3, 8],
             progress=False,
             **options,

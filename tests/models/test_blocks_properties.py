@@ -377,8 +377,9 @@ def run(dlm: HookedDLM, edit: Any, path: str, texts: Sequence[Sequence[int]], si
 
 
 def pass_over(refused: ScopeError) -> NoReturn:
-    """InOrder refuses two edits of values that meet, and DiffuGPT has no place for a token before the first."""
-    if not any(known in str(refused) for known in ("both edit values in one scope", "no position before the first")):
+    """InOrder refuses two edits of values that meet; DiffuGPT has no place before the first token, Llama no masks."""
+    known = ("both edit values in one scope", "no position before the first", "sees no masks")
+    if not any(each in str(refused) for each in known):
         raise refused
     reject()
 

@@ -256,6 +256,10 @@ def test_a_mask_alone_says_what_a_canvas_says(tiny_model: Any, family: str, kind
     dlm, canvas, seen = tiny_model(family), replace(Canvas.plain(VALID), tokens=TOKENS), {}
     options = {"MassiveActivations": {"above": 0.5, "ratio": 1.0}, "SinkMask": {"rule": SinkRule(0.2, "share")}}
     probe = made(kind, **options.get(kind.__name__, {}))
+    if kind is MaskedVsCommitted and dlm.is_causal:
+        with pytest.raises(ScopeError, match="has no masks"):
+            outside(dlm, probe)
+        return
     (without,) = outside(dlm, probe)
     with torch.no_grad(), dlm.hooks(fwd_hooks=probe.hooks(dlm, canvas, seen)):
         dlm(TOKENS, attention_mask=VALID)

@@ -55,6 +55,10 @@ class Sampler(ABC):
         """What the model sees of a canvas: all of it."""
         return canvas
 
+    def reach(self, canvas: Canvas) -> Bool[Tensor, "batch pos"] | None:
+        """Positions that may be committed now; all when None."""
+        return None
+
     def last_only(self, canvas: Canvas, active: Bool[Tensor, " batch"]) -> bool:
         """Whether all active rows are decided by the last row of logits that the model gives now."""
         return False
@@ -86,7 +90,8 @@ class Diffusion(Sampler):
             logits = self._guided(logits, canvas)
         logits = evened(logits, canvas)
         logits = self._allowed(logits.float())
-        eligible = canvas.masked & canvas.valid & active[:, None] & self.reach(canvas)
+        eligible, reach = canvas.masked & canvas.valid & active[:, None], self.reach(canvas)
+        eligible = eligible if reach is None else eligible & reach
         return self.pick(logits, canvas, eligible, step)
 
     @abstractmethod
@@ -98,10 +103,6 @@ class Diffusion(Sampler):
         step: int,
     ) -> Choice:
         """The sampler's own choice among positions that may be committed."""
-
-    def reach(self, canvas: Canvas) -> Bool[Tensor, "#batch pos"]:
-        """Positions that may be committed now: all."""
-        return torch.ones_like(canvas.valid)
 
     def _guided(self, logits: Tensor, canvas: Canvas) -> Tensor:
         blind = canvas.tokens.masked_fill(self.given.prompt, self.mask)

@@ -30,10 +30,10 @@ class LLaDA(ByConfidence):
         else:
             self.splits = [rm.even_split(n, limit) for n, limit in zip(masks, start.limits, strict=True)]
 
-    def reach(self, canvas: Canvas) -> Bool[Tensor, "batch pos"]:
+    def reach(self, canvas: Canvas) -> Bool[Tensor, "batch pos"] | None:
         """Positions up to the end of each row's current block: the one with its first mask."""
         if not self.block:
-            return super().reach(canvas)
+            return None
         response = canvas.valid.shape[-1] - self.plan.new_tokens
         position = torch.arange(canvas.valid.shape[-1], device=canvas.valid.device)
         first = torch.where(canvas.masked & (position >= response), position, position[-1]).amin(-1, keepdim=True)

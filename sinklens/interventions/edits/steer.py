@@ -103,11 +103,11 @@ class Steer(Brief, Edit):
         return Memory(steps, start, names=self.counted)
 
     def check(self, model: Any, canvas: Canvas) -> None:
-        """Raise for a direction of another model, or layers or positions that are never there.
+        """Raise for a direction of another model, or layers that are never there.
 
         Raises:
             DirectionError: a direction of another model; of an outline its family and layers are compared.
-            ScopeError: layers that the direction does not have; masks in a model that has none.
+            ScopeError: layers that the direction does not have.
         """
         direction, _ = self._found()
         if isinstance(model, HookedDLM):
@@ -118,10 +118,6 @@ class Steer(Brief, Edit):
                 f"{model.name} ({model.family.name})"
             )
         self.layers(model, direction)
-        if self.positions == "masked" and model.is_causal:
-            raise ScopeError(
-                f"{self!r}: {model.name} is autoregressive and sees no masks; say positions='last', 'response' or 'all'"
-            )
 
     def layers(self, model: Any, direction: Direction) -> Sequence[int]:
         """The layers in scope.
