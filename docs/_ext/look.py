@@ -12,6 +12,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,28 @@ OVERFLOW = """(() => {
     return box.width && box.right > wide + 1 && !inside(node); });
   return {wide, page: document.documentElement.scrollWidth, tall: document.documentElement.scrollHeight,
           out: out.slice(0, 3).map(node => node.outerHTML.slice(0, 90))};
+})()"""
+
+# Of each Plotly figure: parts that lie over another one, or stick out of it.
+FIGURES = """(() => {
+  const box = node => node.getBoundingClientRect();
+  const meet = (a, b) => Math.min(a.right, b.right) - Math.max(a.left, b.left) > 2
+    && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 2;
+  const found = [];
+  for (const figure of document.querySelectorAll('.js-plotly-plot')) {
+    const all = selector => [...figure.querySelectorAll(selector)].filter(node => box(node).width && box(node).height);
+    const parts = {title: all('.g-gtitle text'), legend: all('.legend .scrollbox'), menu: all('.updatemenu-header'),
+                   data: all('.cartesianlayer .subplot .plot'), bar: all('.cbaxis, .cbfills')};
+    for (const [one, other] of [['title', 'legend'], ['title', 'menu'], ['title', 'data'], ['legend', 'menu'],
+                                ['legend', 'data'], ['menu', 'data'], ['bar', 'data'], ['bar', 'legend']])
+      for (const a of parts[one]) for (const b of parts[other])
+        if (meet(box(a), box(b))) found.push(`${figure.id}: its ${one} lies over its ${other}`);
+    const whole = box(figure);
+    for (const [name, nodes] of Object.entries(parts)) for (const node of nodes)
+      if (box(node).right > whole.right + 2 || box(node).left < whole.left - 2 || box(node).bottom > whole.bottom + 2)
+        found.push(`${figure.id}: its ${name} sticks out`);
+  }
+  return [...new Set(found)];
 })()"""
 
 
@@ -64,7 +88,10 @@ class Browser:
                 break
         await asyncio.sleep(0.4)
         found = await self.ask("Runtime.evaluate", expression=OVERFLOW, returnByValue=True)
-        return found["result"]["value"]
+        measured = found["result"]["value"]
+        drawn = await self.ask("Runtime.evaluate", expression=FIGURES, returnByValue=True)
+        measured["out"] += drawn["result"]["value"]
+        return measured
 
     async def shot(self, path: Path, width: int, tall: int) -> None:
         """A picture of the whole page."""
@@ -74,37 +101,51 @@ class Browser:
         path.write_bytes(base64.b64decode(made["data"]))
 
 
-async def look(site: Path, out: Path, parts: list[str]) -> int:
-    """Look at all pages; returns how many faults were found."""
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if chromium is None:
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+@asynccontextmanager
+async def browsing() -> AsyncIterator[Browser]:
+    """A browser that is there until the block ends."""
+    if CHROMIUM is None:
         raise SystemExit("there is no chromium here")
-    faults = 0
     with tempfile.TemporaryDirectory() as profile:
         options = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
         options += ["--hide-scrollbars", "--remote-debugging-port=0", f"--user-data-dir={profile}", "about:blank"]
-        process = subprocess.Popen([chromium, *options], stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen([CHROMIUM, *options], stderr=subprocess.PIPE, text=True)
+        socket = None
         try:
             port = _port(process)
             tab = json.loads(_get(f"http://127.0.0.1:{port}/json/list"))[0]["webSocketDebuggerUrl"]
-            browser = Browser(await websocket_connect(tab, max_message_size=1 << 28))
+            socket = await websocket_connect(tab, max_message_size=1 << 28)
+            browser = Browser(socket)
             await browser.ask("Page.enable")
             await browser.ask("Runtime.enable")
-            for path in sorted(site.rglob("*.html")):
-                name = str(path.relative_to(site).with_suffix(""))
-                if parts and not any(part in name for part in parts):
-                    continue
-                for width in WIDTHS:
-                    for theme in THEMES:
-                        found = await browser.show(path.resolve().as_uri(), width, theme)
-                        await browser.shot(out / f"{name.replace('/', '_')}-{width}-{theme}.png", width, found["tall"])
-                        wrong = [*found["out"], *browser.errors]
-                        if found["page"] > found["wide"] or wrong:
-                            faults += 1
-                            print(f"{name} at {width}, {theme}: {found['page']} of {found['wide']} wide {wrong}")
+            yield browser
         finally:
+            if socket is not None:
+                socket.close()
             process.kill()
-            process.wait()
+            process.communicate()
+            await asyncio.sleep(0.1)  # the socket closes in the meantime
+
+
+async def look(site: Path, out: Path, parts: list[str]) -> int:
+    """Look at all pages; returns how many faults were found."""
+    faults = 0
+    async with browsing() as browser:
+        for path in sorted(site.rglob("*.html")):
+            name = str(path.relative_to(site).with_suffix(""))
+            if parts and not any(part in name for part in parts):
+                continue
+            for width in WIDTHS:
+                for theme in THEMES:
+                    found = await browser.show(path.resolve().as_uri(), width, theme)
+                    await browser.shot(out / f"{name.replace('/', '_')}-{width}-{theme}.png", width, found["tall"])
+                    wrong = [*found["out"], *browser.errors]
+                    if found["page"] > found["wide"] or wrong:
+                        faults += 1
+                        print(f"{name} at {width}, {theme}: {found['page']} of {found['wide']} wide {wrong}")
     return faults
 
 
@@ -119,7 +160,8 @@ def _port(process: subprocess.Popen[str]) -> str:
 def _get(url: str) -> bytes:
     from urllib.request import urlopen
 
-    return urlopen(url).read()
+    with urlopen(url) as answer:
+        return answer.read()
 
 
 if __name__ == "__main__":

@@ -158,4 +158,8 @@ def effects(
     said = [definition, "Paired by prompt, mean difference with its 95 % bootstrap interval."]
     said += [] if margin is None else [f"Band: differences below {margin:g}, which would not matter."]
     said += [*said_of(list(shares.values())), *unfinished(result)]
-    return titled(figure, title or f"Effects on {safe(result.scores[0]['model'])}", *said)
+    titled(figure, title or f"Effects on {safe(result.scores[0]['model'])}", *said)
+    higher = 20 * max(0, len({kind for _, kind, *_ in differences}) - 2)  # the legend's lines are one above the other
+    top = int(figure.layout.margin.t or 0)  # pyright: ignore[reportAttributeAccessIssue]
+    figure.update_layout(margin_t=top + higher, height=200 + 26 * len(differences) + higher)
+    return figure

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -42,6 +45,23 @@ def test_titles_fit_half_a_window(figures: dict[str, Any], name: str) -> None:
     for line in lines:
         assert len(re.sub(r"<[^>]*>", "", line)) * GLYPH < WIDTH, line
     assert len(re.sub(r"<[^>]*>", "", first)) * GLYPH * 16 / 12 < WIDTH, first
+
+
+@pytest.mark.skipif(part("look").CHROMIUM is None, reason="needs chromium")
+@pytest.mark.parametrize("width", [1400, 700])
+def test_in_a_browser_nothing_lies_over_anything_else(figures: dict[str, Any], tmp_path: Path, width: int) -> None:
+    """Titles, legends, menus and colour bars, as a browser lays them out, at full and at half width."""
+    drawn = [figures[name].to_html(full_html=False, include_plotlyjs=False, div_id=name) for name in PLOTLY]
+    plotly = files("plotly").joinpath("package_data", "plotly.min.js").read_text(encoding="utf-8")
+    page = tmp_path / "page.html"
+    page.write_text(f"<meta charset='utf-8'><script>{plotly}</script>{''.join(drawn)}", encoding="utf-8")
+
+    async def seen() -> list[str]:
+        async with part("look").browsing() as browser:
+            found = await browser.show(page.as_uri(), width, "light")
+            return [*found["out"], *browser.errors]
+
+    assert asyncio.run(seen()) == []
 
 
 @pytest.mark.parametrize("name", PLOTLY)
