@@ -52,7 +52,7 @@ def culprits(answer: Any) -> str:
         ("a", "return", "what does the function give back to the model?"),
         ("b", "unit", "how large can `received` be, if it is a mean over queries?"),
     ):
-        if answer[who] not in ("axis", "return", "unit", "fine"):
+        if str(answer[who]) not in ("axis", "return", "unit", "fine"):
             raise Wrong(f'colleague {who.upper()}: {answer[who]!r} is none of "axis", "return", "unit", "fine"')
         if answer[who] != truth:
             raise Wrong(f"colleague {who.upper()}: not {answer[who]!r}; {why}")
@@ -94,6 +94,8 @@ def prompts(answer: Any) -> str:
         raise Wrong("that is for 0.05; a two-sided 95 % interval leaves 0.025 on each side")
     if got != int(got):
         raise Wrong(f"prompts are whole: {got:g}")
+    if got < 1:
+        raise Wrong(f"at least one prompt is needed, and you gave {got:g}")
     if got < truth:
         raise Wrong(f"with {got:g} prompts no flip has still the probability {(1 - FLIPS) ** got:.3f}")
     if got > truth:
