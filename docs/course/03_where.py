@@ -73,8 +73,9 @@ records["antiberty"] = run.record
 sl.plots.side_by_side(records["tiny-dlm"], records["tiny-arm"], sl.plots.timeline, ("tiny-dlm", "tiny-arm"))
 
 # %% [markdown]
-# *Two heat maps, positions by steps. The diffusion model's bright cells change from step to step; the autoregressive
-# model has one bright column, its first token, from beginning to end.*
+# *Two heat maps, positions by steps; dots mark sinks. The diffusion model has faint sinks: its first token, and others
+# that walk along with the text and come and go at its end. The autoregressive model has one bright column, its first
+# token, from beginning to end.*
 #
 # ## Who are they?
 
@@ -116,7 +117,7 @@ sl.plots.token_classes(classes)
 
 # %% [markdown]
 # *Bars per token class and model: share of sinks beside share of keys. BOS and EOS of tiny-dlm stand out by their
-# ratio, masks do not; all sinks of tiny-arm stand on BOS; AntiBERTy's stand on residues ("words").*
+# ratio, masks do not; all sinks of tiny-arm stand on BOS; most of AntiBERTy's stand on residues ("words").*
 #
 # ## The null again
 #
@@ -148,7 +149,7 @@ sl.course.check("3.2", beyond)
 
 # %% [markdown]
 # The count is nearly no evidence by itself: a model without preferences would reach two thirds of it. What is
-# evidence is *how much* the first token receives: 14 of 16 in chapter 1, where uniform attention gives 3.4.
+# evidence is *how much* the first token receives: in chapter 1 over three times what uniform attention gives it.
 #
 # ## Do they move?
 #
@@ -189,14 +190,15 @@ movement.round(2)
 
 # %% [markdown]
 # `ever` counts keys that are a sink at some step, `always` those that are one at every step. tiny-arm's layer 1 has
-# one sink, always. tiny-dlm's layer 1 has three that come and go, and none that stays. AntiBERTy is in between: so
-# moving sinks are no privilege of text, nor of tiny models.
+# one sink, always. tiny-dlm's layer 1 has three that come and go, and none that stays. AntiBERTy is in between: some
+# of its sinks stay, most do not. So moving sinks are no privilege of text, nor of tiny models.
 
 # %%
 sl.plots.sink_lives(records["tiny-dlm"], rule)
 
 # %% [markdown]
-# *One line per sink and head over steps: short dashes that begin and end, few that span the whole run.*
+# *One head of layer 0, one prompt. Steps run down; each bar is a stay of one key as a sink, from birth to death. In this
+# head all of them are short and late, and one is still alive at the end.*
 
 # %% [markdown]
 # **Exercise 3.4.** An *episode* is an uninterrupted stay of one key as a sink of one head. Which share of the
@@ -231,9 +233,9 @@ twins = Path(sl.__file__).parent / "twins"
 sl.plots.emergence(twins / "tiny-arm")
 
 # %% [markdown]
-# *Three panels over updates on a log scale. Attention to BOS rises from the uniform level to nearly all of it in
-# some heads, while the model learns its task; the count of sinks stays near 1 all the time, for uniform attention
-# counts as one, too.*
+# *Three panels over updates on a log scale. In the heads of layer 1 attention to BOS rises from the uniform level while
+# the model learns its task, and then swings widely before it ends at nearly all; layer 0 stays where it was. The count
+# of sinks would not have told you: it starts above 1 and ends at 1, where uniform attention (dashed) is.*
 
 # %% [markdown]
 # **Exercise 3.5.** At which update (`step` of the log) is the share of attention that goes to BOS above 0.5 for the
@@ -263,7 +265,7 @@ sl.course.check("3.5", update)
 # %% [markdown]
 # ## A sink that dissolves
 #
-# SmolLM2-135M is autoregressive, and its first token is a sink in nearly every layer. We made it a diffusion model:
+# SmolLM2-135M is autoregressive, and its first token is a sink in most layers. We made it a diffusion model:
 # the causal mask was opened, and a small adapter (LoRA) trained for 1,000 updates. Before you look: will training
 # dissolve the sink slowly, at once, or not at all?
 
@@ -273,7 +275,8 @@ sl.plots.adaptation(adapted)
 
 # %% [markdown]
 # *Three panels over updates; at the far left the causal original. First panel: the attention that the first token
-# gets, one line per layer.*
+# gets, one line per layer; black is their mean. Second: what sinks stand on. Third: accuracy, which falls when the mask
+# opens and is learned anew.*
 
 # %% [markdown]
 # **Exercise 3.6.** What took the sink away? `"mask"` (it is gone the moment the mask opens, before a single weight

@@ -201,9 +201,9 @@ sl.course.check("5.3", norm_effect)
 # </details>
 
 # %% [markdown]
-# A published rule that is *worse than chance* here. It was found in autoregressive models, and there it holds
-# (`sinklens reproduce l2 --model smollm2-135m` shows it). Without the random control, what is left of the accuracy
-# might have looked like a success.
+# A published rule that is *worse than chance* here. It was found for the caches of autoregressive models, and there it
+# holds (`sinklens reproduce l2 --model smollm2-135m` shows it). Without the random control you would have blamed the
+# budget: so few keys. As many random ones keep most of the accuracy.
 #
 # ## Steering, and its control
 #
@@ -292,7 +292,8 @@ patches = sl.patch(dlm, "pante dolko xe dolko", "pante tuste xe tuste", sl.Plan(
 sl.plots.patching(patches)
 
 # %% [markdown]
-# *A heat map per step: layers by positions. One cell at a time is bright.*
+# *Layers by positions; the slider chooses the step. At step 0 two cells of layer 0 have an effect: the two places where
+# the prompts differ, the second one most. (One colour scale serves all steps, so step 0 is pale.)*
 
 # %% [markdown]
 # **Exercise 5.5.** At step 0, which (layer, position) has the largest effect of its MLP output? A tuple of two
@@ -323,8 +324,8 @@ tokens = patches.text_clean.values[0]
 print({position: tokens[position] for position in range(5)})
 
 # %% [markdown]
-# The word's *last* occurrence in the prompt carries it: the rule says "the last word again", and that is where the
-# model reads it.
+# The word's *last* occurrence in the prompt carries most of it: the rule says "the last word again", and that is where
+# the model reads it. Not all: the largest effect is about one half, and the first occurrence has some.
 #
 # ## What to remember
 #

@@ -134,6 +134,8 @@ def place(answer: Any) -> str:
     if tuple(got) == tuple(np.unravel_index(np.abs(values).argmin(), values.shape)):
         raise Wrong("that is the smallest effect")
     if tuple(got) != tuple(truth):
+        if not np.isfinite(got).all() or (got != got.round()).any():
+            raise Wrong(f"expected two integers, and got {answer!r}")
         layer, position = (int(each) for each in got)
         inside = 0 <= layer < values.shape[0] and 0 <= position < values.shape[1]
         said = (

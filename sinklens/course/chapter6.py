@@ -85,8 +85,9 @@ def verdict(answer: Any) -> str:
         got = call(answer, low, high, MARGIN)
         if isinstance(got, str) or not hasattr(got, "__iter__"):
             raise Wrong(f"expected a set, and got {got!r}")
-        if set(got) != truth:
-            raise Wrong(f"for [{low}, {high}] and a margin of {MARGIN} ({says}) it returns {set(got) or '{}'}")
+        said = {str(each) for each in got}
+        if said != truth:
+            raise Wrong(f"for [{low}, {high}] and a margin of {MARGIN} ({says}) it returns {said or '{}'}")
     return "no effect shown is not no effect: that is what the empty set is for"
 
 

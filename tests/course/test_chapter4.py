@@ -1,4 +1,4 @@
-"""Chapter 4's exercises, but for that which asks SmolLM2 (tests/real): mistakes are told apart, right ones pass."""
+"""Chapter 4's exercises, but for that which asks AntiBERTy (tests/real): mistakes are told apart, right ones pass."""
 
 from __future__ import annotations
 
@@ -61,6 +61,7 @@ WRONG = [
     ("4.4", lambda: 29, "two-sided"),
     ("4.4", lambda: 12, "with 12 prompts"),
     ("4.4", lambda: 100, "fewer are"),
+    ("4.4", lambda: -3, "at least one prompt"),
     ("4.4", lambda: 35.5, "whole"),
     ("4.5", lambda: 1 / 32, "one-sided"),
     ("4.5", lambda: 0.05, "too small"),

@@ -64,6 +64,8 @@ WRONG = [
     ("5.5", lambda: cell()[::-1], "(layer, position)"),
     ("5.5", lambda: (0, 1), "another is larger"),
     ("5.5", lambda: (9, 1), "no such cell"),
+    ("5.5", lambda: (float("nan"), 1), "expected two integers"),
+    ("5.5", lambda: (0.5, 4), "expected two integers"),
     ("5.5", lambda: 4, "expected the shape (2,)"),
 ]
 

@@ -71,6 +71,7 @@ WRONG = [
     ("6.3", lambda: lambda low, high, margin: {"equivalent"} if low < 0 < high else {"different"}, "a small loss"),
     ("6.3", lambda: lambda low, high, margin: verdict(low, high, margin) - {"different"}, "a large loss"),
     ("6.3", lambda: lambda low, high, margin: "different", "expected a set"),
+    ("6.3", lambda: lambda low, high, margin: [["different"]], "a large loss"),
     ("6.4", lambda: "needed", "what did the rule say"),
     ("6.4", lambda: "perhaps", "expected one of"),
     ("6.5", lambda: [0.12, 0.8, 0.04, 0.16], "Bonferroni"),

@@ -1,7 +1,10 @@
-"""The exercise of the course that asks SmolLM2."""
+"""The exercise of the course that asks AntiBERTy."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import numpy as np
 import pytest
 
 import sinklens as sl
@@ -10,10 +13,24 @@ from sinklens.course.chapter4 import arms
 pytestmark = pytest.mark.real
 
 
-def test_the_effect_of_the_sink_is_beyond_that_of_a_random_key() -> None:
+def test_the_effect_of_the_sinks_is_beyond_that_of_random_keys() -> None:
     found = arms()
     assert found["unmasked"].mean() > 0.8
-    effect = float(found["sinks"].mean() - found["random"].mean())
-    assert sl.course.check("4.1", effect)
-    assert "the sign is not" in sl.course.check("4.1", -effect).says
-    assert not sl.course.check("4.1", 0.1)
+    assert sl.course.check("4.1", np.mean(found["sinks"]) - np.mean(found["random"]))
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (lambda found: np.mean(found["random"]) - np.mean(found["sinks"]), "the sign is not"),
+        (lambda found: np.mean(found["sinks"]) - np.mean(found["unmasked"]), "against unmasked"),
+        (lambda found: np.mean(found["random"]) - np.mean(found["unmasked"]), "the control does by itself"),
+        (lambda found: np.mean(found["sinks"]), "the accuracy itself"),
+        (lambda found: [0.1, 0.2], "expected one number"),
+    ],
+    ids=["sign", "unmasked", "control", "accuracy", "two"],
+)
+def test_a_mistake_is_named(answer: Callable, says: str) -> None:
+    verdict = sl.course.check("4.1", answer(arms()))
+    assert not verdict
+    assert says in verdict.says
