@@ -2,7 +2,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 STAMP := .venv/.ready
 
-.PHONY: demo test docs demo-real test-real real check bench bench-real clean
+.PHONY: demo test docs dist test-wheel demo-real test-real real check bench bench-real clean
 
 demo: $(STAMP)  ## run the main job on the bundled models, into sinklens-demo/
 	$(BIN)/sinklens demo
@@ -23,6 +23,17 @@ test-real: real  ## run the tests that need them
 docs: real  ## build the site into docs/_build/html, every chapter executed; NB=off executes none
 	$(BIN)/python -m sphinx -W --keep-going -q -j 2 docs docs/_build/html
 	$(BIN)/python docs/_ext/links.py docs/_build/html
+
+dist: $(STAMP)  ## build the wheel and the source distribution into dist/, and check them
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/twine check --strict dist/*
+
+test-wheel: dist  ## install the wheel into an empty environment, and run the demo from it (some minutes)
+	rm -rf .wheel && $(PYTHON) -m venv .wheel
+	.wheel/bin/pip install --disable-pip-version-check -q -c constraints.txt torch==2.13.0
+	.wheel/bin/pip install --disable-pip-version-check -q -c constraints.txt dist/*.whl
+	cd .wheel && bin/sinklens demo
 
 check: $(STAMP)  ## lint, types, import layers
 	$(BIN)/ruff check .
@@ -46,7 +57,7 @@ bench-real: $(STAMP)  ## run those on a real model, SmolLM2 (fetched once, 95 MB
 	$(BIN)/python benchmarks/real_models.py
 
 clean:
-	rm -rf .venv sinklens-demo sinklens-demo-real .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .wheel dist docs/_build docs/made sinklens-demo sinklens-demo-real .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
 # torch by itself first: a plain pip install of this very version may come as a CPU build from a local wheel folder.
 $(STAMP): pyproject.toml constraints.txt

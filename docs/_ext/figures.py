@@ -18,7 +18,6 @@ def setup(app: Sphinx) -> dict[str, Any]:
     """Called by Sphinx."""
     app.connect("builder-inited", copy_plotly)
     app.connect("doctree-resolved", localise)
-    app.connect("html-page-context", load)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
 
@@ -31,15 +30,12 @@ def copy_plotly(app: Sphinx) -> None:
 
 
 def localise(app: Sphinx, doctree: nodes.document, name: str) -> None:
-    """Take the scripts that a figure would load from elsewhere out of it."""
+    """The local script before a page's first figure, instead of those that figures would load from elsewhere."""
+    local = f'<script src="{"../" * name.count("/")}_static/{PLOTLY}"></script>'
     for node in doctree.findall(nodes.raw):
-        if "html" in node.get("format", "") and SCRIPTS.search(node.astext()):
-            text = SCRIPTS.sub("", node.astext())
+        text = node.astext()
+        if "html" in node.get("format", "") and "Plotly." in text:
+            text = local + SCRIPTS.sub("", text)
+            local = ""
             node.children = [nodes.Text(text)]
             node.rawsource = text
-
-
-def load(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None) -> None:
-    """plotly.js on pages that have a figure, and on no others."""
-    if doctree is not None and any("plotly" in node.astext() for node in doctree.findall(nodes.raw)):
-        app.add_js_file(PLOTLY, priority=200)

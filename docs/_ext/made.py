@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import api
+import gallery
 import models
 from sphinx.application import Sphinx
 
@@ -26,6 +27,8 @@ def write(app: Sphinx) -> None:
     for name, text in api.pages().items():
         keep(folder / "api" / f"{name}.rst", text)
     keep(folder / "models.md", models.page())
+    keep(folder / "gallery.md", gallery.page(draw=app.config.nb_execution_mode != "off"))
+    keep(folder / "picture.html", gallery.picture())
     for file, page in BESIDE.items():
         text = (folder.parents[1] / file).read_text(encoding="utf-8")
         keep(folder / f"{page}.md", text.replace("](docs/", "](/"))

@@ -14,8 +14,8 @@
 # # 1. Attention by hand
 #
 # A transformer decides, for every token, which other tokens to look at. Here you open one, add up what you see, and
-# meet the number that this whole course is about: how much attention a key *receives*. Two traps on the way have
-# caught published papers, and you.
+# meet the number that this whole course is about: how much attention a key *receives*. Two traps lie on the way: a
+# threshold without a unit, and a model that looks biased because of its geometry.
 #
 # ## Learning goals
 #
@@ -42,14 +42,17 @@ import torch
 
 import sinklens as sl
 
-dlm = sl.HookedDLM.from_pretrained("tiny-dlm")  # a diffusion language model: every token sees every other
-arm = sl.HookedDLM.from_pretrained("tiny-arm")  # the same architecture, autoregressive: a token sees what is before it
-prompt = sl.tasks.Echo(n=8, seed=1)[0].prompt
-dlm.to_str_tokens(prompt)
+# A diffusion language model: every token sees every other.
+dlm = sl.HookedDLM.from_pretrained("tiny-dlm")
+# The same architecture, autoregressive: a token sees what is before it.
+arm = sl.HookedDLM.from_pretrained("tiny-arm")
+prompt = sl.tasks.Echo(n=8, seed=16)[1].prompt
+print(dlm.to_str_tokens(prompt)[:8])
+print(dlm.to_str_tokens(prompt)[8:])
 
 # %% [markdown]
 # Both models are small (two layers, four heads) and come with sinklens. Their language is a toy: words such as
-# `molma`, and cues such as `dolko wu namo` that say which word comes next. Their attention is real.
+# `dolko`, and cues such as `xo` or `wu` that say which word comes next. Their attention is real.
 #
 # ## A pattern
 #
@@ -61,31 +64,32 @@ tokens = dlm.to_tokens(prompt)
 _, cache = dlm.run_with_cache(tokens)
 pattern = cache["blocks.0.attn.hook_pattern"][0]  # [head, query, key]
 print("heads, queries, keys:", tuple(pattern.shape))
-print("sum over keys of query 0, head by head:   ", pattern[:, 0, :].sum(-1).numpy().round(3))
-print("sum over queries of key 0, head by head:  ", pattern[:, :, 0].sum(-1).numpy().round(3))
+print("query 0, sum over keys:  ", pattern[:, 0, :].sum(-1).numpy().round(3))
+print("key 0, sum over queries: ", pattern[:, :, 0].sum(-1).numpy().round(3))
 
 # %% [markdown]
-# A query has exactly 1 to give: each **row** sums to 1. A key may receive any amount: a **column** sums to what it
-# gets. Look for bright vertical stripes.
+# A query has exactly 1 to give: each **row** sums to 1. A **column** sums to what its key gets, from 0 up to the
+# number of queries. Where in the picture would you see a key that many queries look at?
 
 # %%
 import plotly.express as px
 
 names = dlm.to_str_tokens(prompt)
 labels = [f"{i} {name}" for i, name in enumerate(names)]
-figure = px.imshow(pattern[0].numpy(), x=labels, y=labels, color_continuous_scale="Viridis", zmin=0)
-figure.update_layout(
-    title="Layer 0, head 0: who looks at whom",
-    xaxis_title="key (is looked at)",
-    yaxis_title="query (looks)",
-    height=560,
-)
+viridis = sl.plots.SCALE
+figure = px.imshow(pattern[2].numpy(), x=labels, y=labels, zmin=0, color_continuous_scale=viridis)
+figure.update_layout(title="Layer 0, head 2: who looks at whom", height=560)
+figure.update_xaxes(title="key (is looked at)")
+figure.update_yaxes(title="query (looks)")
+sl.plots.themed(figure)
 
 # %% [markdown]
-# *A square of 16 by 16: rows are queries, columns are keys. The first column is bright from top to bottom: many
-# queries look at the first token.*
+# *A square of 16 by 16: rows are queries, columns are keys. The first column, the key `<|bos|>`, has four bright cells:
+# the queries `wi`, `xo`, `wu` and `xe`, all of them cues, give it most of their attention; most others little.*
 #
 # ## Received attention
+#
+# How bright is a column in all? That is what its key receives, and the quantity on which every rule for sinks stands.
 
 # %% [markdown]
 # **Exercise 1.1.** What does each key receive in layer 0? Give an array of shape (heads, keys): the sum over
@@ -117,7 +121,8 @@ sl.course.check("1.1", received)
 # %%
 shown = cache["blocks.0.attn.hook_received"][0]
 print("largest difference:", float((shown - pattern.sum(1)).abs().max()))
-print("received by each key, head 0:", shown[0].numpy().round(2))
+print("received by each key, head 2:")
+print(shown[2].numpy().round(2))
 
 # %% [markdown]
 # **Exercise 1.2.** Before you compute it: what is the **average** of what the keys of one head receive? One number.
@@ -149,7 +154,8 @@ sl.course.check("1.2", average)
 #
 # "Attention Sinks in Diffusion Language Models" ([arXiv 2510.15731](https://arxiv.org/abs/2510.15731)), equation 3,
 # calls key j a sink when what it receives exceeds the mean of the *other* keys by epsilon, and takes epsilon = 3.
-# The equation is printed for column **means**: the column sum divided by the number of queries.
+# The equation is printed for column **means**: the column sum divided by the number of queries. Predict: how many
+# sinks does it find then?
 
 # %% [markdown]
 # **Exercise 1.3.** What is the largest value that a column **mean** can possibly have, over all patterns of any
@@ -181,10 +187,12 @@ sl.course.check("1.3", largest)
 # column sums, says so, and refuses the other:
 
 # %%
+import textwrap
+
 try:
     sl.SinkRule(epsilon=3.0, units="mean")
 except ValueError as error:
-    print(error)
+    print(*textwrap.wrap(str(error), 76), sep="\n")
 
 # %% [markdown]
 # **Exercise 1.4.** Apply the rule by hand. Which (head, key) pairs of `received` are sinks by epsilon = 3 in column
@@ -209,7 +217,8 @@ sl.course.check("1.4", sinks)
 # sinks = column - others > 3.0
 # ```
 #
-# `sl.SinkRule(epsilon=3.0)(pattern.sum(1))` gives the same.
+# `sl.SinkRule(epsilon=3.0)(pattern.sum(1))` gives the same. Three other readings do not: `column > 3` finds more,
+# the mean of *all* keys (`column - 1 > 3`) fewer, column means none.
 #
 # </details>
 
@@ -221,10 +230,10 @@ sl.course.check("1.4", sinks)
 # %%
 _, cache = arm.run_with_cache(arm.to_tokens(prompt))
 causal = cache["blocks.1.attn.hook_pattern"][0]
-print("received by the first key, head by head:", causal[:, :, 0].sum(-1).numpy().round(2))
+print("received by the first key:", causal[:, :, 0].sum(-1).numpy().round(2))
 
 # %% [markdown]
-# Fourteen of sixteen: that is a sink. But be careful. In a causal model the first key is seen by *every* query, the
+# More than half of what sixteen queries have to give: that is a sink. But be careful. In a causal model the first key is seen by *every* query, the
 # last one by a single query. What would a model give that looks at everything it can see alike?
 
 # %% [markdown]
@@ -252,24 +261,41 @@ sl.course.check("1.5", null)
 # </details>
 
 # %%
-even = np.tril(np.ones((16, 16)))
-lone = (even / even.sum(1, keepdims=True)).sum(0)
-print("uniform causal attention gives the first key", round(float(lone[0]), 2))
+uniform = np.tril(np.ones((16, 16)))
+uniform = (uniform / uniform.sum(1, keepdims=True)).sum(0)
+bars = {"tiny-arm, layer 1, head 0": causal[0].sum(0).numpy(), "uniform": uniform}
+figure = px.bar(bars, barmode="group", color_discrete_sequence=sl.plots.COLORS)
+figure.update_layout(title="What each key receives", legend_title="")
+figure.update_xaxes(title="key")
+figure.update_yaxes(title="column sum")
+sl.plots.themed(figure)
+
+# %% [markdown]
+# *Two bars per key. Uniform causal attention falls from over 3 at the first key to almost nothing at the last. The
+# model's first key receives over three times that; few of its other keys receive anything.*
+#
+# So this sink is no matter of geometry. Others would be:
+
+# %%
 for length in (16, 64, 256):
     every = np.tril(np.ones((length, length)))
     column = torch.tensor((every / every.sum(1, keepdims=True)).sum(0))
-    print(f"{length:4} tokens: sinks by epsilon = 3 with no preference at all:", int(sl.SinkRule()(column).sum()))
+    count = int(sl.SinkRule()(column).sum())
+    print(f"{length:4} tokens, no preference at all: sinks by epsilon = 3:", count)
 
 # %% [markdown]
-# With enough tokens a causal model without any preference has "sinks" by epsilon = 3. That is why sinklens prints
-# the causal null beside every count, and why the paper counts only the last query of autoregressive models.
+# With enough tokens a causal model without any preference has "sinks" by epsilon = 3. So sinklens prints the causal
+# null beside every count. The paper's experiment on an autoregressive model (section 4.3) reads its last query alone,
+# which sees every key.
 #
 # ## A record
 #
-# You have done by hand what a probe does at every step. This is what the rest of the course reads:
+# You have done by hand what a probe does at every step while a text is written (chapter 2). This is what the rest of
+# the course reads:
 
 # %%
-run = sl.denoise(dlm, prompt, sl.Plan(new_tokens=16), probes=[sl.probes.ReceivedAttention()])
+plan = sl.Plan(new_tokens=16)
+run = sl.denoise(dlm, prompt, plan, probes=[sl.probes.ReceivedAttention()])
 received_by = run.record["received"]
 print(dict(received_by.sizes), "unit:", received_by.attrs["units"])
 

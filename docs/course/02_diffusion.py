@@ -14,7 +14,7 @@
 # # 2. What a diffusion language model does
 #
 # An autoregressive model writes from left to right. A masked diffusion language model starts from a text of masks
-# and commits tokens wherever it is most sure. There is no magic in the loop: you will write it yourself, in six
+# and commits tokens wherever it is most sure. There is no magic in the loop: you will write it yourself, in ten
 # lines, and get the same text to the last token.
 #
 # ## Learning goals
@@ -23,8 +23,9 @@
 #
 # - write the denoising loop by hand, and say what a step commits;
 # - read off a record when each position was committed, and with which confidence;
-# - say what is lost when several tokens are committed at once;
-# - tell samplers that only commit from samplers that mask again.
+# - say where an autoregressive model differs, and which position's logits decide a token in either;
+# - say what is lost when several tokens are committed at once, or in another order;
+# - tell samplers that only commit from samplers that mask again, and say what a seed fixes.
 
 # %%
 # Installs sinklens where it is not there (Colab, a new environment); does nothing elsewhere.
@@ -50,6 +51,8 @@ prompt
 # %% [markdown]
 # The toy language has rules: behind a cue in `x` (`xa`, `xe`, ...) the last word comes again, behind a cue in `w`
 # the last word but one. A task knows the rules and scores what a model writes.
+#
+# Before you start, predict: where will the model be surest at first, at the left, at the right, or in between?
 #
 # ## The canvas
 #
@@ -91,12 +94,12 @@ probability = dlm(first).softmax(-1)[0]
 probability[:, dlm.ids.mask] = 0  # the mask itself is no answer
 best = probability.max(-1)
 shown = dlm.tokenizer.convert_ids_to_tokens(best.indices[-16:].tolist())
-figure = go.Figure(go.Bar(x=np.arange(16, 32), y=best.values[-16:].detach(), text=shown, marker_color="#0b3c6f"))
-figure.update_layout(
-    title="Before the first commit: how sure is it where?", xaxis_title="position", yaxis_title="largest probability"
-)
-figure.update_yaxes(range=[0, 1])
-figure
+bars = go.Bar(x=np.arange(16, 32), y=best.values[-16:].detach(), text=shown)
+bars.update(textangle=-90, textposition="outside", marker_color=sl.plots.COLORS[0])
+figure = go.Figure(bars, {"title": "How sure is it where?"})
+figure.update_xaxes(title="position")
+figure.update_yaxes(title="largest probability", range=[0, 1])
+sl.plots.themed(figure)
 
 # %% [markdown]
 # *Sixteen bars, one per masked position, with the likeliest token on each. No position is sure yet; some are surer
@@ -135,12 +138,14 @@ sl.course.check("2.2", committed)
 for step in sl.denoising_steps(dlm, [prompt], sl.Plan(new_tokens=16)):
     place = int(step.committed[0].nonzero())
     token = dlm.tokenizer.convert_ids_to_tokens(int(step.tokens[0, place]))
-    print(f"step {step.index:2}: position {place} <- {token:6} confidence {float(step.confidence[0, place]):.2f}")
+    sure = float(step.confidence[0, place])
+    print(f"step {step.index:2}: position {place} <- {token:6} confidence {sure:.2f}")
 
 # %% [markdown]
 # **Exercise 2.3.** Write it yourself: a function `by_hand(dlm, prompt, new_tokens)` that returns the final canvas, a
 # tensor of shape (1, prompt + new_tokens). One token per step: the likeliest token at the position where it is
-# likeliest. It must give the tokens of `sl.denoise` for prompts that you have not seen.
+# likeliest. It must give the tokens of `sl.denoise` for prompts that you have not seen. (A loop that never ends is
+# stopped, and you are told.)
 
 # %%
 by_hand = None  # your answer
@@ -170,37 +175,49 @@ sl.course.check("2.3", by_hand)
 #     return canvas
 # ```
 #
-# It runs without gradients only if you say `torch.no_grad()`; the tokens are the same.
+# `torch.no_grad()` around it saves memory; the tokens are the same.
 #
 # </details>
 
 # %% [markdown]
 # ## When was what committed?
 #
-# A run keeps it. `commit_step` is -1 where the prompt stands.
+# A run keeps it. `commit_step` is -1 where the prompt stands. `tiny-arm`, the same architecture trained to write from
+# left to right, runs beside it under the same plan.
 
 # %%
-run = sl.denoise(dlm, prompt, sl.Plan(new_tokens=16), probes=[sl.probes.ReceivedAttention()])
-print(run.completions[0])
-print("committed at step:", run.record["commit_step"][0, 16:].values)
-sl.plots.timeline(run.record)
-
-# %% [markdown]
-# *The timeline: positions from left to right, steps downward, colour for received attention. The steps at which
-# positions are committed jump back and forth; so do the bright cells.*
-
-# %% [markdown]
-# **Exercise 2.4.** An autoregressive model always commits the position to the right of the one before. For which
-# share of this run's commits (all but the first) is that so? One number from 0 to 1.
+arm = sl.HookedDLM.from_pretrained("tiny-arm")
+plan = sl.Plan(new_tokens=16)
+probes = [sl.probes.ReceivedAttention()]
+run = sl.denoise(dlm, prompt, plan, probes=probes)
+causal = sl.denoise(arm, prompt, plan, probes=probes)
+for name, each in {"tiny-dlm": run, "tiny-arm": causal}.items():
+    print(f"{name}: {each.completions[0]}")
+    print("  at step:   ", *each.record["commit_step"][0, 16:].values)
+    print("  confidence:", *each.record["confidence"][0, 16:].values.round(1))
 
 # %%
-rightward = None  # your answer
-sl.course.check("2.4", rightward)
+names = ("tiny-dlm", "tiny-arm")
+sl.plots.side_by_side(run.record, causal.record, sl.plots.timeline, names)
+
+# %% [markdown]
+# *Two heat maps, positions from left to right and steps downward, colour for received attention; white circles are
+# sinks. On the left every position is there from the first step, and besides the first token sinks come and go, most of
+# them late in the run. On the right the text grows by one position per step, a staircase, and the first token alone is bright.*
+
+# %% [markdown]
+# **Exercise 2.4.** How far apart are two positions that `tiny-dlm` commits one after the other? Give the mean distance
+# over the run's 15 pairs of successive commits, in tokens, as one number. (For `tiny-arm` it is 1.)
+
+# %%
+jump = None  # your answer
+sl.course.check("2.4", jump)
 
 # %% [markdown]
 # <details><summary>Hint</summary>
 #
-# Sort the positions by `commit_step`; look at the differences of neighbours in that order; count how many are 1.
+# Sort the positions by `commit_step`; take the differences of neighbours in that order. A jump to the left is a
+# distance, too.
 #
 # </details>
 #
@@ -208,10 +225,48 @@ sl.course.check("2.4", rightward)
 #
 # ```python
 # order = run.record["commit_step"][0, 16:].values.argsort()
-# rightward = float((np.diff(order) == 1).mean())
+# jump = float(np.abs(np.diff(order)).mean())
 # ```
 #
-# An autoregressive model has 1.
+# </details>
+
+# %% [markdown]
+# ## Whose logits?
+#
+# There is a second difference. A masked diffusion model predicts at a mask the token of that **same** position. An
+# autoregressive model has no masks: at each position it predicts the **next** token.
+
+# %%
+# One forward over the 16 tokens of the prompt alone.
+guess = arm(arm.to_tokens(prompt))[0].argmax(-1)
+likeliest = arm.tokenizer.convert_ids_to_tokens(guess.tolist())
+print("tiny-arm writes at position 16:", causal.completions[0].split()[0])
+for at in (0, 7, 14, 15):
+    print(f"likeliest by the logits of position {at:2}:", likeliest[at])
+
+# %% [markdown]
+# **Exercise 2.5.** The logits of which position decide the token that `tiny-arm` writes at position **20**? One
+# integer, counted from 0 at the start of the text.
+
+# %%
+place = None  # your answer
+sl.course.check("2.5", place)
+
+# %% [markdown]
+# <details><summary>Hint</summary>
+#
+# A model that writes position 20 has not seen it.
+#
+# </details>
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# place = 19
+# ```
+#
+# Some diffusion models keep this shift, because they were made of autoregressive ones: Dream predicts token i at
+# position i - 1. Ask of every probe of "the prediction at a mask" where it reads.
 #
 # </details>
 
@@ -220,25 +275,31 @@ sl.course.check("2.4", rightward)
 #
 # With fewer steps than tokens a step commits several, and those do not see each other. What does that cost?
 
+
 # %%
-prompts = [task[i].prompt for i in range(len(task))]
+def scored(plan, seed=0):
+    texts = sl.denoise(dlm, [each.prompt for each in task], plan, seed=seed).completions
+    scores = [task.score(each, text) for each, text in zip(task, texts, strict=True)]
+    right, places = sum(s.correct for s in scores), sum(s.total for s in scores)
+    return texts, f"{right:3} of {places:3} places right ({right / places:.2f})"
+
+
 for steps in (32, 16, 8, 4, 2, 1):
-    written = sl.denoise(dlm, prompts, sl.Plan(new_tokens=32, steps=steps)).completions
-    scores = [task.score(task[i], text) for i, text in enumerate(written)]
-    right, places = sum(score.correct for score in scores), sum(score.total for score in scores)
-    print(f"{32 // steps:2} at once: {right:2} of {places:2} places right ({right / places:.2f})   {written[0][:50]}")
+    texts, words = scored(sl.Plan(new_tokens=32, steps=steps))
+    print(f"{32 // steps:2} at once: {words}  {texts[0][:28]}")
 
 # %% [markdown]
-# Speed is paid with errors. Keep it in mind when you compare models: the number of steps is a part of the question.
+# Speed is paid with errors. But read the second number, too: only places behind a cue have a right answer, and the
+# model itself decides how many cues it writes. A share whose denominator moves can rise while the text gets worse.
 
 # %% [markdown]
-# **Exercise 2.5.** Look at what is written at 32 at once. Which word says best why it is wrong? One of `"blind"`
+# **Exercise 2.6.** Look at what is written at 32 at once. Which word says best why it is wrong? One of `"blind"`
 # (tokens that are committed together cannot see each other), `"memory"` (the model forgot the prompt), `"noise"`
 # (the sampler drew at random).
 
 # %%
 why = None  # your answer
-sl.course.check("2.5", why)
+sl.course.check("2.6", why)
 
 # %% [markdown]
 # <details><summary>Hint</summary>
@@ -256,6 +317,29 @@ sl.course.check("2.5", why)
 # </details>
 
 # %% [markdown]
+# ## Another order, another seed
+#
+# `remasking` says which positions a step commits: the surest (`"low_confidence"`), any (`"random"`), or, with blocks
+# of one token, the leftmost. Predict: is the model's own order the best one? Then vary the temperature: above 0 the
+# token is drawn, and the seed decides.
+
+# %%
+ways = {
+    "the surest": {},
+    "at random": {"remasking": "random"},
+    "left to right": {"block_length": 1},
+    "the surest, drawn": {"temperature": 1.0},
+}
+for way, choice in ways.items():
+    plan = sl.Plan(new_tokens=32, **choice)
+    (texts, words), (others, _) = scored(plan, seed=0), scored(plan, seed=1)
+    same = sum(a == b for a, b in zip(texts, others, strict=True))
+    print(f"{way:18} {words}; another seed: {same} of 8 the same")
+
+# %% [markdown]
+# A seed changes nothing where nothing is drawn. Where something is, one run is one draw: report several seeds, or
+# many prompts.
+#
 # ## Samplers that take back
 #
 # LLaDA's and Dream's samplers only commit. Path planning (`p2`) masks again what turns out to be unlikely. Then
@@ -264,9 +348,9 @@ sl.course.check("2.5", why)
 # %%
 plan = sl.Plan(new_tokens=16, sampler="p2", steps=16, temperature=0.5)
 again = sl.denoise(dlm, prompt, plan, seed=3)
-print("taken back:", sum(int(each.places.sum()) for each in again.undone), "commits")
 print(again.completions[0])
-print("the same seed gives the same text:", sl.denoise(dlm, prompt, plan, seed=3).completions == again.completions)
+taken = sum(int(each.places.sum()) for each in again.undone)
+print("commits that were taken back:", taken)
 
 # %% [markdown]
 # ## What to remember
@@ -274,6 +358,8 @@ print("the same seed gives the same text:", sl.denoise(dlm, prompt, plan, seed=3
 # - A step is one forward; the canvas is what it saw. What an edit or a probe sees is that forward, not the final text.
 # - Confidence decides the order, and the order decides what is seen.
 # - Tokens committed together are blind to each other: say the number of steps beside every accuracy.
+# - Logits at a mask predict that mask, or, in shifted and autoregressive models, the next position. Know which.
+# - Order, temperature and seed are parts of the result; a plan has them all.
 #
 # ## Reading list
 #

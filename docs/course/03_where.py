@@ -193,7 +193,7 @@ movement.round(2)
 # moving sinks are no privilege of text, nor of tiny models.
 
 # %%
-sl.plots.sink_lives(records["tiny-dlm"], rule, layer=1)
+sl.plots.sink_lives(records["tiny-dlm"], rule)
 
 # %% [markdown]
 # *One line per sink and head over steps: short dashes that begin and end, few that span the whole run.*

@@ -258,7 +258,7 @@ sl.plots.effects(study)
 # at most 1.
 
 # %% [markdown]
-# **Exercise 6.5.** Correct the p-values 0.01, 0.04, 0.03, 0.20. An array of shape (4,), in the same order.
+# **Exercise 6.5.** Correct the p-values 0.03, 0.20, 0.01, 0.04. An array of shape (4,), in the same order.
 
 # %%
 holm = None  # your answer
@@ -274,7 +274,7 @@ sl.course.check("6.5", holm)
 # <details><summary>Solution</summary>
 #
 # ```python
-# p = np.array([0.01, 0.04, 0.03, 0.20])
+# p = np.array([0.03, 0.20, 0.01, 0.04])
 # order = p.argsort()
 # scaled = np.maximum.accumulate(p[order] * np.arange(4, 0, -1)).clip(max=1)
 # holm = np.empty(4)

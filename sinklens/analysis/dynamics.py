@@ -80,6 +80,11 @@ def main_sink(record: xr.Dataset, rule: SinkRule | None = None) -> xr.DataArray:
 
     Unit: position, from 0; -1 where no key is a sink (or the row is done); of equals the leftmost. 0: the first real
     token; 1: the second. Source: arXiv 2510.15731, section 4.2. Planted: the planted position; "none" -1.
+
+    Example:
+        >>> import sinklens as sl
+        >>> [int(key) for key in sl.dynamics.main_sink(sl.planted("jumping").record)[0, ::4, 0, 0]]
+        [16, 1, 24, 16]
     """
     values, sinks = flagged(record, rule)
     best = values.where(sinks, -np.inf).to_numpy().argmax(-1)
@@ -111,6 +116,11 @@ def dwell(record: xr.Dataset, rule: SinkRule | None = None) -> pd.DataFrame:
     number of sink flags). 1: a sink of a single step; there is no 0. An episode that lasts to the end of the run may
     have lasted longer. Source: arXiv 2510.15731, section 4.2 ("some consecutive steps", "edge cases live for one").
     Planted: "static" one episode of 16 steps, "drifting" 16 of 1, "jumping" 4 of 4, "split" two of 16; "none" no row.
+
+    Example:
+        >>> import sinklens as sl
+        >>> sl.dynamics.dwell(sl.planted("static").record).length.tolist()
+        [16, 16, 16, 16]
     """
     values, sinks = flagged(record, rule)
     last = ("prompt", "layer", "head", "key", "step")
@@ -167,6 +177,11 @@ def drift(record: xr.Dataset, rule: SinkRule | None = None) -> xr.DataArray:
     Unit: positions per step; positive = to the right. 0: no trend; 1: one key to the right per step. nan where fewer
     than 2 steps have a sink. Source: arXiv 2510.15731, section 4.2 (LLaDA drifts right, Dream left).
     Planted: "drifting" 1, "static" and "split" 0, "jumping" the slope through its positions; "none" nan.
+
+    Example:
+        >>> import sinklens as sl
+        >>> sl.dynamics.drift(sl.planted("drifting").record).values.ravel()[:2].tolist()
+        [1.0, 1.0]
     """
     main = main_sink(record, rule).astype(float)
     position = main.where(main >= 0)

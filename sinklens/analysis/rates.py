@@ -55,6 +55,11 @@ def per_layer(record: xr.Dataset, rule: SinkRule | None = None) -> pd.DataFrame:
     Columns: layer; sinks (sink keys per head and step, >= 0); not_sinks (share of keys that are no sinks, in
     [0, 1]; arXiv 2510.15731 asks for at least 0.96); null (the same count if attention were uniform: 0 for a
     bidirectional model, about 1 for a causal one, where the first key passes epsilon = 3 without being a sink).
+
+    Example:
+        >>> import sinklens as sl
+        >>> sl.metrics.per_layer(sl.planted("static").record).sinks.tolist()
+        [1.0, 1.0]
     """
     rule = rule or SinkRule()
     values, marked = flagged(record, rule)
@@ -176,6 +181,11 @@ def movement(record: xr.Dataset, rule: SinkRule | None = None) -> pd.DataFrame:
     Columns: layer; jaccard (overlap of a head's sink sets at consecutive steps, in [0, 1]: 1 = the same keys,
     0 = all others; steps without sinks on both sides do not count; nan if none count); ever (keys that are ever a
     sink of a head in a run); always (keys that are sinks at every step of it).
+
+    Example:
+        >>> import sinklens as sl
+        >>> sl.metrics.movement(sl.planted("drifting").record).jaccard.tolist()
+        [0.0, 0.0]
     """
     values, marked = flagged(record, rule)
     there = happened(values)

@@ -55,6 +55,7 @@ def write_report(findings: Findings, out: Path) -> Path:
             "(1 = the same keys); 'ever' and 'always' count keys per head and run.",
             [("Movement of sinks, by layer", findings.movement)],
             [
+                plots.text_timeline(dict(zip(BUNDLED, (dlm, arm), strict=True))),
                 plots.timeline(dlm, title="tiny-dlm while it denoises"),
                 plots.timeline(arm, title="tiny-arm while it writes"),
                 plots.sink_positions(dlm),

@@ -9,6 +9,8 @@ import typer
 
 from sinklens.cli import options
 
+PAGES = ("report.html", "timeline.html")
+
 
 def trace(
     context: typer.Context,
@@ -27,10 +29,10 @@ def trace(
     attention: options.Attention = None,
     family: options.Family = None,
     mask_token_id: options.MaskTokenId = None,
-    out: Annotated[Path, typer.Option(help="Folder for record.nc and report.html.")] = Path("sinklens-out"),
+    out: Annotated[Path, typer.Option(help="Folder for record.nc and the pages.")] = Path("sinklens-out"),
 ) -> None:
-    """Denoise prompts, find the sinks of every layer and step, write record and report."""
-    from sinklens import files, records, report
+    """Denoise prompts, find the sinks of every layer and step, write record, report and timeline."""
+    from sinklens import files, plots, records, report
     from sinklens.analysis import rates as metrics
     from sinklens.analysis.headline import headline
     from sinklens.decoding.plan import Plan
@@ -43,7 +45,7 @@ def trace(
     plan = Plan(**options.plan_of(context.params))
     placing = options.placed(context.params)
     prepare(placing.outline(model), prompts, plan, seed)
-    path = options.folder(out, {"record.nc": files.RECORD, "report.html": files.PAGE}) / "record.nc"
+    path = options.folder(out, {"record.nc": files.RECORD, **dict.fromkeys(PAGES, files.PAGE)}) / "record.nc"
     options.few_threads(model)
     options.tell_model(model, placing)
     dlm = placing.load(model)
@@ -66,7 +68,8 @@ def trace(
         f"{options.text_of(metrics.sink_tokens(run.record, chosen))}"
     )
     page = report.from_record(out / "report.html", run.record, rule=chosen)
-    typer.echo(f"\n{path}\n{page}")
+    picture = plots.text_timeline(run.record, rule=chosen).save(out / "timeline.html")  # of the first prompt
+    typer.echo(f"\n{path}\n{picture}\n{page}")
     if stopped:
         steps = run.record.sizes["step"]
         options.interrupted(f"{path} and {page} hold the {steps} finished steps; for all of them start it again")

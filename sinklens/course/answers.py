@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from sinklens.errors import CourseError
+
 
 class Wrong(Exception):
     """An answer is not right; the message says what is wrong with it. `check` turns it into a `Verdict`."""
@@ -53,9 +55,13 @@ def near(answer: Any, truth: Any, *, tolerance: float = 1e-4, mistakes: Mapping[
         mistakes: What to say of values that a known mistake gives.
 
     Raises:
+        CourseError: a listed mistake gives the right answer: the exercise cannot tell them apart.
         Wrong: the mistake that gives this answer, if one does; else where it is off most, and in which direction.
     """
     right = np.asarray(truth, dtype=np.float64)
+    for says, value in (mistakes or {}).items():
+        if np.shape(value) == right.shape and np.allclose(value, right, atol=tolerance, rtol=0, equal_nan=True):
+            raise CourseError(f"a listed mistake gives what is right, so that nothing tells them apart: {says}")
     got = np.asarray(number(answer)) if right.size == 1 else array(answer)
     if got.shape == right.shape and np.allclose(got, right, atol=tolerance, rtol=0, equal_nan=True):
         return
@@ -88,12 +94,14 @@ def call(function: Any, *args: Any, **kwargs: Any) -> Any:
     """What an answer that is a function returns.
 
     Raises:
-        Wrong: it is none, or it raises; its error is quoted.
+        Wrong: it is none, or it raises; its error is quoted, unless it is one that a judge's own hook raised.
     """
     if not isinstance(function, Callable):
         raise Wrong(f"expected a function, and got {_quoted(function)}")
     try:
         return function(*args, **kwargs)
+    except Wrong:
+        raise
     except Exception as error:  # the student's own code: its error is the answer to show
         raise Wrong(f"your function raised {type(error).__name__}: {error}") from error
 

@@ -17,9 +17,13 @@ KEYS = 16
 
 @cache
 def pattern() -> np.ndarray:
-    """What the chapter's first cells show: layer 0 of tiny-dlm on the first echo prompt, [head, query, key]."""
+    """What the chapter's first cells show: layer 0 of tiny-dlm on one echo prompt, [head, query, key].
+
+    The prompt is one on which the readings of 1.4 differ: 2 sinks by the rule, 5 keys above 3, 1 above the mean of all
+    keys by 3, none by column means. Where a prompt has no sinks, every mistake is right.
+    """
     dlm = HookedDLM.from_pretrained("tiny-dlm")
-    _, seen = dlm.run_with_cache(dlm.to_tokens(Echo(n=8, seed=1)[0].prompt))
+    _, seen = dlm.run_with_cache(dlm.to_tokens(Echo(n=8, seed=16)[1].prompt))
     return seen["blocks.0.attn.hook_pattern"][0].double().numpy()
 
 
@@ -66,17 +70,22 @@ def sinks(answer: Any) -> str:
     """Equation 3 in column sums."""
     sums = pattern().sum(1)
     keys = sums.shape[1]
-    got = array(answer, sums.shape) > 0.5
+    flags = array(answer, sums.shape)
+    if not np.isin(flags, (0, 1)).all():
+        raise Wrong("expected True or False for each head and key, and got other numbers; compare with the threshold")
+    got = flags.astype(bool)
     others = (sums.sum(-1, keepdims=True) - sums) / (keys - 1)
     truth = sums - others > 3
     if (got == truth).all():
-        return f"{int(truth.sum())} of {truth.size}; few heads agree on few keys"
+        return f"{int(truth.sum())} of {truth.size}, in different heads and at different keys"
+    if not got.any():
+        raise Wrong("no sink at all: did you compare column means, which are at most 1, with 3?")
     if (got == (sums > 3)).all():
         raise Wrong("you compared with 3; the rule compares with the mean of the other keys, plus 3")
     if (got == (sums - sums.mean(-1, keepdims=True) > 3)).all():
         raise Wrong("you compared with the mean of all keys; the rule leaves the key itself out of the mean")
-    if not got.any():
-        raise Wrong("no sink at all: did you compare column means (at most 1) with 3?")
+    if (got == ~truth).all():
+        raise Wrong("these are the keys that are no sinks: the comparison is the wrong way round")
     raise Wrong(f"{int((got != truth).sum())} of {truth.size} are not right; {int(got.sum())} sinks found")
 
 
@@ -86,9 +95,11 @@ def null(answer: Any) -> str:
     gives = 1 / np.arange(1, KEYS + 1)
     truth = np.array([gives[key:].sum() for key in range(KEYS)])
     mistakes = {
-        "that is the bidirectional null; here a query sees only itself and what is before it": np.ones(KEYS),
+        "these are all 1: either the bidirectional null (here a query sees only itself and what is before it), or "
+        "what each query gives (sum over queries, not over keys)": np.ones(KEYS),
         "that is how many queries see each key; each of them gives 1 / (keys that it sees)": np.arange(KEYS, 0, -1.0),
-        "you summed over keys (all 1 again); sum over queries": np.ones(KEYS),
+        "these are column means; the question asks for what a key receives in all": truth / KEYS,
+        "that is what the last query gives to each key; sum over all queries": np.full(KEYS, 1 / KEYS),
         "the order is reversed: the first key is seen by every query": truth[::-1],
     }
     near(answer, truth, mistakes=mistakes)

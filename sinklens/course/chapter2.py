@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -16,6 +19,12 @@ from sinklens.models.hooked_dlm import HookedDLM
 from sinklens.tasks import Echo
 
 NEW = 16
+OTHER_ORDERS = {
+    "these are the tokens of committing from left to right; commit the surest position, wherever it stands": {
+        "block_length": 1
+    },
+    "these are the tokens of one single forward; run a new one after each commit": {"steps": 1},
+}
 
 
 @cache
@@ -24,9 +33,9 @@ def model() -> HookedDLM:
     return HookedDLM.from_pretrained("tiny-dlm")
 
 
-def written(prompt: str, new: int) -> np.ndarray:
+def written(prompt: str, new: int, **plan: Any) -> np.ndarray:
     """What the library's own loop writes: [1, pos]."""
-    return denoise(model(), prompt, Plan(new_tokens=new), progress=False).tokens.numpy()
+    return denoise(model(), prompt, Plan(new_tokens=new, **plan), progress=False).tokens.numpy()
 
 
 @cache
@@ -44,10 +53,13 @@ def canvas(answer: Any) -> str:
     got = array(answer)
     if got.shape == truth.shape[1:]:
         raise Wrong(f"the shape {got.shape} has no batch: models want [batch, pos], here (1, {truth.shape[1]})")
+    if got.shape == (1, truth.shape[1] - 1):
+        raise Wrong(f"one token is missing in {got.shape}; dlm.to_tokens puts BOS before the prompt")
     got = array(answer, truth.shape)
     if not (got[:, : given.shape[1]] == given).all():
         raise Wrong("the first tokens are not the prompt's; does the mask part come last?")
-    near(got, truth, tolerance=0)
+    if not (got == truth).all():
+        raise Wrong(f"the last {NEW} are not all the mask's id, which is {model().ids.mask}")
     return "this is all that the model knows before the first step"
 
 
@@ -76,7 +88,7 @@ def by_hand(answer: Any) -> str:
     for index, new in enumerate((4, 9, 16)):
         prompt = task[index].prompt
         truth = written(prompt, new)
-        with torch.no_grad():
+        with torch.no_grad(), stopped(model(), 4 * new):
             got = array(call(answer, model(), prompt, new))
         if got.shape != truth.shape:
             raise Wrong(f"expected the shape {truth.shape} for new_tokens={new}, and got {got.shape}")
@@ -85,6 +97,9 @@ def by_hand(answer: Any) -> str:
         off = np.flatnonzero(got[0] != truth[0])
         if off.size and off[0] < truth.shape[1] - new:
             raise Wrong(f"the prompt was changed at position {off[0]}: commit at masks only")
+        for says, plan in OTHER_ORDERS.items():
+            if off.size and (got == written(prompt, new, **plan)).all():
+                raise Wrong(says)
         if off.size:
             places = ", ".join(map(str, off[:5]))
             raise Wrong(
@@ -94,21 +109,58 @@ def by_hand(answer: Any) -> str:
     return "three prompts, every token the same: you have written the sampler of LLaDA at temperature 0"
 
 
-@exercise("2.4", "the share of commits that go to the right neighbour of the one before: from 0 to 1")
-def rightward(answer: Any) -> str:
+@contextmanager
+def stopped(dlm: HookedDLM, most: int) -> Iterator[None]:
+    """End a loop that commits nothing: more forwards than a right answer could need are an error."""
+    seen = count(1)
+
+    def counted(*_: Any) -> None:
+        if next(seen) > most:
+            raise Wrong(
+                f"your loop was stopped after {most} forwards: does it choose the same position again and again? "
+                "Positions that hold no mask must never be chosen, nor the mask as a token"
+            )
+
+    hook = dlm.register_forward_pre_hook(counted)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+@exercise("2.4", "the mean distance between positions committed one after the other: one number, in tokens")
+def jump(answer: Any) -> str:
     """Neighbours in the order of commits."""
     order = steps().argsort()
+    distances = np.abs(np.diff(order))
     mistakes = {
-        "that is of the steps along positions; sort positions by their step first": (np.diff(steps()) == 1).mean(),
-        "that counts steps to the left, too; only +1 is to the right": (np.abs(np.diff(order)) == 1).mean(),
-        "that is a count; divide by the number of commits but the first": (np.diff(order) == 1).sum(),
-        f"you divided by {NEW}; the first commit has none before it": (np.diff(order) == 1).sum() / NEW,
+        "that is between steps of neighbouring positions; sort positions by their step first": np.abs(
+            np.diff(steps())
+        ).mean(),
+        "here jumps to the left cancel those to the right; take absolute values": np.diff(order).mean(),
+        "that is the sum of all distances; divide by the number of pairs": distances.sum(),
+        f"you divided by {NEW}; the first commit has none before it, so there are {NEW - 1} pairs": distances.sum()
+        / NEW,
+        "that is an autoregressive model, or neighbouring positions in order; sort positions by their step": 1.0,
     }
-    near(answer, (np.diff(order) == 1).mean(), tolerance=1e-3, mistakes=mistakes)
+    near(answer, distances.mean(), tolerance=1e-3, mistakes=mistakes)
     return "an autoregressive model has 1; here the order is the model's own choice"
 
 
-@exercise("2.5", 'one of "blind", "memory", "noise"')
+@exercise("2.5", "the position whose logits decide tiny-arm's token at position 20: one integer")
+def place(answer: Any) -> str:
+    """The one before."""
+    mistakes = {
+        "that is so in a masked diffusion model; an autoregressive one has no position 20 before it writes it": 20.0,
+        "position 21 does not exist yet when position 20 is written": 21.0,
+        "the prompt's last position decides position 16 alone; by position 20, four more tokens are written": 15.0,
+        "count from the start of the text": -1.0,
+    }
+    near(answer, 19.0, tolerance=0, mistakes=mistakes)
+    return "the one before: autoregressive logits are shifted by one"
+
+
+@exercise("2.6", 'one of "blind", "memory", "noise"')
 def why(answer: Any) -> str:
     """Committed together, blind to each other."""
     said = choice(answer, ("blind", "memory", "noise"))

@@ -44,7 +44,6 @@ def quiet(answer: Any) -> str:
         "that is the sinks' mean alone; divide by that of the others": of_sinks,
         "that is the others' mean alone": of_others,
         "that is upside down: sinks over others": of_others / of_sinks,
-        "you divided by the mean of all keys, sinks among them": of_sinks / values[there].mean(),
     }
     near(answer, of_sinks / of_others, tolerance=5e-3, mistakes=mistakes)
     return f"a sink of this model has {of_sinks / of_others:.2f} of the value norm of another key: it rests"

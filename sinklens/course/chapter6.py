@@ -115,15 +115,15 @@ def claim(answer: Any) -> str:
 @exercise("6.5", "the four p-values after Holm's correction: an array [4]")
 def holm(answer: Any) -> str:
     """Step down, by the definition."""
-    p = [0.01, 0.04, 0.03, 0.20]
+    p = [0.03, 0.20, 0.01, 0.04]
     truth, running = np.empty(4), 0.0
     for rank, index in enumerate(sorted(range(4), key=p.__getitem__)):
         running = max(running, min(1.0, p[index] * (4 - rank)))
         truth[index] = running
     mistakes = {
         "that is Bonferroni: each times 4; Holm multiplies later ones by less": np.minimum(1, 4 * np.array(p)),
-        "a later one is smaller than one before it: take the running maximum": [0.04, 0.08, 0.09, 0.20],
+        "a later one is smaller than one before it: take the running maximum": [0.09, 0.20, 0.04, 0.08],
         "that is sorted; put them back into the old order": np.sort(truth),
     }
     near(answer, truth, tolerance=1e-9, mistakes=mistakes)
-    return "the third p was .03, and is not below .05 any more"
+    return ".03 and .04 are not below .05 any more"

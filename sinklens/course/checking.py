@@ -83,7 +83,7 @@ def check(name: str, answer: Any = None) -> Verdict:
     Example:
         >>> import sinklens as sl
         >>> sl.course.check("1.1")
-        1.1 not yet: no answer so far; it asks for how much attention ...
+        1.1 not yet: no answer so far; it asks for what each key of layer 0 receives, ...
     """
     known = _of(name)
     if answer is None or answer is ...:

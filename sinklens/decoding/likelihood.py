@@ -48,6 +48,12 @@ def log_likelihood(
     An edit acts on each canvas by itself and remembers nothing of the others: one that looks at the step before is
     shown the same canvas first, unedited. What an edit draws at random differs from draw to draw.
 
+    Example:
+        >>> import sinklens as sl
+        >>> dlm = sl.HookedDLM.from_pretrained("tiny-dlm")
+        >>> sl.log_likelihood(dlm, "molma telme talko xa", "talko", samples=2)
+        tensor([-0.0003])
+
     Args:
         dlm: The model.
         prompts: One prompt or several, in any form that `denoise` takes.

@@ -44,6 +44,13 @@ def denoising_steps(
 ) -> Generator[Step, None, None]:
     """Decode step by step; every step is handed out when its forward is done.
 
+    Example:
+        >>> import sinklens as sl
+        >>> dlm = sl.HookedDLM.from_pretrained("tiny-dlm")
+        >>> steps = sl.denoising_steps(dlm, ["molma telme"], sl.Plan(new_tokens=6, steps=3))
+        >>> [int(step.committed.sum()) for step in steps]
+        [2, 2, 2]
+
     Args:
         dlm: A diffusion model, or an autoregressive baseline (one committed token per step).
         prompts: One prompt or several, of any lengths: texts, token ids (lists, tensors), encodings of a tokenizer

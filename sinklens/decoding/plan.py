@@ -25,6 +25,11 @@ class Plan(Value):
     An autoregressive baseline commits one token per step, from left to right: a plan that says anything else is refused
     for it, wherever it is given. `for_causal` makes the plan with which a baseline runs beside a diffusion model.
 
+    Example:
+        >>> import sinklens as sl
+        >>> sl.Plan(new_tokens=64, steps=32, temperature=0.5)
+        Plan(new_tokens=64, steps=32, temperature=0.5)
+
     Attributes:
         new_tokens: Positions to append and fill. 0 fills the mask tokens inside the prompts instead (gaps).
         steps: Denoising steps in all; one token per step when None.

@@ -96,6 +96,13 @@ def denoise(
 ) -> Run:
     """Decode, measure and edit: `denoising_steps` with everything kept in a record.
 
+    Example:
+        >>> import sinklens as sl
+        >>> dlm = sl.HookedDLM.from_pretrained("tiny-dlm")
+        >>> run = sl.denoise(dlm, "molma telme talko", sl.Plan(new_tokens=4), probes=[sl.probes.ReceivedAttention()])
+        >>> run.record["received"].dims
+        ('prompt', 'step', 'layer', 'head', 'key')
+
     Args:
         dlm: The model.
         prompts: As in `denoising_steps`.

@@ -81,6 +81,12 @@ def difference(
     run = sl.denoise(dlm, "The film was", plan, interventions=[sl.Steer(warm, 2.0, where=sl.Scope(layers=[12]))])
     ```
 
+    Example:
+        >>> import sinklens as sl
+        >>> dlm = sl.HookedDLM.from_pretrained("tiny-dlm")
+        >>> sl.directions.difference(dlm, ["pante dolko"], ["pante tuste"], layers=[0], positions="last").vectors.shape
+        torch.Size([1, 96])
+
     Args:
         dlm: The model.
         positive: Prompts of one kind, in any form that `denoise` takes. They may hold mask tokens.

@@ -44,6 +44,14 @@ def ablate(
 
     All conditions of a prompt share forwards (`interventions.SideBySide`), so that N of them do not cost N runs.
 
+    Example:
+        >>> import sinklens as sl
+        >>> dlm = sl.HookedDLM.from_pretrained("tiny-dlm")
+        >>> cut = {"top-1": sl.MaskSinks(sl.SameStep(top_k=1))}
+        >>> found = sl.ablate(dlm, sl.tasks.Echo(n=2, seed=1), cut, sl.Plan(new_tokens=32), progress=False)
+        >>> sorted({row["kind"] for row in found.scores})
+        ['random', 'sinks', 'unmasked']
+
     Args:
         dlm: The model.
         task: Prompts plus a checker (`tasks.Echo`, `tasks.Jsonl`), or just prompts.

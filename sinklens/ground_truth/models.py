@@ -140,6 +140,12 @@ def planted_model(
     Loading's calibration is skipped: it asks that edits of the first and of the last layer change the logits, which
     heads that write nothing cannot.
 
+    Example:
+        >>> import sinklens as sl
+        >>> model = sl.planted_model("resting")
+        >>> model.truth["value_norm"]
+        0.0
+
     Args:
         kind: "informative": every query that sees it attends to the cue, copies its word, and the model predicts it;
             masked, the head spreads over the fillers and the model predicts FILLER; zeroed, it predicts REST.

@@ -74,6 +74,12 @@ def planted(
     half of the canvas is given, the rest is committed in random order (from left to right if causal), the last key is
     EOS.
 
+    Example:
+        >>> import sinklens as sl
+        >>> made = sl.planted("static")
+        >>> int(made.truth["position"][0]), int(sl.dynamics.main_sink(made.record)[0, 0, 0, 0])
+        (17, 17)
+
     Args:
         kind: "static": one key at all steps. "jumping": key a, b, c and a again, for a quarter of the steps each.
             "drifting": one key to the right at every step. "split": masked queries use one sink and committed

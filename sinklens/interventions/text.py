@@ -33,6 +33,11 @@ from sinklens.sinks.named import RULES
 def parse(text: str) -> Edit:
     """An edit from its text.
 
+    Example:
+        >>> import sinklens as sl
+        >>> sl.interventions.parse("mask:same/top1@layers=1")
+        MaskSinks(SameStep(top_k=1), where=Scope(layers=1))
+
     Raises:
         ScopeError: what is wrong with it, with the grammar.
     """

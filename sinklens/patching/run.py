@@ -79,9 +79,11 @@ def patch(
     Every forward holds one row that is not patched, and fails unless it says what the unpatched run said.
 
     Example:
-        record = sl.patch(dlm, "pante dolko xe", "pante dolko wi", sl.Plan(new_tokens=8), sl.Patches("mlp"))
-        record["effect"]  # prompt, step, layer, position
-        sl.plots.patching(record)
+        >>> import sinklens as sl
+        >>> dlm = sl.HookedDLM.from_pretrained("tiny-dlm")
+        >>> record = sl.patch(dlm, "pante dolko xe", "pante dolko wi", sl.Plan(new_tokens=8), sl.Patches("mlp"))
+        >>> record["effect"].dims
+        ('prompt', 'step', 'layer', 'position')
 
     Source: activation patching as in arXiv 2309.16042 (direction, metrics); causal tracing, arXiv 2202.05262; by
     position, layer and step of a diffusion model: sinklens.

@@ -1,4 +1,4 @@
-"""Plotly figures of records, of tables over several runs, of ablations and of training logs; each returns a Figure.
+"""Plotly figures of records, of tables over several runs, of ablations and of training logs; and a text that fills in.
 
 Beside the numbers stands what uniform attention would give; whatever a colour tells, a symbol or a position tells, too.
 Nothing is computed here that `analysis` or `experiments` could say.
@@ -13,6 +13,7 @@ from sinklens.plots.curves import filtered_curve, histogram
 from sinklens.plots.doses import dose_response
 from sinklens.plots.effects import conditions, effects
 from sinklens.plots.episodes import sink_lives
+from sinklens.plots.filling import TextTimeline, text_timeline
 from sinklens.plots.layers_heads import PANELS, heads, layer_steps
 from sinklens.plots.patching import patching
 from sinklens.plots.record_view import CELLS, LABELLED
@@ -31,6 +32,7 @@ __all__ = [
     "POINTS",
     "SCALE",
     "SYMBOLS",
+    "TextTimeline",
     "adaptation",
     "budget_curves",
     "cache_curve",
@@ -56,6 +58,7 @@ __all__ = [
     "sink_positions",
     "sinks_kept",
     "survival",
+    "text_timeline",
     "themed",
     "timeline",
     "token_classes",

@@ -49,7 +49,7 @@ def timeline(record: xr.Dataset, *, prompt: int = 0, rule: SinkRule | None = Non
 
     rule = rule_of(record, rule)
     view = view_of(record, prompt, rule)
-    views, left_out = _views(view)
+    views, left_out = selections(view, CELLS)
     size = float(np.clip(600 / max(len(view.steps), len(view.keys)), 3, 6))
     figure = go.Figure()
     for index, (label, select, pairs) in enumerate(views):
@@ -146,18 +146,23 @@ def sink_positions(
     )
 
 
-def _views(view: PromptView) -> tuple[list[tuple[str, tuple[Any, Any], str]], str]:
-    """What the menu offers: label, index of (layer, head), what the sinks are counted over; and what was left out."""
+def selections(view: PromptView, cells: int) -> tuple[list[tuple[str, tuple[Any, Any], str]], str]:
+    """What a menu offers: label, index of (layer, head), what the sinks are counted over; and what was left out.
+
+    Args:
+        view: Whose layers and heads.
+        cells: More than this many are too many for one figure.
+    """
     steps, layers, heads, keys = view.received.shape
     everything = (slice(None), slice(None))
     views: list[tuple[str, tuple[Any, Any], str]] = [
         ("mean over layers and heads", everything, f"{layers * heads} (layer, head) pairs")
     ]
-    if (1 + layers) * steps * keys > CELLS:
+    if (1 + layers) * steps * keys > cells:
         return views, "single layers and heads"
     for i, layer in enumerate(view.layers):
         views.append((f"layer {layer}, mean over heads", (slice(i, i + 1), slice(None)), f"{heads} heads"))
-    if (1 + layers + layers * heads) * steps * keys > CELLS:
+    if (1 + layers + layers * heads) * steps * keys > cells:
         return views, "single heads"
     for i, layer in enumerate(view.layers):
         for j, head in enumerate(view.heads):

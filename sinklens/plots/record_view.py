@@ -112,12 +112,17 @@ class PromptView:
     keys: np.ndarray
 
 
-def view_of(record: xr.Dataset, prompt: int, rule: SinkRule) -> PromptView:
-    """One prompt, cut to its own positions; errors name what is missing."""
+def alone(record: xr.Dataset, prompt: int) -> xr.Dataset:
+    """The record of one prompt, cut to its own positions; errors name what is missing."""
     need(record, "received", "token", "text", "given", "masked", "commit_step")
     check_prompt(record, prompt)
     one = record.isel(prompt=[prompt])
-    one = one.isel(key=slice(0, int((one["token"] >= 0).sum())))
+    return one.isel(key=slice(0, int((one["token"] >= 0).sum())))
+
+
+def view_of(record: xr.Dataset, prompt: int, rule: SinkRule) -> PromptView:
+    """One prompt, cut to its own positions; errors name what is missing."""
+    one = alone(record, prompt)
     values, sinks = (array.isel(prompt=0) for array in attention_of(one, rule))
     about = one.isel(prompt=0)
     masked = about["masked"].transpose("step", "key").to_numpy()

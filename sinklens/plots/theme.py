@@ -63,7 +63,7 @@ def titled(figure: Figure, title: str, *lines: str, panels: int = 0) -> Figure:
 
     `panels`: height of a figure of panels; their titles get a row of their own.
     """
-    small = [part for line in lines for part in textwrap.wrap(line, 130)]
+    small = [part for line in lines for part in textwrap.wrap(line, 100)]
     text = "<br>".join(html.escape(line, quote=False) for line in small)
     top = 72 + 16 * len(small) + 26 * bool(panels)
     figure.update_layout(

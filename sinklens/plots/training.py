@@ -98,8 +98,9 @@ def over_updates(updates: Sequence[int], panels: dict[str, list[Line]], title: s
         "y": (12 + 19 * entries) / height,
     }
     titled(figure, title, *lines, panels=height)
+    top = int(figure.layout.margin.t or 0) - 34  # pyright: ignore[reportAttributeAccessIssue]  # the legends are below
     figure.update_layout(
-        height=height, margin_t=100, margin_b=75 + 19 * entries, showlegend=True, legend={**below, "x": 0},
+        height=height, margin_t=top, margin_b=75 + 19 * entries, showlegend=True, legend={**below, "x": 0},
         legend2={**below, "x": 0.355}, legend3={**below, "x": 0.71},
     )  # fmt: skip
     figure.update_annotations(font_size=13)

@@ -55,6 +55,13 @@ def estimate(dlm: Any, plan: Plan, probes: Sequence[Probe], prompts: Count = 1, 
     Counts the layers, heads and steps in each probe's scope. The record in memory also fills the steps outside a scope,
     and layers and heads that only another probe measured, with nan; in the file these compress to almost nothing.
 
+    Example:
+        >>> import sinklens as sl
+        >>> dlm = sl.HookedDLM.from_pretrained("tiny-dlm")
+        >>> print(sl.estimate(dlm, sl.Plan(new_tokens=32), [sl.probes.ReceivedAttention()], prompt_tokens=16))
+        49.2 KB for 1 probes over 32 steps
+          received    49.2 KB  1 prompt x 32 step x 2 layer x 4 head x 48 key
+
     Args:
         dlm: The model.
         plan: As for `denoise`.

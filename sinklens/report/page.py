@@ -53,13 +53,13 @@ class Section:
         title: Heading; also in the table of contents.
         text: Plain paragraphs, parted by blank lines.
         tables: (caption, DataFrame) pairs. An index is shown if it is more than a count of the rows.
-        figures: Plotly figures.
+        figures: Plotly figures, and text timelines.
     """
 
     title: str
     text: str = ""
     tables: Sequence[tuple[str, pd.DataFrame]] = ()
-    figures: Sequence[Figure] = ()
+    figures: Sequence[Figure | plots.TextTimeline] = ()
 
 
 def write(
@@ -114,6 +114,7 @@ def from_record(path: str | Path, record: xr.Dataset, *, rule: SinkRule | None =
     sections = [Section("The whole run", " ".join(run), figures=list(run.values()))]
     for prompt in range(min(prompts, PROMPTS)):
         figures = [
+            plots.text_timeline(record, prompt=prompt, rule=rule),
             plots.timeline(record, prompt=prompt, rule=rule),
             plots.sink_positions(record, prompt=prompt, rule=rule),
             *([plots.heads(record, prompt, rule)] if prompt == 0 else []),
@@ -178,7 +179,9 @@ def _library() -> str:
     return f"<script>{get_plotlyjs()}</script>"
 
 
-def _figure(figure: Figure, name: str) -> str:
+def _figure(figure: Figure | plots.TextTimeline, name: str) -> str:
+    if isinstance(figure, plots.TextTimeline):
+        return f'<div class="figure">{figure.fragment()}</div>'
     # The logo would be a link to a web site, and plotly.js's own default offers to upload the figure.
     config = {"responsive": True, "displaylogo": False, "showSendToCloud": False}
     inner = figure.to_html(full_html=False, include_plotlyjs=False, div_id=name, config=config)

@@ -85,6 +85,11 @@ RULES: dict[str, SinkRule] = {
 def rule(name: str) -> SinkRule:
     """A named rule.
 
+    Example:
+        >>> import sinklens as sl
+        >>> sl.rule("act").words()
+        'more than 5 / (number of keys) of the attention of the queries that see the position'
+
     Raises:
         ValueError: listing the names.
     """

@@ -42,6 +42,12 @@ class SinkRule(Value):
     section 4.3 reads the last query). "auto" is the paper's protocol for both: all queries of a diffusion model, the
     last one of an autoregressive model. Padding never counts. Named rules with their papers: `sinks.named`.
 
+    Example:
+        >>> import sinklens as sl
+        >>> import torch
+        >>> sl.SinkRule()(torch.tensor([5.0, 0.6, 0.7, 0.5, 0.6, 0.6]))
+        tensor([ True, False, False, False, False, False])
+
     Raises:
         ValueError: an unknown unit or set; an epsilon that can never fire ("mean" and "share" from 1, "percent" from
             100); neither epsilon nor top_k.

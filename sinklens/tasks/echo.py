@@ -121,6 +121,12 @@ class Echo(Task):
     Each example is the beginning of a text and its continuation. What counts is every word behind a trigger: a
     rule decides it, so a free continuation can be checked without a reference.
 
+    Example:
+        >>> import sinklens as sl
+        >>> task = sl.tasks.Echo(n=2, seed=1)
+        >>> task[0].prompt
+        'molma xy molma boske terko zosma gake xu gake xe gake wu gake wy gake'
+
     Attributes:
         n: Number of examples, at most 100000: they are drawn at once.
         seed: Which examples; never the training texts.

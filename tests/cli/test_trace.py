@@ -33,4 +33,6 @@ def test_trace_writes_record_and_report_and_explains_its_rule(tmp_path: Path) ->
     assert " layer  sinks" in rest
     assert "zuko xi zuko -> " in result.output
     assert sl.open(tmp_path / "record.nc").sizes["prompt"] == 2
+    assert '"name":"tiny-dlm"' in (tmp_path / "timeline.html").read_text(encoding="utf-8")
+    assert (tmp_path / "report.html").read_text(encoding="utf-8").count('class="sinklens-timeline"') == 2
     assert "tiny-dlm" in (tmp_path / "report.html").read_text(encoding="utf-8")

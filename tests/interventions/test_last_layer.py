@@ -68,7 +68,7 @@ def test_masks_of_blocks_that_come_later_decide_nothing_yet(twins: Any) -> None:
 
 
 def test_a_metric_of_all_predictions_reads_later_blocks_too(twins: Any) -> None:
-    """Of kl every masked position is a scored place, whatever is committed next: the last counts from the start."""
+    """KL is over every masked position, whatever the run commits next: the last position counts from the start."""
     plan, options = sl.Plan(new_tokens=6, block_length=2, steps=6), OPTIONS | {"metrics": ["kl"]}
     found = sl.ablate(twins["tiny-dlm"], PROMPTS, {"cut": cut("last")}, plan, **options).to_dataframe()
     assert (found[found.kind == "sinks"]["exposed"] > 0.8).all()

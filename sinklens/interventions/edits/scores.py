@@ -55,6 +55,11 @@ class MaskSinks(Masking):
     Assumes: a query keeps at least one key; one that would lose all keeps its largest, and this is counted.
     Source: arXiv 2510.15731, section 4.3.
 
+    Example:
+        >>> import sinklens as sl
+        >>> sl.MaskSinks(sl.SameStep(top_k=1), where=sl.Where(layers=[1]))
+        MaskSinks(SameStep(top_k=1), where=Scope(layers=(1,)))
+
     Args:
         selector: Who is edited; the paper's PreviousStep(top_k=1) unless said otherwise.
         where: As in AttentionEdit.
