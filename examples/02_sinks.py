@@ -19,12 +19,12 @@ probes = [
     sl.probes.KeyNorm(),
     sl.probes.ValueNorm(),
     sl.probes.QKDecomposition(),
-    sl.probes.MaskedVsCommitted(),
 ]
+of_dlm = [sl.probes.MaskedVsCommitted()]  # a baseline has no masks
 plan = sl.Plan(new_tokens=32, temperature=1.0)
 record = {
-    name: sl.denoise(sl.HookedDLM.from_pretrained(name), prompts, plan, probes=probes, seed=range(len(task))).record
-    for name in ("tiny-dlm", "tiny-arm")
+    name: sl.denoise(sl.HookedDLM.from_pretrained(name), prompts, plan, probes=measured, seed=range(len(task))).record
+    for name, measured in (("tiny-dlm", probes + of_dlm), ("tiny-arm", probes))
 }
 
 # %% [markdown]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sinklens.errors import AutoencoderError
-from sinklens.models.fingerprint import weights_digest
+from sinklens.models.fingerprint import ModelId
 from sinklens.models.hooked_dlm import HookedDLM
 from sinklens.values import Value
 
@@ -65,7 +65,8 @@ class Place(Value):
     @classmethod
     def of(cls, dlm: HookedDLM, point: str) -> Place:
         """A place in a model that is at hand."""
-        return cls(point, str(dlm.name), dlm.family.name, weights_digest(dlm))
+        model = ModelId.of(dlm)
+        return cls(point, model.name, model.family, model.weights)
 
     @property
     def layer(self) -> int:
@@ -104,7 +105,8 @@ class Place(Value):
     def _names(self, dlm: Any) -> bool:
         """Whether a model is the one: by its weights if they are known, else by its name, whatever folder it is in."""
         if self.weights is not None:
-            same = self.family == dlm.family.name
-            return same and (not isinstance(dlm, HookedDLM) or weights_digest(dlm) == self.weights)
+            if not isinstance(dlm, HookedDLM):
+                return self.family == dlm.family.name
+            return ModelId.of(dlm) == ModelId(self.model, self.family or "", self.weights)
         own = re.split(r"[/\\]", self.model.rstrip("/\\"))[-1].casefold()
         return own in re.split(r"[/\\]|--", str(dlm.name).casefold())

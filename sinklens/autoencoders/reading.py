@@ -8,6 +8,7 @@ from pathlib import Path
 from sinklens.autoencoders.autoencoder import Autoencoder
 from sinklens.autoencoders.files import FORMATS
 from sinklens.errors import AutoencoderError
+from sinklens.values.folders import stamp
 
 Source = Autoencoder | str
 
@@ -22,7 +23,7 @@ def load(sae: Source) -> Autoencoder:
         return sae
     names = [name for config, form in FORMATS.items() for name in (config, form.WEIGHTS)]
     try:
-        return _read(sae, tuple(_stamp(Path(sae) / name) for name in names))
+        return _read(sae, tuple(stamp(Path(sae) / name) for name in names))
     except AutoencoderError as error:
         raise AutoencoderError(f"sae={sae!r}: {error}") from error
 
@@ -37,14 +38,6 @@ def same(sae: Source, mark: str | None) -> str:
     if mark not in (None, found):
         raise AutoencoderError(f"sae={sae!r} has the mark {found!r}, not mark={mark!r}: it is another autoencoder now")
     return found
-
-
-def _stamp(path: Path) -> tuple[int, ...] | None:
-    try:
-        state = path.stat()
-    except (OSError, ValueError):
-        return None
-    return state.st_mtime_ns, state.st_size, state.st_ino, state.st_ctime_ns
 
 
 @lru_cache(maxsize=8)

@@ -23,6 +23,7 @@ def patch(
     outcome: Annotated[str, typer.Option(help="step (the patched forward) or end (of the run).")] = "step",
     direction: Annotated[str, typer.Option(help="denoising, or noising: corrupt into clean.")] = "denoising",
     commits: Annotated[str, typer.Option(help="Whose commits both runs follow: own, clean or corrupt.")] = "own",
+    at: Annotated[str | None, typer.Option(help="Steps to patch at: 3, 0-3, 8- or 0,2,5.", show_default="all")] = None,
     new_tokens: options.NewTokens = 32,
     steps: options.Steps = None,
     block_length: options.BlockLength = None,
@@ -44,13 +45,14 @@ def patch(
     """Patch one run into another at every layer, place and step; write record and page. Started again, it goes on."""
     from sinklens import files, plots, records, report
     from sinklens.decoding.plan import Plan
+    from sinklens.interventions.text import range_of
     from sinklens.patching import Patches, estimate
     from sinklens.patching import patch as patched
     from sinklens.patching.pairs import read_pairs
 
     plan = Plan(**options.plan_of(context.params))
     asked: Any = {"site": site, "by": by, "metric": metric, "outcome": outcome}
-    asked |= {"direction": direction, "commits": commits}
+    asked |= {"direction": direction, "commits": commits, "steps": None if at is None else range_of(at)}
     patches = Patches(**asked)
     placing = options.placed(context.params)
     read_pairs(placing.outline(model), clean, corrupt, plan, None, seed)

@@ -121,14 +121,19 @@ class Batch:
         scores = [
             {
                 "values": {name: self._met(row, values[name][row]) for name in values},
-                "edited_keys": round(keys[row]),
-                "edited_mass": float(mass[row]),
+                "edited_keys": round(keys[row]) if self._counts(row, "keys") else None,
+                "edited_mass": float(mass[row]) if self._counts(row, "mass") else None,
                 "kept": 1 - keys[row] / among[row] if among[row] else None,
             }
             for row in range(len(self.rows))
         ]
         size = len(self.prompts)
         return [scores[first : first + size] for first in range(0, len(scores), size)]
+
+    def _counts(self, row: int, name: str) -> bool:
+        """Whether the edit of a row counts such a thing; one that acts on no keys does not. Nothing is 0 of all."""
+        edit = self.edits[row // len(self.prompts)]
+        return edit is None or any(name in getattr(leaf, "counted", (name,)) for leaf in edit.leaves())
 
     def _met(self, row: int, measured: Measured) -> Measured:
         """As measured; nothing can be exposed to an edit that changes nothing."""

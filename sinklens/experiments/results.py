@@ -36,12 +36,13 @@ class AblationResult(Shown):
 
     Attributes:
         scores: One dict per prompt, seed, condition, kind and metric: model, task, prompt (index), name (the
-            example's), seed, condition, kind (unmasked, sinks, or a control's name), metric, value (nan where nothing
-            could be scored), places (how many tokens it is the mean of), exposed (the share of them, 0 to 1, that were
-            decided by a forward that an edit changed in this row; None where nothing was scored, or was to be
-            edited), edited_keys (over steps, layers and heads), edited_mass (attention that these held, each query
-            having 1), kept (the share of the keys that could have been edited, over all steps, layers and heads in
-            scope, that were left as they are; None where nothing is counted).
+            example's), seed, condition, kind (unmasked; sinks: the condition's own edit, whatever it acts on; or a
+            control's name), metric, value (nan where nothing could be scored), places (how many tokens it is the mean
+            of), exposed (the share of them, 0 to 1, that were decided by a forward that an edit changed in this row;
+            None where nothing was scored, or was to be edited), edited_keys (over steps, layers and heads), edited_mass
+            (attention that these held, each query having 1; both None of an edit that acts on no keys, such as Steer),
+            kept (the share of the keys that could have been edited, over all steps, layers and heads in scope, that
+            were left as they are; None where nothing is counted).
         finished: False after an interrupt.
         provenance: What made the scores, the content of every edit included.
     """
@@ -250,14 +251,15 @@ class AblationResult(Shown):
     def summary(self) -> pd.DataFrame:
         """Mean of each metric per condition and kind, with a 95 % interval over prompts (each the mean over seeds).
 
-        Percentile bootstrap; exact (Clopper-Pearson) for shares where every prompt scores 0 or every one 1.
+        Percentile bootstrap; exact for shares where every prompt scores the same (`statistics.rate_and_interval`).
         Columns: model, metric, condition, kind, value, low, high, scored (prompts), places (tokens), exposed,
-        edited_keys and edited_mass (means over prompts and seeds).
+        edited_keys and edited_mass (means over prompts and seeds; nan of an edit that acts on no keys).
         """
         import pandas as pd
 
         out = []
-        frame = self.to_dataframe().astype({"exposed": float})
+        counts = ("exposed", "edited_keys", "edited_mass")
+        frame = self.to_dataframe().astype(dict.fromkeys(counts, float))
         keys = ["model", "metric", "condition", "kind"]
         grouped: Any = frame.groupby(keys, sort=False)
         for names, group in grouped:
@@ -269,9 +271,9 @@ class AblationResult(Shown):
                 mean, (low, high) = (
                     statistics.rate_and_interval(values) if share else statistics.mean_and_interval(values)
                 )
-            edited = [float(group[name].mean()) for name in ("exposed", "edited_keys", "edited_mass")]
+            edited = [float(group[name].mean()) for name in counts]
             out.append((*names, mean, low, high, len(values), int(group["places"].sum()), *edited))
-        columns = [*keys, "value", "low", "high", "scored", "places", "exposed", "edited_keys", "edited_mass"]
+        columns = [*keys, "value", "low", "high", "scored", "places", *counts]
         return pd.DataFrame(out, columns=columns)
 
 

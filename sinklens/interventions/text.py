@@ -116,7 +116,7 @@ def _options(texts: list[str]) -> dict[str, Any]:
         if name == "diagonal":
             said[name] = value == "yes"
         else:
-            said[name] = _range(value) if name in SCOPE else READ.get(name, str)(value)
+            said[name] = range_of(value) if name in SCOPE else READ.get(name, str)(value)
     return said
 
 
@@ -163,7 +163,12 @@ def _places(text: str) -> tuple[int, ...]:
     return tuple(int(place) for place in text.split("+"))
 
 
-def _range(text: str) -> Any:
+def range_of(text: str) -> Any:
+    """Layers, heads or steps as texts name them: 3, 0-3, 8- or 0,2,5.
+
+    Raises:
+        ScopeError: what is no such range, or holds nothing.
+    """
     if text.isdigit():
         return int(text)
     if match := re.fullmatch(r"(\d+)-(\d*)", text):

@@ -32,6 +32,7 @@ POST_LN = {  # what the hook points of a layer carry that normalises after it ha
     "attn.hook_rot_k": "keys, likewise",
     "attn.hook_out": "residual stream after attention, normalised",
     "attn.o.hook_out": "what attention adds to the residual stream, before the normalisation",
+    "mlp.hook_out": "what the MLP adds, before the normalisation",
     "mlp.out.hook_out": "what the MLP adds, before the normalisation",
 }
 POST_SUM = (
@@ -50,10 +51,43 @@ class EncoderBlock(BlockBridge):
         return int(found[1]) if found else None
 
 
+class End(LinearBridge):
+    """A projection at an end of an MLP that is no module: it fires that one's hook point, too.
+
+    Args:
+        name: As of every component.
+        before: The MLP's hook points that its input goes through first.
+        behind: Those that its output goes through last.
+    """
+
+    def __init__(self, name: str, before: tuple[Any, ...] = (), behind: tuple[Any, ...] = ()) -> None:
+        super().__init__(name=name)
+        self.__dict__.update(before=before, behind=behind, fires=before + behind)  # past torch's registration
+
+    def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The projection's output, as all hook points leave it."""
+        for point in self.__dict__["before"]:
+            input = point(input)
+        output = super().forward(input, *args, **kwargs)
+        for point in self.__dict__["behind"]:
+            output = point(output)
+        return output
+
+
 class SplitMLP(MLPBridge):
-    """An MLP whose two projections the layer holds by itself: `mlp.in` and `mlp.out` fire, and nothing above them."""
+    """An MLP whose two projections the layer holds by itself: these fire its hook points, for nothing calls it.
+
+    Args:
+        config: As of every component.
+        first: Path of the first projection in the layer.
+        last: Path of the last one.
+    """
 
     mirror_placeholder_hooks = False
+
+    def __init__(self, config: Any, first: str, last: str) -> None:
+        super().__init__(None, config, {})
+        self.submodules = {"in": End(first, before=(self.hook_in,)), "out": End(last, behind=(self.hook_out,))}
 
 
 class EncoderAttention(OpenAttention):
@@ -74,7 +108,7 @@ class Encoder(Adapter):
         old = mapping["blocks"]
         parts = dict(old.submodules)
         parts["attn"] = attention(name=parts["attn"].name, config=self.cfg, submodules=parts["attn"].submodules)
-        parts["mlp"] = SplitMLP(name=None, config=self.cfg, submodules=parts["mlp"].submodules)
+        parts["mlp"] = SplitMLP(self.cfg, *(parts["mlp"].submodules[name].name for name in ("in", "out")))
         aliases = ALIASES | {"hook_resid_mid": "ln1.hook_out"}
         mapping["blocks"] = EncoderBlock(name=old.name, submodules=parts, hook_alias_overrides=aliases)
 
@@ -148,11 +182,7 @@ class SinklensEsmAdapter(Encoder):
             "ln1": norm(name="attention.LayerNorm"),
             "ln2": norm(name="LayerNorm"),
             "attn": EncoderAttention("attention", cfg, {n: LinearBridge(name=path) for n, path in projections.items()}),
-            "mlp": SplitMLP(
-                name=None,
-                config=cfg,
-                submodules={"in": LinearBridge(name="intermediate.dense"), "out": LinearBridge(name="output.dense")},
-            ),
+            "mlp": SplitMLP(cfg, "intermediate.dense", "output.dense"),
         }
         self.component_mapping = {
             "embed": EmbeddingBridge(name="esm.embeddings.word_embeddings"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 
 from sinklens.errors import ModelError, Unsupported
@@ -74,14 +74,38 @@ class Weights(TransformerBridge):
         return super().tl_parameters()
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """TransformerLens's `state_dict`: every weight, by the bridge's name, or by its own where that has none."""
+        """TransformerLens's `state_dict`: every weight, by the bridge's name, or by its own where that has none.
+
+        Inside another module by the names under which torch looks for them there, some of them several times.
+
+        Raises:
+            ModelError: inside another module, a weight that no component of the bridge has.
+        """
+        if args or kwargs.get("destination") is not None or kwargs.get("prefix"):  # inside another module
+            return self._within(*args, **kwargs)
         inner = super().state_dict
         found = self.wiring.run(lambda _: inner(*args, **kwargs), everything=True)
-        if args or kwargs.get("destination") is not None or kwargs.get("prefix"):  # inside another module
-            return found
         named = {each.data_ptr() for each in found.values()}
         own = self.original_model.state_dict(**kwargs)
         return found | {name: each for name, each in own.items() if each.data_ptr() not in named}
+
+    def _within(self, *args: Any, **kwargs: Any) -> Any:
+        """What another module's `state_dict` holds of this one: what `_load_from_state_dict` of torch will ask for."""
+        self.wiring.refresh()
+        found = nn.Module.state_dict(self, *args, **kwargs)
+        named = {each.data_ptr() for each in found.values()}
+        lost = [name for name, each in self.original_model.state_dict().items() if each.data_ptr() not in named]
+        if lost:
+            raise ModelError(
+                f"the weight {lost[0]} belongs to no component of the bridge, so that it would be lost inside another "
+                "module; save dlm.state_dict() by itself"
+            )
+        return found
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        """Torch's, where another module loads: into the modules that stand in the model now."""
+        self.wiring.refresh()
+        super()._load_from_state_dict(*args, **kwargs)
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
         """TransformerLens's `load_state_dict`, of every weight.

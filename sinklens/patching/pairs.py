@@ -257,8 +257,10 @@ def _check_masks(dlm: HookedDLM, index: int, pair: Pair) -> None:
         if clean != corrupt:
             raise PlanError(
                 f"pair {index}: at step {step} the clean run has {clean} masks and the corrupt one {corrupt}; a patch "
-                "is between canvases of as many masks. Say steps=, no threshold and a sampler that does not reveal by "
-                "chance, or commits='clean'"
+                "is between canvases of as many masks. Give the plan steps= (--steps), no threshold and a sampler that "
+                "does not reveal by chance; or say commits='clean' (--commits clean)"
             )
     if not dlm.is_causal and len(counts[0]) != len(counts[1]):
-        raise PlanError(f"pair {index}: the runs take {len(counts[0])} and {len(counts[1])} steps; say steps=")
+        raise PlanError(
+            f"pair {index}: the runs take {len(counts[0])} and {len(counts[1])} steps; give the plan steps= (--steps)"
+        )

@@ -204,7 +204,11 @@ class Sweep:
                 f"pair {index}: at the steps {close} the metric differs by less than least={self.patches.least:g} "
                 f"between the clean and the corrupt run (at step {close[0]}: {gaps[close[0]]:.3g}), and an effect is a "
                 f"share of that. "
-                + (f"Say steps={apart}" if apart else "Give other prompts, answers or another metric")
+                + (
+                    f"Say Patches(steps={apart}), of sinklens patch --at {','.join(map(str, apart))}"
+                    if apart
+                    else "Give other prompts, answers or another metric"
+                )
             )
 
     def work(self) -> Iterator[Work]:

@@ -6,7 +6,17 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sinklens.experiments.results import UNMASKED, AblationResult
-from sinklens.plots.scored import MARKERS, kind_words, least_exposed, metric_of, results_of, said_of, unfinished, words
+from sinklens.plots.scored import (
+    MARKERS,
+    kind_words,
+    least_exposed,
+    metric_of,
+    reached,
+    results_of,
+    said_of,
+    unfinished,
+    words,
+)
 from sinklens.plots.theme import COLORS, safe, themed, titled
 from sinklens.values.kinds import reads
 
@@ -63,15 +73,16 @@ def dose_response(
             x = [_value(text.partition("=")[2]) for text in part.condition]
             value = part["value"].to_numpy()
             figure.add_scatter(
-                x=x, y=value, mode="lines+markers", name=f"{model}: {kind_words(kind)}",
+                x=x, y=value, mode="lines+markers", name=f"{model}: {kind_words(kind, part)}",
                 error_y={"type": "data", "symmetric": False, "array": part["high"] - value,
                          "arrayminus": value - part["low"], "thickness": 1.2, "width": 4},
                 line={"color": COLORS[which % len(COLORS)], "dash": "solid" if kind == "sinks" else "dash"},
                 marker={"symbol": MARKERS[number % len(MARKERS)], "size": 9},
                 customdata=part[["low", "high", "edited_keys", "edited_mass", "exposed"]].to_numpy(),
                 hovertemplate=f"{safe(name)} %{{x}}<br>%{{y:.3f}}, 95 % interval %{{customdata[0]:.3f}} to "
-                "%{customdata[1]:.3f}<br>%{customdata[2]:.1f} edited keys, %{customdata[3]:.1f} of attention per prompt"
-                "<br>%{customdata[4]:.2f} of the scored places exposed<extra></extra>",
+                "%{customdata[1]:.3f}"
+                + reached(part, "<br>%{customdata[2]:.1f} edited keys, %{customdata[3]:.1f} of attention per prompt")
+                + "<br>%{customdata[4]:.2f} of the scored places exposed<extra></extra>",
             )  # fmt: skip
             number += 1
         bare = float(table[table.kind == UNMASKED]["value"].iloc[0])

@@ -9,7 +9,17 @@ import numpy as np
 
 from sinklens.experiments.outcomes import METRICS
 from sinklens.experiments.results import UNMASKED, AblationResult
-from sinklens.plots.scored import MARKERS, kind_words, least_exposed, metric_of, results_of, said_of, unfinished, words
+from sinklens.plots.scored import (
+    MARKERS,
+    kind_words,
+    least_exposed,
+    metric_of,
+    reached,
+    results_of,
+    said_of,
+    unfinished,
+    words,
+)
 from sinklens.plots.theme import COLORS, safe, themed, titled
 from sinklens.values.kinds import reads
 
@@ -59,15 +69,15 @@ def conditions(
                 x=[labels.index(name) + shift for name in part.condition], y=value,
                 error_y={"type": "data", "symmetric": False, "array": part["high"] - value,
                          "arrayminus": value - part["low"], "thickness": 1.5, "width": 4},
-                mode="markers", name=kind_words(kind), legendgroup=kind, showlegend=kind not in in_legend,
+                mode="markers", name=kind_words(kind, part), legendgroup=kind, showlegend=kind not in in_legend,
                 cliponaxis=False,
                 marker={"symbol": MARKERS[index % len(MARKERS)], "size": 10, "color": COLORS[index % len(COLORS)],
                         "line_width": 2 if index else 0},
                 customdata=list(zip(map(safe, part.condition), part.low, part.high, part.edited_keys, part.exposed,
                                     strict=True)),
                 hovertemplate="%{customdata[0]}<br>%{y:.3f}, 95 % interval %{customdata[1]:.3f} to %{customdata[2]:.3f}"
-                "<br>%{customdata[3]:.1f} edited keys per prompt, %{customdata[4]:.2f} of the scored places exposed"
-                "<extra></extra>",
+                "<br>" + reached(part, "%{customdata[3]:.1f} edited keys per prompt, ")
+                + "%{customdata[4]:.2f} of the scored places exposed<extra></extra>",
                 row=1, col=column,
             )  # fmt: skip
             in_legend.add(kind)

@@ -53,5 +53,13 @@ def said_of(shares: Sequence[float]) -> list[str]:
     ]
 
 
-def kind_words(kind: str) -> str:
-    return {"sinks": "sinks", "random": "random keys", "same_mass": "random keys of the same mass"}.get(kind, kind)
+def kind_words(kind: str, part: Any = None) -> str:
+    """What an arm is called; `part`: its lines of the summary, which say whether its edit acts on keys."""
+    if kind == "sinks" and part is not None and part["edited_keys"].isna().all():
+        return "edit"
+    return {"random": "random keys", "same_mass": "random keys of the same mass"}.get(kind, kind)
+
+
+def reached(part: Any, text: str) -> str:
+    """What a figure says of edited keys; nothing where the edit acts on none."""
+    return "" if part["edited_keys"].isna().all() else text

@@ -140,7 +140,8 @@ def _contents(thing: xr.Dataset | AblationResult) -> dict[str, bytes]:
         title, about = "Scores of an ablation", thing.unfinished
     else:
         tables, left = _tables(thing)
-        held, title, about = records.contents(thing), "Record of a denoising run", records.unfinished(thing)
+        what = "sweep of patches" if "site" in thing.attrs and "effect" in thing else "denoising run"
+        held, title, about = records.contents(thing), f"Record of a {what}", records.unfinished(thing)
     made = {f"tables/{name}.parquet": _parquet(table) for name, table in tables.items()}
     return {name: whole, **made, CARD: _card(title, about, name, list(tables), left, held).encode()}
 

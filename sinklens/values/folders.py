@@ -58,7 +58,7 @@ class Folder:
 
     def stamps(self, folder: Path) -> tuple[tuple[int, ...] | None, ...]:
         """By what it is seen that the files are no longer those that were read: their times and sizes."""
-        return tuple(_stamp(folder / name) for name in (self.description_name, self.tensors_name))
+        return tuple(stamp(folder / name) for name in (self.description_name, self.tensors_name))
 
     def described(self, folder: Path) -> dict[str, Any]:
         """What the description says, as plain data.
@@ -146,10 +146,11 @@ class Folder:
             raise ValueError(f"it has {size} bytes, and no {self.word} has more than {LARGEST}")
 
 
-def _stamp(path: Path) -> tuple[int, ...] | None:
+def stamp(path: Path) -> tuple[int, ...] | None:
+    """By what it is seen that a file is no longer the one that was read; None where there is none."""
     try:
         state = path.stat()
-    except OSError:
+    except (OSError, ValueError):
         return None
     return state.st_mtime_ns, state.st_size, state.st_ino, state.st_ctime_ns
 

@@ -36,3 +36,12 @@ def test_prompts_of_other_lengths_are_refused_before_weights(tmp_path: Path) -> 
     assert result.exit_code != 0
     assert "as many tokens" in str(result.exception)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_steps_that_an_error_asks_for_can_be_said(tmp_path: Path) -> None:
+    arguments = ["patch", "tiny-dlm", *PAIR, "--site", "values", "--by", "head", "--out", str(tmp_path)]
+    result = CliRunner().invoke(app, [*arguments, "--at", "0,2"])
+    assert result.exit_code == 0, result.output
+    assert sl.open(tmp_path / "patches.nc")["step"].to_numpy().tolist() == [0, 2]
+    result = CliRunner().invoke(app, [*arguments, "--at", "2-0"])
+    assert "the range '2-0' holds nothing" in str(result.exception)

@@ -351,7 +351,7 @@ def operators(model: HookedDLM, task: Any, plan: Plan) -> dict[str, Any]:
         "null": NullKey(0.5),
         "scale": ScaleSinks(0.3, SameStep(top_k=2), renormalise=True),
         "value": ZeroValue(SameStep(top_k=1)),
-        "mean": MeanValue(SameStep(top_k=1), queries="last" if causal else "all"),
+        "mean": MeanValue(SameStep(top_k=1), queries="response" if causal else "all"),
         "noise": NoiseValue(None, SameStep(top_k=1)),
         "keep": KeepKeys(5),
         "token": SinkToken(),

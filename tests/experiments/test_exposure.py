@@ -293,8 +293,8 @@ def blind(dlm: HookedDLM) -> dict[str, Edit]:
     plan = Plan(new_tokens=3)
     record = denoise(dlm, PROMPTS, plan, probes=[Pattern(where=Where(steps=[0]))], progress=False).record
     return {
-        "no sink": MaskSinks(SameStep(top_k=1), queries="masked"),
-        "no query": NullKey(0.0, queries="masked"),
+        "no sink": MaskSinks(SameStep(SinkRule(epsilon=99.0))),
+        "no query": NullKey(0.0, queries="prompt", where=Where(layers=-1, steps=[1, 2])),  # which decide step 0 alone
         "nothing recorded": Pin(record, where=Where(steps=[1, 2])),
         "no hook": Quiet(attaches=False),
     }

@@ -55,3 +55,11 @@ def test_a_schedule_is_refused_by_a_likelihood_before_the_runs_of_other_metrics(
         sl.ablate(
             dlm, Echo(n=2), {"steered": edit}, controls=(), metrics=["accuracy", "log_likelihood"], progress=False
         )
+
+
+@pytest.mark.usefixtures("twins", "no_forward")
+def test_an_ablation_refuses_the_last_position_of_a_baselines_likelihood_too(twins: dict[str, sl.HookedDLM]) -> None:
+    """Its arms run side by side, as one edit, of which log_likelihood does not see the parts."""
+    edit = sl.MaskSinks(sl.SameStep(top_k=1), queries="last")
+    with pytest.raises(ScopeError, match="predicts nothing that is scored"):
+        sl.ablate(twins["tiny-arm"], Echo(n=2), {"cut": edit}, metrics=["log_likelihood"], progress=False)

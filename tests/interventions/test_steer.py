@@ -260,6 +260,17 @@ def test_in_an_ablation_it_stands_beside_its_controls(model: Any) -> None:
     )
     table = found.to_dataframe()
     assert set(table["kind"]) == {"unmasked", "sinks", "random_direction", "orthogonal_direction"}
+    edited = table["kind"] != "unmasked"  # it acts on no keys: how many it edited is no number, and not 0
+    assert table.loc[edited, ["edited_keys", "edited_mass"]].isna().all(axis=None)
+    assert (table.loc[~edited, ["edited_keys", "edited_mass"]] == 0).all(axis=None)
+    assert found.summary().set_index("kind").loc["sinks", "edited_keys"].isna().all()
+    figure = sl.plots.conditions(found)
+    named = {trace.name: trace.hovertemplate for trace in figure.data if trace.hovertemplate}
+    assert "sinks" not in named
+    assert "edited keys" not in named["edit"]
+    with_keys = sl.ablate(dlm, PROMPTS, {"cut": MaskSinks(sl.SameStep(top_k=1))}, sl.Plan(new_tokens=5), progress=False)
+    named = {trace.name: trace.hovertemplate for trace in sl.plots.conditions(with_keys).data if trace.hovertemplate}
+    assert "edited keys per prompt" in named["sinks"]
     assert set(table[table.kind != "unmasked"]["exposed"]) == {1.0}
 
 

@@ -241,5 +241,28 @@ def test_every_named_hook_point_fires(tiny_model: Any, name: str) -> None:
     dlm = tiny_model(name)
     fires = dlm.hook_table()
     named = {f"blocks.0.{point}" for point in dlm.hook_meanings()}
-    assert named - {"blocks.0.mlp.hook_out"} <= set(fires)
+    assert named <= set(fires)
     assert fires["blocks.0.attn.v.hook_out"] == fires["blocks.0.attn.hook_rot_k"] == (1, 5, 4, 8)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_hook_points_of_an_mlp_carry_what_goes_in_and_what_it_adds(tiny_model: Any, name: str) -> None:
+    """Alone, so that nothing else puts the components in; and an edit there is the edit of `hook_mlp_out`."""
+    dlm, seen = tiny_model(name), {}
+
+    def keep(tensor: torch.Tensor, *, hook: Any) -> None:
+        seen[hook.name] = tensor
+
+    for point in ("mlp.hook_in", "mlp.in.hook_in", "mlp.hook_out", "mlp.out.hook_out"):
+        dlm.run_with_hooks(TOKENS, fwd_hooks=[(f"blocks.1.{point}", keep)])
+    assert torch.equal(seen["blocks.1.mlp.hook_in"], seen["blocks.1.mlp.in.hook_in"])
+    assert torch.equal(seen["blocks.1.mlp.hook_out"], seen["blocks.1.mlp.out.hook_out"])
+
+    def doubled(tensor: torch.Tensor, *, hook: Any) -> torch.Tensor:
+        return 2 * tensor
+
+    edited = [
+        dlm.run_with_hooks(TOKENS, fwd_hooks=[(f"blocks.1.{p}", doubled)]) for p in ("mlp.hook_out", "hook_mlp_out")
+    ]
+    assert torch.equal(*edited)
+    assert not torch.equal(edited[0], dlm(TOKENS))

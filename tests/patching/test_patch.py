@@ -81,7 +81,7 @@ def test_runs_that_do_not_differ_are_an_error_and_no_nan(dlm: sl.HookedDLM) -> N
     gaps = abs(record["clean"] - record["corrupt"])[0].to_numpy()
     least = float(np.sort(gaps)[0]) + 1e-6
     keep = [int(step) for step in record["step"] if gaps[int(step)] >= least]
-    with pytest.raises(PatchError, match=re.escape(f"Say steps={keep}")):
+    with pytest.raises(PatchError, match=re.escape(f"Say Patches(steps={keep})")):
         patch(dlm, sl.Patches(least=least))
     chosen = patch(dlm, sl.Patches(least=least, steps=keep))
     assert chosen["step"].to_numpy().tolist() == keep

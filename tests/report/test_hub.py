@@ -127,3 +127,12 @@ def test_the_hub_gets_the_same_folder_and_keeps_what_it_has(tmp_path: Path, monk
         sl.push(RECORD.isel(prompt=[0]), "hf://datasets/me/run")
     with pytest.raises(SaveError, match="holds another kind of thing"):
         sl.push(RESULT, "hf://datasets/me/run", replace=True)
+
+
+def test_a_card_says_what_kind_of_record_it_is_of(tmp_path: Path) -> None:
+    dlm = sl.HookedDLM.from_pretrained("tiny-dlm")
+    patches = sl.Patches("values", "head", steps=0, layers=0)
+    record = sl.patch(dlm, "pante dolko xy", "pante talma xy", sl.Plan(new_tokens=2), patches, progress=False)
+    for name, thing, title in (("a", RECORD, "denoising run"), ("b", record, "sweep of patches")):
+        sl.push(thing, tmp_path / name)
+        assert f"# Record of a {title}\n" in (tmp_path / name / "README.md").read_text()
