@@ -46,7 +46,7 @@ def side_by_side(
     """
     from plotly.subplots import make_subplots
 
-    made = [figure(record, **options) for record in (left, right)]
+    made: list[Any] = [figure(record, **options) for record in (left, right)]
     if any(len(list(one.select_xaxes())) > 1 for one in made):
         raise ValueError("this figure has several panels; side_by_side takes figures of one, for example layer_steps")
     both = make_subplots(1, 2, subplot_titles=[safe(name) for name in names], horizontal_spacing=0.1)
