@@ -169,6 +169,8 @@ def _told(name: str, record: xr.Dataset, prompt: int, rule: SinkRule | None, cel
     rule, one = rule_of(record, rule), alone(record, prompt)
     there = positions(one, "all").isel(prompt=0)
     one = one.isel(step=np.flatnonzero(there.any("key").to_numpy()))  # a row of a batch may be finished before others
+    if not one.sizes["step"] or not one.sizes["key"]:
+        raise ValueError(f"nothing was measured of prompt {prompt} of {name!r}: the record has no step, or no position")
     thinned = -(-one.sizes["step"] * one.sizes["key"] // cells)
     one = one.isel(step=slice(None, None, thinned))
     view = view_of(one, 0, rule)

@@ -72,9 +72,11 @@ def measured() -> dict[str, xr.Dataset]:
     found = {}
     for name in ("tiny-dlm", "tiny-arm"):
         probes = [ReceivedAttention(queries=SETS), KeyNorm(), ValueNorm(), QKDecomposition()]
-        probes += [SinkMask(rule, variable=f"sink_{index}") for index, rule in enumerate(RULES_TO_TRY)]
-        plan = Plan(new_tokens=6, suppress_eos="logits")
         dlm = HookedDLM.from_pretrained(name)
+        for index, rule in enumerate(RULES_TO_TRY):
+            if not (dlm.is_causal and "masked" in (rule.queries, rule.keys)):  # a baseline sees no masks: refused
+                probes.append(SinkMask(rule, variable=f"sink_{index}"))
+        plan = Plan(new_tokens=6, suppress_eos="logits")
         found[name] = denoise(dlm, PROMPTS, plan, probes=probes, progress=False).record
     return found
 
@@ -176,6 +178,9 @@ def test_every_rule_works_in_every_function(measured: Any, name: str, rule: Sink
 @pytest.mark.parametrize("index", range(len(RULES_TO_TRY)))
 def test_a_record_gives_the_sinks_that_the_probe_saw(measured: Any, twin: str, index: int) -> None:
     record = measured[twin]
+    if twin == "tiny-arm" and "masked" in (RULES_TO_TRY[index].queries, RULES_TO_TRY[index].keys):
+        assert f"sink_{index}" not in record
+        return
     online = record[f"sink_{index}"]
     np.testing.assert_array_equal(rates.sinks(record, RULES_TO_TRY[index]).where(online.notnull()) == 1, online == 1)
 

@@ -74,7 +74,8 @@ def test_tables_and_figures_know_the_windows(run: Any) -> None:
         plots.filtered_curve(run.record), plots.sink_lives(run.record, layer=1, head=0), plots.timeline(run.record),
     ):  # fmt: skip
         assert figure.data
-    assert "In 2 layers no key is seen from further than 3 positions" in plots.histogram(run.record).layout.title.text
+    title = plots.histogram(run.record).layout.title.text.replace("<br>", " ")
+    assert "In 2 layers no key is seen from further than 3 positions" in title
 
 
 def test_a_scope_of_layers_keeps_their_windows(tiny_model: Any) -> None:
