@@ -28,12 +28,13 @@ dist: $(STAMP)  ## build the wheel and the source distribution into dist/, and c
 	rm -rf dist
 	$(BIN)/python -m build --no-isolation
 	$(BIN)/twine check --strict dist/*
+	$(BIN)/python -m pytest tests/test_package.py
 
 test-wheel: dist  ## install the wheel into an empty environment, and run the demo from it (some minutes)
 	rm -rf .wheel && $(PYTHON) -m venv .wheel
 	.wheel/bin/pip install --disable-pip-version-check -q -c constraints.txt torch==2.13.0
 	.wheel/bin/pip install --disable-pip-version-check -q -c constraints.txt dist/*.whl
-	cd .wheel && bin/sinklens demo
+	cd .wheel && env -u PYTHONPATH bin/sinklens models && env -u PYTHONPATH bin/sinklens demo
 
 check: $(STAMP)  ## lint, types, import layers
 	$(BIN)/ruff check .
