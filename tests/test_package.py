@@ -84,3 +84,5 @@ def test_what_pypi_shows_is_well_formed(built: tuple[Path, Path]) -> None:
 def test_versions_agree() -> None:
     cited = re.findall(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(encoding="utf-8"), re.MULTILINE)
     assert cited == [sinklens.__version__]
+    (newest,) = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)[:1]
+    assert newest == sinklens.__version__
