@@ -70,7 +70,9 @@ def _twins(context: typer.Context, out: Path, prompts: int, seed: int) -> None:
         (out / "record-arm.nc", "tiny-arm, likewise"),
         (out / "ablation.csv", "accuracy under every condition, with intervals"),
     )
-    typer.echo("Next: `sinklens hooks tiny-dlm` lists the hook points; `sinklens course` writes the lessons.")
+    typer.echo(
+        "Next: `sinklens hooks tiny-dlm` lists the hook points; `sinklens course` writes lessons (extra: course)."
+    )
 
 
 def _real(context: typer.Context, out: Path, prompts: int, seed: int) -> None:
