@@ -39,7 +39,6 @@ NAMESPACES = {
     "report": "sinklens.report",
     "course": "sinklens.course",
     "hooks": "sinklens.hooks",
-    "experiments": "sinklens.experiments",
     "harness": "sinklens.harness",
     "errors": "sinklens.errors",
 }
