@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -127,7 +128,7 @@ def retrieval_grid(
                 z=grid.to_numpy(), x=[str(length) for length in grid.columns],
                 y=[f"{depth:.0%}" for depth in grid.index],
                 zmin=0, zmax=1, colorscale=SCALE, xgap=1, ygap=1, showscale=(row, column) == (1, 1),
-                text=[[f"{value:.0%}" for value in line] for line in grid.to_numpy()],
+                text=[["" if math.isnan(value) else f"{value:.0%}" for value in line] for line in grid.to_numpy()],
                 texttemplate="%{text}", textfont={"size": 9},
                 colorbar={"title": {"text": ANSWERS, "side": "right"}, "thickness": 12, "x": 1.06},
                 hovertemplate=f"{worded(ranking)}, {share:.0%} kept<br>%{{x}} tokens, depth %{{y}}: %{{z:.2f}}"

@@ -60,6 +60,16 @@ def test_a_grid_has_depth_by_length(result: L2Result) -> None:
     assert figure.layout.xaxis.type == "category"  # and not a number, with room in between
 
 
+def test_what_was_not_asked_has_no_number() -> None:
+    """An unfinished result: white cells, and no "nan%" in them."""
+    made = L2Result("planted", PROTOCOL, 4, done=2)
+    for number, (tokens, depth) in enumerate([(256, 0.0), (1024, 1.0)]):
+        found = {WHOLE: 1.0, "0.9": {"low_norm": 1.0, "random": 0.0}, "0.5": {"low_norm": 1.0, "random": 0.0}}
+        made.add(Retrieval("passkey", tokens, depth, number), "cache", found)
+    figure = plots.retrieval_grid(made, "passkey", ("low_norm", "random"))
+    assert [list(line) for line in figure.data[0].text] == [["100%", ""], ["", "100%"]]
+
+
 def test_correlations_by_layer_and_head(result: L2Result) -> None:
     figure = plots.norm_correlation(result)
     grid = np.array(figure.data[0].z, dtype=float)
