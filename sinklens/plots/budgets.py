@@ -206,8 +206,9 @@ def sinks_kept(
                     row=1, col=column,
                 )  # fmt: skip
     themed(figure).update_xaxes(title_text={"rate": "rate asked for", "step": "denoising step"}.get(x, x))
-    if x != "rate" and max(table[x].nunique() for table in map(_loose, tables.values())) <= 12:
-        figure.update_xaxes(dtick=1)
+    places = sorted({float(place) for table in map(_loose, tables.values()) for place in table[x]})
+    if x != "rate" and len(places) <= 12:  # ticks at what was measured, and nowhere else
+        figure.update_xaxes(tickvals=places, range=[places[0] - 0.5, places[-1] + 0.5])
     figure.update_yaxes(range=[-0.02, 1.05])
     figure.update_yaxes(title_text="share of the sinks (0 to 1)", col=1)
     return _finished(

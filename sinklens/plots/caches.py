@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sinklens.errors import ContentError
 from sinklens.experiments.l2_result import WHOLE, L2Result
-from sinklens.plots.theme import COLORS, SCALE, SYMBOLS, safe, themed, titled
+from sinklens.plots.theme import COLORS, SCALE, SYMBOLS, decades, headings, safe, themed, titled
 from sinklens.values.kinds import reads
 
 if TYPE_CHECKING:
@@ -75,7 +75,11 @@ def cache_curve(result: L2Result, outcome: str, semantics: str = "cache", title:
         title_text="share of keys kept in each key head", type="log", tickvals=shares,
         ticktext=[f"{share:g}" for share in shares],
     )  # fmt: skip
-    figure.update_yaxes(title_text=AXES.get(outcome, ANSWERS), type="log" if outcome == "perplexity" else "linear")
+    figure.update_yaxes(title_text=AXES.get(outcome, ANSWERS))
+    if outcome == "perplexity":
+        decades(figure, list(part["value"]))
+    else:
+        figure.update_yaxes(range=[-0.02, 1.05])
     figure.update_layout(
         height=520, legend={"orientation": "v", "x": 1.01, "xanchor": "left", "y": 1, "yanchor": "top"}
     )
@@ -87,7 +91,7 @@ def cache_curve(result: L2Result, outcome: str, semantics: str = "cache", title:
     return titled(
         figure,
         title or f"{outcome.capitalize()} when a cache keeps only some keys ({safe(result.model)})",
-        f"{how[semantics]} Layers that keep everything: {skipped}. {_number(whole, part)} texts, 95 % intervals.",
+        f"{how[semantics]} Layers that keep everything: {skipped}. {_number(whole, part)}.",
         "Dotted line: the whole cache." if len(whole) else "",
         result.unfinished,
     )
@@ -129,7 +133,7 @@ def retrieval_grid(
                 y=[f"{depth:.0%}" for depth in grid.index],
                 zmin=0, zmax=1, colorscale=SCALE, xgap=1, ygap=1, showscale=(row, column) == (1, 1),
                 text=[["" if math.isnan(value) else f"{value:.0%}" for value in line] for line in grid.to_numpy()],
-                texttemplate="%{text}", textfont={"size": 9},
+                texttemplate="%{text}", textfont={"size": 12},
                 colorbar={"title": {"text": ANSWERS, "side": "right"}, "thickness": 12, "x": 1.06},
                 hovertemplate=f"{worded(ranking)}, {share:.0%} kept<br>%{{x}} tokens, depth %{{y}}: %{{z:.2f}}"
                 "<extra></extra>",
@@ -166,7 +170,7 @@ def norm_correlation(result: L2Result) -> Figure:
     if table.empty:
         raise ContentError(f"this result has no correlation; it has {result.has()}")
     titles = [f"{way} (mean {table[table.way == way].correlation.mean():.2f})" for way in WAYS]
-    figure = make_subplots(1, len(WAYS), subplot_titles=titles, shared_yaxes=True, horizontal_spacing=0.03)
+    figure = make_subplots(1, len(WAYS), subplot_titles=headings(titles), shared_yaxes=True, horizontal_spacing=0.03)
     for column, way in enumerate(WAYS, 1):
         grid = table[table.way == way].pivot_table(
             index="layer", columns="key_head", values="correlation", dropna=False
@@ -195,8 +199,11 @@ def norm_correlation(result: L2Result) -> Figure:
 
 
 def _number(whole: Any, part: Any) -> str:
+    """Of how many texts the numbers are, and what is drawn around them."""
     counts = sorted(set((whole if len(whole) else part)["trials"]))
-    return "-".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
+    if counts[-1] == 1:
+        return "1 text, so there is no interval"
+    return "-".join(map(str, dict.fromkeys((counts[0], counts[-1])))) + " texts, 95 % intervals"
 
 
 @reads("table")

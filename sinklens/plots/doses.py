@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from sinklens.experiments.outcomes import METRICS
 from sinklens.experiments.results import UNMASKED, AblationResult
 from sinklens.plots.scored import (
     MARKERS,
@@ -97,6 +98,8 @@ def dose_response(
     axis, definition = words(metric)
     themed(figure).update_xaxes(title_text=safe(name))
     figure.update_yaxes(title_text=axis)
+    if metric in METRICS and METRICS[metric].share:
+        figure.update_yaxes(range=[-0.02, 1.05])
     figure.update_layout(height=440, showlegend=True)
     return titled(
         figure,

@@ -30,9 +30,9 @@ def patching(
     """Heat map of the effect of each patch, by layer (y, layer 0 on top) and place (x): a position, or a head.
 
     Unit: 1, the share of what clean and corrupt differ by: 0 (white) is no effect, 1 (red) as in the run that the
-    patches come from, below 0 (blue) away from it. All steps have one colour range, even on both sides of 0. A slider
-    goes through the steps. Blank: not patched. Where single heads were patched at single
-    positions, one head is shown.
+    patches come from, below 0 (blue) away from it. All steps have one colour range, -1 to 1; effects beyond look
+    like its ends, and the title says so. A slider goes through the steps. Blank: not patched. Where single heads were
+    patched at single positions, one head is shown.
 
     Args:
         record: Of `sinklens.patch`.
@@ -67,16 +67,14 @@ def patching(
     steps, layers, places = (effect[dim].to_numpy() for dim in effect.dims)
     values = effect.to_numpy()
     first = 0 if step is None else place(steps, "step", step)
-    top = float(np.nanmax(np.abs(values))) if np.isfinite(values).any() else 1.0
-    top = max(1.0, top)
     figure = go.Figure()
     for at, (z, number) in enumerate(zip(values, steps, strict=True)):
         printed = z.size <= PRINTED
         texts = [[f"{cell:.2f}" if np.isfinite(cell) and abs(cell) >= 0.1 else "" for cell in row] for row in z]
         figure.add_heatmap(
-            x=np.arange(len(places)), y=np.arange(len(layers)), z=z, zmin=-top, zmax=top, colorscale=DIVERGING,
+            x=np.arange(len(places)), y=np.arange(len(layers)), z=z, zmin=-1, zmax=1, colorscale=DIVERGING,
             visible=at == first, hoverongaps=False, xgap=1, ygap=1, text=texts if printed else None,
-            texttemplate="%{text}" if printed else None, textfont_size=9, 
+            texttemplate="%{text}" if printed else None, textfont_size=11,
             customdata=_about(record, int(number), along, places, len(layers)),
             colorbar={"title": {"text": "effect", "side": "right", "font_size": 13}},
             hovertemplate=f"layer %{{y}}, {along} %{{customdata}}<br>effect %{{z:.4f}}<extra>step {number}</extra>",
@@ -101,9 +99,18 @@ def patching(
         title or f"Patching {record.attrs['site']}{said}, step by step (prompt {prompt})",
         f"{ends[record.attrs['direction']]} one are put, at one {along} of one layer, at as many masks; asked: {kind}.",
         "0: no effect; 1: as in the run that the patch comes from."
+        + _beyond(values)
         + (" Texts at the end of the runs, clean / corrupt where they differ." if along == "position" else ""),
     )
     return figure.update_layout(margin_b=150 if along == "position" else 110)
+
+
+def _beyond(values: np.ndarray) -> str:
+    """What the colours do not tell, if there is such a thing."""
+    found = values[np.isfinite(values)]
+    if not found.size or np.abs(found).max() <= 1:
+        return ""
+    return f" Effects reach from {found.min():.2g} to {found.max():.2g}; beyond -1 and 1 they look like these."
 
 
 def _layer(record: xr.Dataset, layer: int) -> str:
@@ -123,7 +130,7 @@ def _ticks(record: xr.Dataset, along: str, places: np.ndarray) -> dict[str, Any]
         every = max(1, len(places) // 32)
         return {"tickvals": np.arange(len(places))[::every], "ticktext": [str(p) for p in places[::every]]}
     texts = _texts(record)
-    return {"tickvals": np.arange(len(places)), "ticktext": [f"{p} {texts[p]}" for p in places], "tickfont_size": 10}
+    return {"tickvals": np.arange(len(places)), "ticktext": [f"{p} {texts[p]}" for p in places], "tickfont_size": 11}
 
 
 def _about(record: xr.Dataset, step: int, along: str, places: np.ndarray, layers: int) -> list[list[str]]:

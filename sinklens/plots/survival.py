@@ -15,7 +15,7 @@ from sinklens.values.kinds import Index, reads
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-WIDTH = 100  # letters of a line
+WIDTH = 62  # letters of a line, as many as fit half of a window
 LONGEST = 18  # letters of a token that are shown
 MOST = 400  # tokens
 ROW = 46  # pixels of a line
@@ -72,7 +72,7 @@ def survival(
     middle = [x + w / 2 for x, w in zip(left, width, strict=True)]
     for shift, size, words in (
         (-0.12, 13, [safe(texts[key]) for key in drawn]),
-        (0.22, 9, [_rate(float(values[key])) for key in drawn]),
+        (0.22, 11, [_rate(float(values[key])) for key in drawn]),
     ):
         figure.add_scatter(
             x=middle, y=[y + shift for y in line], mode="text", text=words, showlegend=False,

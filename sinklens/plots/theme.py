@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import html
+import re
 import textwrap
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from sinklens.sinks import SinkRule
@@ -65,17 +67,34 @@ def titled(figure: Figure, title: str, *lines: str, panels: int = 0) -> Figure:
     """
     small = [part for line in lines for part in textwrap.wrap(line, 100)]
     text = "<br>".join(html.escape(line, quote=False) for line in small)
-    top = 72 + 16 * len(small) + 26 * bool(panels)
+    heads = [str(note.text).count("<br>") for note in figure.layout.annotations if note.yanchor == "bottom"]  # pyright: ignore[reportAttributeAccessIssue]
+    row = 26 + 16 * max(heads, default=0) if panels else 0
+    top = 80 + 16 * len(small) + row
     figure.update_layout(
         meta={"title": title, "lines": list(lines)},  # `side_by_side` words them anew
         title={
             "text": f'<b style="font-size:16px">{html.escape(title, quote=False)}</b><br>{text}',
-            "font_size": 12, "x": 0.01, "xanchor": "left", "y": 1, "yref": "container", "yanchor": "top", "pad_t": 12,
+            "font_size": 12, "x": 0.01, "xanchor": "left", "y": 1, "yref": "container", "yanchor": "top", "pad_t": 20,
         },
         margin_t=top,
     )  # fmt: skip
     if panels:  # the legend would cover them
-        figure.update_layout(legend={"yref": "container", "yanchor": "bottom", "y": 1 - (top - 26) / panels})
+        figure.update_layout(legend={"yref": "container", "yanchor": "bottom", "y": 1 - (top - row) / panels})
+    return figure
+
+
+def headings(texts: Sequence[str], columns: int | None = None) -> list[str]:
+    """Headings of panels beside each other, in lines that do not meet at half of a window; "(0 to 1)" stays whole."""
+    letters = 75 // (columns or len(texts))
+    whole = [re.sub(r"\([^)]*\)", lambda found: found[0].replace(" ", "\u00a0"), text) for text in texts]
+    return ["<br>".join(textwrap.wrap(text, letters)) for text in whole]
+
+
+def decades(figure: Figure, values: Sequence[float]) -> Figure:
+    """The y axis in logarithms, its ticks whole numbers: plotly.js would say 9, 8, 7 for 90, 80, 70."""
+    figure.update_yaxes(type="log", tickformat=",~r")
+    if max(values) > 5 * min(values):
+        figure.update_yaxes(dtick="D2")  # 1, 2, 5 of each decade
     return figure
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sinklens.plots.theme import COLORS, SYMBOLS, themed, titled
+from sinklens.plots.theme import COLORS, SYMBOLS, headings, themed, titled
 from sinklens.values.kinds import reads
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def over_updates(updates: Sequence[int], panels: dict[str, list[Line]], title: s
     """
     from plotly.subplots import make_subplots
 
-    figure = make_subplots(1, 3, subplot_titles=list(panels), horizontal_spacing=0.06)
+    figure = make_subplots(1, 3, subplot_titles=headings(list(panels)), horizontal_spacing=0.06)
     first = min([update for update in updates if update > 0], default=1)
     ends = {-1: first / 9, 0: first / 3}  # a log scale has no 0
     for panel, drawn in enumerate(panels.values(), 1):
@@ -78,13 +78,14 @@ def over_updates(updates: Sequence[int], panels: dict[str, list[Line]], title: s
                 x=[ends.get(update, update) for update in updates], y=y, name=name, row=1, col=panel,
                 legend=f"legend{panel}".replace("1", ""), **said | style,
             )  # fmt: skip
-    ticks = {ends[update]: text for update, text in ((-1, "causal"), (0, "0")) if update in updates}
+    said = ((-1, "<br>causal"), (0, "0"))  # in a row below: beside the 0 there is no room for it
+    ticks = {ends[update]: text for update, text in said if update in updates}
     powers = [10**n for n in range(1, 9) if first <= 10**n <= max(updates)]
     marked = powers if len(powers) > 1 else sorted({first, max(updates)} - {0})
     ticks |= {place: f"{place:,}" for place in marked}
     themed(figure).update_xaxes(
         type="log", title_text="updates (log scale)", tickvals=list(ticks), ticktext=list(ticks.values()),
-        showgrid=False,
+        showgrid=False, tickangle=0,
     )  # fmt: skip
     figure.update_yaxes(rangemode="tozero")
     entries = max(sum(style.get("showlegend", True) for *_, style in drawn) for drawn in panels.values())

@@ -206,6 +206,12 @@ def test_a_record_is_kept_and_shown(dlm: sl.HookedDLM, tmp_path: Path) -> None:
     by_head: Any = sl.plots.patching(patch(dlm, sl.Patches("pattern", "head")))
     assert by_head.data[0].z.shape == (2, 4)
     assert sl.plots.patching(patch(dlm)).layout.yaxis.ticktext[-1] == "2 (end)"
+    assert (
+        "look like these" not in sl.plots.patching(record.assign(effect=record["effect"].clip(-1, 1))).layout.title.text
+    )
+    beyond: Any = sl.plots.patching(record.assign(effect=record["effect"] * 0 - 5.5))
+    assert (beyond.data[0].zmin, beyond.data[0].zmax) == (-1, 1)
+    assert "Effects reach from -5.5 to -5.5" in beyond.layout.title.text.replace("<br>", " ")
     with pytest.raises(ValueError, match="head 9 does not exist"):
         sl.plots.patching(record, head=9)
     with pytest.raises(ValueError, match=r"no record of sinklens\.patch"):

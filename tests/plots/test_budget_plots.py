@@ -87,6 +87,8 @@ def test_sinks_that_are_kept_are_beside_chance(x: Any) -> None:
         (mine,), (chance,) = traces(figure, "rate 0.9: kept"), traces(figure, "rate 0.9: chance")
         part = frame[frame.rate == 0.9]
     np.testing.assert_allclose(mine.x, part[x])
+    if x != "rate":  # no tick where nothing was measured
+        assert list(figure.layout.xaxis.tickvals) == sorted(set(part[x]))
     np.testing.assert_allclose(mine.y, part.kept)
     np.testing.assert_allclose(chance.y, part.chance)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 import pytest
 
 from sinklens import plots
@@ -14,6 +15,7 @@ from sinklens.caches.retrieval import Retrieval
 from sinklens.errors import ContentError
 from sinklens.experiments.l2 import L2, Window
 from sinklens.experiments.l2_result import WHOLE, L2Result
+from sinklens.plots.theme import decades, headings
 from sinklens.report.l2 import FILES, write_l2
 
 RANKINGS = ("low_norm", "random", "random + first")
@@ -50,6 +52,33 @@ def test_a_curve_shows_every_ranking_at_every_share(result: L2Result) -> None:
     logs = plots.cache_curve(result, "perplexity")
     assert logs.layout.yaxis.type == "log"
     assert logs.data[1].y[0] == pytest.approx(math.exp(2))
+
+
+def test_one_text_has_no_interval_and_is_said_to_have_none(result: L2Result) -> None:
+    assert "2 texts, 95 % intervals." in plots.cache_curve(result, "perplexity").layout.title.text.replace("<br>", " ")
+    alone = L2Result("planted", PROTOCOL, 1, done=1)
+    alone.add(Window(0), "perplexity", {WHOLE: 0.5} | {share: dict.fromkeys(RANKINGS, 1.0) for share in ("0.9", "0.5")})
+    said = plots.cache_curve(alone, "perplexity").layout.title.text.replace("<br>", " ")
+    assert "1 text, so there is no interval." in said
+    assert "95 %" not in said
+
+
+@pytest.mark.parametrize(("high", "ticks"), [(120.0, "D2"), (20.0, None)])
+def test_ticks_of_a_log_axis_are_whole_numbers(high: float, ticks: str | None) -> None:
+    figure = decades(go.Figure(), [10.0, high])
+    assert (figure.layout.yaxis.type, figure.layout.yaxis.tickformat, figure.layout.yaxis.dtick) == (
+        "log",
+        ",~r",
+        ticks,
+    )
+
+
+def test_headings_break_before_they_meet() -> None:
+    assert headings(["short", "what stands in a line (0 to 1)"], 2) == [
+        "short",
+        "what stands in a line (0\u00a0to\u00a01)",
+    ]
+    assert headings(["what stands in a line (0 to 1)"], 3) == ["what stands in a line<br>(0\u00a0to\u00a01)"]
 
 
 def test_a_grid_has_depth_by_length(result: L2Result) -> None:

@@ -117,6 +117,7 @@ def test_dose_response_shows_the_summary_over_the_doses(metric: str) -> None:
     table = DOSES.summary()
     table = table[table.metric == metric]
     assert [trace.name for trace in figure.data] == [f"tiny-dlm: {name}" for name in NAMES.values()]
+    assert figure.layout.yaxis.range == ((-0.02, 1.05) if metric == "accuracy" else None)  # a share is shown whole
     for trace, kind in zip(figure.data, NAMES, strict=True):
         part = table[(table.kind == kind) & (table.condition != "other")]
         assert list(trace.x) == [1.0, 5.0, 10.0]  # to scale, not one after the other
