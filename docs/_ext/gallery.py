@@ -75,7 +75,7 @@ GALLERY = (
     Shown(
         "timeline",
         "Who is attended to, step by step?",
-        "Heat map of positions by steps. Bright cells and white circles, the sinks, change their place over steps.",
+        "Heat map of positions by steps. White circles mark sinks: the first token stays one, the others change place.",
         "sl.plots.timeline(record)",
     ),
     Shown(
@@ -93,8 +93,8 @@ GALLERY = (
     Shown(
         "sink_lives",
         "How long does a sink live?",
-        "Vertical strokes, one per uninterrupted stay of a key as a sink, over denoising steps.",
-        "sl.plots.sink_lives(record, head=1)",
+        "Vertical strokes, one per uninterrupted stay of a key as a sink; beside them births and deaths at each step.",
+        "sl.plots.sink_lives(record, head=3)",
     ),
     Shown(
         "heads",
@@ -150,7 +150,7 @@ GALLERY = (
     Shown(
         "effects",
         "What does an edit do beyond its control?",
-        "Points with intervals left of zero: differences to the unedited model and to each control.",
+        "Differences to the unedited model and to each control: top-5's lie left of zero, top-1's intervals cross it.",
         "sl.plots.effects(result)",
         ABLATION,
     ),
@@ -166,7 +166,7 @@ GALLERY = (
     Shown(
         "budget_curves",
         "Which keys are enough?",
-        "Accuracy against the share of keys that is kept, a line with its band per way to choose them.",
+        "Accuracy against the share of keys that is kept, a line with intervals per way to choose them.",
         "sl.plots.budget_curves(tables)",
         CURVE,
     ),
@@ -180,7 +180,7 @@ GALLERY = (
     Shown(
         "sinks_kept",
         "Does a gate keep the sinks?",
-        "Bars per layer: the share of sinks that the gate keeps, beside the share that chance would.",
+        "Markers per layer and rate: the share of sinks that the gate keeps, filled, and what chance would, open.",
         'sl.plots.sinks_kept({"tiny-dlm": kept.sinks_kept(asked)})',
         GATE,
     ),
@@ -201,7 +201,7 @@ GALLERY = (
     Shown(
         "retrieval_grid",
         "Where is something found in a cut context?",
-        "Small squares, depth by length, a panel per ranking and share; coloured where the passkey is found.",
+        "Cells, depth by length, a panel per ranking and share; bright, and 100 %, where the passkey is found.",
         'sl.plots.retrieval_grid(norms, "passkey", ("low_norm", "high_norm", "random"))',
         NORMS,
     ),
@@ -222,7 +222,7 @@ GALLERY = (
     Shown(
         "patching",
         "Which activation carries the answer, at which step?",
-        "A heat map of effects, layers by positions, for each step; few cells are bright.",
+        "A heat map of effects, layers by positions, for each step; few cells are coloured.",
         "sl.plots.patching(patches)",
         'pair = ("pante dolko xe dolko", "pante tuste xe tuste")\n'
         'patches = sl.patch(dlm, *pair, sl.Plan(new_tokens=8), sl.Patches("mlp"))\n',
