@@ -35,21 +35,37 @@ OVERFLOW = """(() => {
 # Of each Plotly figure: parts that lie over another one, or stick out of it.
 FIGURES = """(() => {
   const box = node => node.getBoundingClientRect();
-  const meet = (a, b) => Math.min(a.right, b.right) - Math.max(a.left, b.left) > 2
-    && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 2;
+  // Corners on the screen: texts may be turned, and then the boxes around two of them meet where they do not.
+  const corners = node => {
+    const at = node.getBBox(), turned = node.getScreenCTM();
+    return [[0, 0], [1, 0], [1, 1], [0, 1]].map(([right, down]) =>
+      new DOMPoint(at.x + right * at.width, at.y + down * at.height).matrixTransform(turned)); };
+  const meet = (a, b, blank) => [a, b].every(shape => [0, 1].every(side => {
+    const [x, y] = [shape[side + 1].x - shape[side].x, shape[side + 1].y - shape[side].y];
+    const long = Math.hypot(x, y), along = each => each.map(one => (one.x * x + one.y * y) / long), least = Math.min;
+    const [p, q] = [along(a), along(b)];
+    return least(Math.max(...p), Math.max(...q)) - Math.max(least(...p), least(...q)) > blank; }));
   const found = [];
   for (const figure of document.querySelectorAll('.js-plotly-plot')) {
     const all = selector => [...figure.querySelectorAll(selector)].filter(node => box(node).width && box(node).height);
     const parts = {title: all('.g-gtitle text'), legend: all('.legend .scrollbox'), menu: all('.updatemenu-header'),
-                   data: all('.cartesianlayer .subplot .plot'), bar: all('.cbaxis, .cbfills')};
-    for (const [one, other] of [['title', 'legend'], ['title', 'menu'], ['title', 'data'], ['legend', 'menu'],
-                                ['legend', 'data'], ['menu', 'data'], ['bar', 'data'], ['bar', 'legend']])
-      for (const a of parts[one]) for (const b of parts[other])
-        if (meet(box(a), box(b))) found.push(`${figure.id}: its ${one} lies over its ${other}`);
+                   data: all('.nsewdrag'), bar: all('.cbaxis, .cbfills'), note: all('.annotation-text'),
+                   axis: all('.xtitle, .ytitle'), tick: all('.xtick text, .ytick text')};
+    if (!parts.title.length || !parts.data.length)
+      found.push(`${figure.id}: no title or no data was found, so nothing was compared with them`);
+    const over = (a, b) => !['note', 'tick'].includes(a) || b !== 'data';  // notes stand in the data, ticks at its edge
+    const every = Object.entries(parts).flatMap(([name, nodes]) => nodes.map(node => [name, corners(node), node]));
+    every.forEach(([one, a, node], at) => every.slice(at + 1).forEach(([other, b, next]) => {
+      if (over(one, other) && over(other, one) && meet(a, b, one === 'tick' && other === 'tick' ? 4 : 2))
+        found.push(`${figure.id}: its ${one} (${node.textContent}) lies over its ${other} (${next.textContent})`); }));
     const whole = box(figure);
-    for (const [name, nodes] of Object.entries(parts)) for (const node of nodes)
-      if (box(node).right > whole.right + 2 || box(node).left < whole.left - 2 || box(node).bottom > whole.bottom + 2)
-        found.push(`${figure.id}: its ${name} sticks out`);
+    for (const [name, nodes] of Object.entries(parts)) for (const node of nodes) {
+      const at = box(node);
+      if (at.right > whole.right + 2 || at.left < whole.left - 2 || at.bottom > whole.bottom + 2 || at.top < whole.top)
+        found.push(`${figure.id}: its ${name} (${node.textContent}) sticks out`);
+    }
+    for (const node of all('text')) if (parseFloat(getComputedStyle(node).fontSize) < 11)
+      found.push(`${figure.id}: ${node.textContent} is too small to read`);
   }
   return [...new Set(found)];
 })()"""

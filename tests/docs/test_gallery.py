@@ -8,10 +8,15 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+import plotly.graph_objects as go
 import pytest
 from site_parts import part
 
 from sinklens import plots
+from sinklens.caches.retrieval import Retrieval
+from sinklens.experiments.l2 import L2, Window
+from sinklens.experiments.l2_result import WHOLE, L2Result
 
 GALLERY = part("gallery")
 NAMES = [shown.name for shown in GALLERY.GALLERY]
@@ -48,20 +53,75 @@ def test_titles_fit_half_a_window(figures: dict[str, Any], name: str) -> None:
 
 
 @pytest.mark.skipif(part("look").CHROMIUM is None, reason="needs chromium")
-@pytest.mark.parametrize("width", [1400, 700])
-def test_in_a_browser_nothing_lies_over_anything_else(figures: dict[str, Any], tmp_path: Path, width: int) -> None:
-    """Titles, legends, menus and colour bars, as a browser lays them out, at full and at half width."""
-    drawn = [figures[name].to_html(full_html=False, include_plotlyjs=False, div_id=name) for name in PLOTLY]
+def test_in_a_browser_nothing_lies_over_anything_else(figures: dict[str, Any], tmp_path: Path) -> None:
+    """All texts, legends, menus, bars and data: at full width, at half of it, and at the least that the site gives."""
+    drawn = {name: figures[name] for name in PLOTLY} | _planted_norms()
+    assert set(drawn) == set(NAMES) - {"text_timeline"}
+    assert _seen(drawn, tmp_path, 1400, 700, 660) == []
+
+
+@pytest.mark.skipif(part("look").CHROMIUM is None, reason="needs chromium")
+def test_a_browser_finds_what_is_wrong(tmp_path: Path) -> None:
+    """Otherwise the test above would prove nothing: it did not, for a while, since no element was data to it."""
+    right = plots.norms_over_steps(pd.DataFrame({"step": [0, 1], "key_type": "mask", "correlation": [0.1, 0.2]}))
+    faults = {
+        "legend": {"legend": {"y": 0.5, "yanchor": "top"}},
+        "title over data": {"margin_t": 20},
+        "title cut": {"title_pad_t": 0},
+        "bare": {"title_text": ""},
+        "small": {"font_size": 8},
+        "notes": {"annotations": [{"text": text, "x": 1, "y": 0, "showarrow": False} for text in ("one", "two")]},
+        "ticks": {"xaxis": {"tickvals": [0, 0.01], "ticktext": ["first", "second"], "tickangle": 0}},
+        "turned": {"xaxis": {"tickvals": [0, 0.03], "ticktext": ["first", "second"], "tickangle": -60}},
+    }
+    drawn = {name: go.Figure(right).update_layout(wrong) for name, wrong in faults.items()}
+    found = _seen(drawn | {"right": right}, tmp_path, 700)
+    said = {name: [each for each in found if each.startswith(f"{name}:")] for name in drawn}
+    assert any("legend" in each and "data" in each for each in said["legend"])
+    assert any("title" in each and "data" in each for each in said["title over data"])
+    assert any("title" in each and "sticks out" in each for each in said["title cut"])
+    assert any("no title or no data" in each for each in said["bare"])
+    assert any("too small" in each for each in said["small"])
+    assert any("note (one) lies over its note (two)" in each for each in said["notes"])
+    assert any("tick (first) lies over its tick (second)" in each for each in said["ticks"])
+    assert said["turned"] == []  # the boxes around them meet, they do not
+    assert not [each for each in found if each.startswith("right:")]
+
+
+def _seen(drawn: dict[str, Any], folder: Path, *widths: int) -> list[str]:
+    """What a browser finds wrong with figures below each other, at these widths."""
+    texts = [figure.to_html(full_html=False, include_plotlyjs=False, div_id=name) for name, figure in drawn.items()]
     plotly = files("plotly").joinpath("package_data", "plotly.min.js").read_text(encoding="utf-8")
-    page = tmp_path / "page.html"
-    page.write_text(f"<meta charset='utf-8'><script>{plotly}</script>{''.join(drawn)}", encoding="utf-8")
+    page = folder / "page.html"
+    page.write_text(f"<meta charset='utf-8'><script>{plotly}</script>{''.join(texts)}", encoding="utf-8")
 
     async def seen() -> list[str]:
+        found = []
         async with part("look").browsing() as browser:
-            found = await browser.show(page.as_uri(), width, "light")
-            return [*found["out"], *browser.errors]
+            for width in widths:
+                found += (await browser.show(page.as_uri(), width, "light"))["out"] + browser.errors
+        return found
 
-    assert asyncio.run(seen()) == []
+    return asyncio.run(seen())
+
+
+def _planted_norms() -> dict[str, Any]:
+    """The figures that the gallery makes of a real model, of numbers that are made up."""
+    rankings = ("low_norm", "high_norm", "random")
+    made = L2Result("smollm2-135m", L2(shares=(0.75, 0.5), rankings=rankings, lengths=(96, 192)), 8, done=8)
+    found = {WHOLE: 1.0} | {share: dict.fromkeys(rankings, 1.0) for share in ("0.75", "0.5")}
+    for number, (tokens, depth) in enumerate([(t, d) for t in (96, 192) for d in (0.0, 0.5, 1.0)]):
+        made.add(Retrieval("passkey", tokens, depth, number), "cache", found)
+    nats = {WHOLE: 2.5} | {share: {"low_norm": 3.2, "high_norm": 6.6, "random": 4.3} for share in ("0.75", "0.5")}
+    ways = ("received", "per query", "without the first", "beyond position")
+    for index in range(2):
+        made.add(Window(index), "perplexity", nats)
+        made.add(Window(index), "correlation", dict.fromkeys(ways, [[0.5, -0.5, 0.1]] * 30))
+    return {
+        "cache_curve": plots.cache_curve(made, "perplexity"),
+        "retrieval_grid": plots.retrieval_grid(made, "passkey", rankings),
+        "norm_correlation": plots.norm_correlation(made),
+    }
 
 
 @pytest.mark.parametrize("name", PLOTLY)
