@@ -88,20 +88,21 @@ def beyond(answer: Any) -> str:
 def jaccard(answer: Any) -> str:
     """On sets with known answers."""
     none = np.zeros(KEYS, bool)
-    one, two, other = none.copy(), none.copy(), none.copy()
-    one[[1]], two[[1, 2]], other[[5]] = True, True, True
+    one, two, other, shifted = none.copy(), none.copy(), none.copy(), none.copy()
+    one[[1]], two[[1, 2]], other[[5]], shifted[[2, 3]] = True, True, True, True
     cases = (
         ("the same set twice", two, two, 1.0),
-        ("one key of two shared", one, two, 0.5),
-        ("nothing", one, other, 0.0),
+        ("one key of two", one, two, 0.5),
+        ("two sets of two keys, one of them in both,", two, shifted, 1 / 3),
+        ("two sets without a common key", one, other, 0.0),
+        ("a set and an empty one", one, none, 0.0),
+        ("an empty set and one that is not", none, one, 0.0),
     )
     for says, a, b, truth in cases:
-        got = float(array(call(answer, a, b), ()))
+        got = _of_sets(answer, a, b)
         if not np.isclose(got, truth):
-            raise Wrong(f"for {says} shared it returns {got:g}; shared over either is {truth:g}")
-    if not np.isclose(float(array(call(answer, one, none), ())), 0.0):
-        raise Wrong("if one set is empty and the other is not, nothing is shared: 0")
-    got = float(array(call(answer, none, none), ()))
+            raise Wrong(f"for {says} it returns {got:.3g}; shared over either is {truth:.3g}")
+    got = _of_sets(answer, none, none)
     if got == 1:
         raise Wrong("two empty sets score 1: a model without a single sink would look perfectly stable")
     if got == 0:
@@ -109,6 +110,17 @@ def jaccard(answer: Any) -> str:
     if not np.isnan(got):
         raise Wrong(f"for two empty sets it returns {got:g}; nan leaves them out of a mean")
     return "and a mean over steps has to say how many it left out"
+
+
+def _of_sets(function: Any, a: np.ndarray, b: np.ndarray) -> float:
+    """What a function says of copies of two sets: one number, nan allowed."""
+    given = a.copy(), b.copy()
+    got = call(function, *given)
+    if got is None:
+        raise Wrong(f"for sets of {a.sum()} and {b.sum()} keys it returns nothing; a function needs a `return`")
+    if not (np.array_equal(given[0], a) and np.array_equal(given[1], b)):
+        raise Wrong("it changes the arrays that it is given; `a & b` makes a new one, `a &= b` does not")
+    return float(array(got, ()))
 
 
 @exercise("3.4", "the share of sink episodes of tiny-dlm that last one step: from 0 to 1")

@@ -59,7 +59,7 @@ def culprits(answer: Any) -> str:
             raise Wrong(f'colleague {who.upper()}: {answer[who]!r} is none of "axis", "return", "unit", "fine"')
         if answer[who] != truth:
             raise Wrong(f"colleague {who.upper()}: not {answer[who]!r}; {why}")
-    return "neither edit changed a single number; both papers would have been about nothing"
+    return "neither edit changed more than rounding does; both papers would have been about nothing"
 
 
 @exercise("4.3", "a function (pattern, hook) that returns the edited pattern [batch, head, query, key]")
@@ -100,10 +100,11 @@ def prompts(answer: Any) -> str:
     if got < 1:
         raise Wrong(f"at least one prompt is needed, and you gave {got:g}")
     if got < truth:
-        raise Wrong(f"with {got:g} prompts no flip has still the probability {(1 - FLIPS) ** got:.3f}")
+        chance, many = (1 - FLIPS) ** got, "prompt" if got == 1 else "prompts"
+        raise Wrong(f"with {got:g} {many} no flip has still the probability {chance:.5f}, and it must be below {LEVEL}")
     if got > truth:
         raise Wrong("that is enough, but fewer are, too")
-    return f"with {truth} prompts it is {(1 - FLIPS) ** truth:.4f}, with one fewer {(1 - FLIPS) ** (truth - 1):.4f}"
+    return f"with {truth} prompts it is {(1 - FLIPS) ** truth:.5f}, with one fewer {(1 - FLIPS) ** (truth - 1):.5f}"
 
 
 @exercise("4.5", "the smallest two-sided p of a sign-flip test with 5 prompts: a number")

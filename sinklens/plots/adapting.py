@@ -41,8 +41,8 @@ def adaptation(log: str | Path | Sequence[Row], *, title: str | None = None) -> 
     figure = over_updates(
         updates,
         {
-            "attention that the first token gets (0 to 1)": _first(rows, when, length),
-            "what the sinks stand on (share, 0 to 1)": _kinds(rows, when),
+            "first token gets (0 to 1)": _first(rows, when, length),
+            "sinks stand on (0 to 1)": _kinds(rows, when),
             "accuracy (0 to 1)": _accuracy(rows, when),
         },
         title or "What becomes of the first-token sink",

@@ -26,6 +26,15 @@ def jaccard(a: np.ndarray, b: np.ndarray, *, empty: float = float("nan")) -> flo
     return len(sets[0] & sets[1]) / len(sets[0] | sets[1]) if sets[0] | sets[1] else empty
 
 
+def over_the_larger(a: np.ndarray, b: np.ndarray) -> float:
+    return (a & b).sum() / max(a.sum(), b.sum()) if (a | b).any() else float("nan")
+
+
+def in_place(a: np.ndarray, b: np.ndarray) -> float:
+    a &= b
+    return jaccard(a, b)
+
+
 def layer(number: int) -> Any:
     return sl.metrics.per_layer(record("tiny-arm"), RULE).set_index("layer").loc[number]
 
@@ -56,6 +65,11 @@ WRONG = [
     ("3.3", lambda: lambda a, b: jaccard(a, b, empty=1.0), "perfectly stable"),
     ("3.3", lambda: lambda a, b: jaccard(a, b, empty=0.0), "restless"),
     ("3.3", lambda: lambda a, b: float((a & b).sum()), "shared over either"),
+    ("3.3", lambda: over_the_larger, "one of them in both, it returns 0.5"),
+    ("3.3", lambda: lambda a, b: jaccard(a, b) if a.any() else np.nan, "an empty set and one that is not"),
+    ("3.3", lambda: lambda a, b: jaccard(a, b) if (a & b).any() else np.nan, "without a common key"),
+    ("3.3", lambda: lambda a, b: jaccard(a, b) if (a | b).any() else None, "returns nothing"),
+    ("3.3", lambda: in_place, "changes the arrays"),
     ("3.3", lambda: lambda a: 1.0, "your function raised TypeError"),
     ("3.3", lambda: 1.0, "expected a function"),
     ("3.4", lambda: np.sum(lengths() == 1), "divide by the number of episodes"),

@@ -60,6 +60,8 @@ WRONG = [
     ("4.3", lambda: lambda pattern, hook: pattern.clone(), "still looks at key 0"),
     ("4.4", lambda: 29, "two-sided"),
     ("4.4", lambda: 12, "with 12 prompts"),
+    ("4.4", lambda: 35, "0.02503, and it must be below 0.025"),
+    ("4.4", lambda: 1, "with 1 prompt no flip"),
     ("4.4", lambda: 100, "fewer are"),
     ("4.4", lambda: -3, "at least one prompt"),
     ("4.4", lambda: 35.5, "whole"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from copy import deepcopy
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,19 @@ def test_thirty_layers_do_not_fill_the_legend_and_no_colour_is_alone() -> None:
     for axis in ("x2", "x3"):
         looks = {(each.line.dash, each.marker.symbol) for each in figure.data if each.xaxis == axis}
         assert len(looks) == sum(each.xaxis == axis for each in figure.data)
+
+
+TWINS = Path(plots.__file__).parents[1] / "twins"
+
+
+@pytest.mark.parametrize("name", ["adaptation", "tiny-dlm", "tiny-arm"])
+def test_headings_of_neighbouring_panels_leave_room_for_each_other(name: str) -> None:
+    figure = plots.adaptation([CAUSAL, *ROWS]) if name == "adaptation" else plots.emergence(TWINS / name)
+    headings = sorted((each.x, each.text) for each in figure.layout.annotations)
+    assert len(headings) == 3
+    for (left, one), (right, other) in pairwise(headings):
+        between = (right - left) * (660 - 100)  # the narrowest figure of a page, less its margins
+        assert (len(one) + len(other)) / 2 * 7 < between, f"{one!r} meets {other!r} at 660 pixels"
 
 
 def test_a_training_that_wrote_its_beginning_twice_is_drawn_once() -> None:
