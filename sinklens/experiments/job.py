@@ -13,7 +13,7 @@ from sinklens.experiments.answers import read_answers
 from sinklens.experiments.arms import Arm
 from sinklens.experiments.exposure import must_meet
 from sinklens.experiments.outcomes import METRICS, Pass
-from sinklens.experiments.words import refuse_unknown
+from sinklens.experiments.words import refuse_other_vocabulary, refuse_unknown
 from sinklens.hooks import Edit
 from sinklens.models.outline import Sketched
 from sinklens.tasks import Task
@@ -39,7 +39,7 @@ class Job:
         ValueError: an answer of the wrong length, no answer, or a model without a tokenizer to read answers.
         PlanError: a prompt or a plan that cannot be carried out.
         PromptError: a prompt or an answer that cannot be read.
-        TaskError: words that the tokenizer does not know.
+        TaskError: words that the tokenizer does not know, or a task in the language of another model.
     """
 
     def __init__(self, dlm: Sketched, task: Task, plan: Plan, metrics: Sequence[str]) -> None:
@@ -47,6 +47,7 @@ class Job:
         self.passes: list[Pass] = list(dict.fromkeys(METRICS[name].needs for name in metrics))
         self.examples = [task[index] for index in range(len(task))]
         resolved = plan.resolved(dlm)  # what is wrong with a plan is said before what is wrong with a prompt
+        refuse_other_vocabulary(dlm, task)
         refuse_unknown(dlm.tokenizer, self.examples, answers=bool({"forced", "likelihood"} & set(self.passes)))
         self.answered = read_answers(dlm, task, self.examples, resolved, metrics)
         self.start = prepare(dlm, [example.prompt for example in self.examples], plan)

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sinklens.errors import TaskError
-from sinklens.tasks import Example
+from sinklens.models.outline import Sketched
+from sinklens.tasks import Example, Task
 
 
 def refuse_unknown(tokenizer: Any, examples: Sequence[Example], *, answers: bool) -> None:
@@ -31,6 +32,25 @@ def refuse_unknown(tokenizer: Any, examples: Sequence[Example], *, answers: bool
                     f"{example.name}: the tokenizer does not know {unknown!r} in the {what} {text[:80]!r}, so the "
                     "model would be asked something else; is this task made for this model?"
                 )
+
+
+def refuse_other_vocabulary(dlm: Sketched, task: Task) -> None:
+    """Raise for a task that means the token ids of another tokenizer than the model's.
+
+    Raises:
+        TaskError: naming both.
+    """
+    wanted = task.vocabulary
+    if wanted is None or dlm.tokenizer is None:
+        return
+    has = dlm.tokenizer.get_vocab()
+    other = [token for token, number in wanted.items() if has.get(token) != number]
+    if other:
+        raise TaskError(
+            f"{task.name} asks in a language of its own, and {dlm.name} has another vocabulary: its tokenizer has no "
+            f"token {other[-1]!r} with number {wanted[other[-1]]}. Choose a task for this model (facts, antibodies, "
+            "Jsonl)"
+        )
 
 
 def _unknown(tokenizer: Any, text: str, marks: Mapping[str, int]) -> str | None:

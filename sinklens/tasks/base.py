@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,6 +60,11 @@ class Task(Value, ABC):
     def scoring(self) -> str:
         """How a completion is scored, in words."""
         return f"by {type(self).__name__}"
+
+    @property
+    def vocabulary(self) -> Mapping[str, int] | None:
+        """Tokens and their ids, where the task reads token ids and means those of one tokenizer; None for any."""
+        return None
 
     @abstractmethod
     def __len__(self) -> int: ...

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Any
@@ -160,6 +160,11 @@ class Echo(Task):
     def grammar(self) -> EchoGrammar:
         """The language."""
         return _grammar()
+
+    @property
+    def vocabulary(self) -> Mapping[str, int]:
+        """The twins': only a model that knows it can be asked."""
+        return self.grammar.id
 
     @property
     def texts(self) -> np.ndarray:

@@ -69,3 +69,17 @@ def test_an_ablation_refuses_them_before_the_first_forward(tmp_path: Path) -> No
 
 def test_an_answer_that_the_model_does_not_read_is_a_text() -> None:
     refuse_unknown(tokenizer("unknown"), [Example("a", "#### 7", "task:1")], answers=False)
+
+
+def test_echo_is_asked_of_models_of_its_language_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tokenizer that can read its words has other numbers for them: answers would be checked as other words."""
+    tiny_arm = HookedDLM.from_pretrained("tiny-arm")
+    words = dict(tiny_arm.tokenizer.get_vocab())
+    last = max(words, key=words.__getitem__)
+    first = next(word for word, number in words.items() if number == 10)
+    words[last], words[first] = words[first], words[last]
+    backend = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    monkeypatch.setattr(tiny_arm, "tokenizer", PreTrainedTokenizerFast(tokenizer_object=backend))
+    with pytest.raises(TaskError, match=r"has another vocabulary.*Choose a task"):
+        ablate(tiny_arm, Echo(2), {"top1": MaskSinks(SameStep(top_k=1))})
