@@ -1,12 +1,13 @@
-"""Train the two bundled models from nothing: one architecture, one toy language, two objectives.
+"""Train the bundled models from nothing: one architecture, one toy language, three objectives.
 
-    python examples/train_twins.py                      # both twins, seed 0, about 8 minutes on 2 cores
-    python examples/train_twins.py --seeds 0 1 2        # three seeds, one after the other
+    python examples/train_twins.py                      # all of them, seed 0, about 15 minutes on 2 cores
+    python examples/train_twins.py --seeds 0 1 2 --kinds tiny-bdlm   # one of them, three seeds one after the other
     python examples/train_twins.py --seeds 0 1 2 --install 2   # bundle seed 2, with a model card over all three
 
 tiny-dlm learns the LLaDA objective (mask each token with probability t, cross-entropy on masked tokens weighted
-1/t), tiny-arm next-token prediction. Nothing rewards sinks and no weight is set by hand. A run that was stopped
-goes on where it was; logs (one JSON object per line) and checkpoints lie in runs/twins/.
+1/t), tiny-bdlm the same block by block (BD3-LM, arXiv 2503.09573: a t for each block of 4, which sees itself masked
+and the blocks before it clean), tiny-arm next-token prediction. Nothing rewards sinks and no weight is set by hand.
+A run that was stopped goes on where it was; logs (one JSON object per line) and checkpoints lie in runs/twins/.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ import multiprocessing
 import re
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,10 +35,11 @@ import sinklens
 from sinklens import files
 from sinklens.models.direction import set_direction
 from sinklens.models.families.llada import KEY_MAPPING
-from sinklens.sinks import SinkRule, received_attention, uniform_null
+from sinklens.sinks import Sight, SinkRule, received_attention
 from sinklens.tasks import EchoGrammar, echo_tokenizer
 
-KINDS = ("tiny-dlm", "tiny-arm")
+KINDS = ("tiny-dlm", "tiny-bdlm", "tiny-arm")
+BLOCK = 4  # of tiny-bdlm
 LENGTH, BATCH, UPDATES, PEAK_LR = 64, 64, 4000, 3e-3
 CHECKPOINTS = (0, 50, 150, 400, 1000, 2000)  # and the last
 SHAPE = {"hidden_size": 96, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -77,12 +81,37 @@ def loss_of(kind: str, model: LlamaForCausalLM, seed: int, step: int) -> tuple[T
         return F.cross_entropy(logits.flatten(0, 1), target.flatten(), ignore_index=-100), tokens.numel()
     noise = torch.from_numpy(rng.random((BATCH, 1)))
     t = (noise[:1] + torch.arange(BATCH)[:, None] / BATCH) % 1 * (1 - 1e-3) + 1e-3
-    masked = torch.from_numpy(rng.random((BATCH, length))) < t
+    chance = torch.from_numpy(rng.random((BATCH, length)))
     visible = np.where(rng.random((BATCH, 1)) < 0.5, 1, rng.integers(1, length // 2, (BATCH, 1)))
-    masked &= torch.from_numpy(np.arange(length) >= visible)
-    logits = model(torch.where(masked, GRAMMAR.mask, tokens), use_cache=False).logits
+    if kind == "tiny-bdlm":  # each block has its own t, spread evenly over the rows of the batch
+        order = np.stack([rng.permutation(BATCH) for _ in range(0, length, BLOCK)], 1)
+        t = torch.from_numpy((rng.random(order.shape[1]) + order / BATCH) % 1 * (1 - 1e-3) + 1e-3)
+        t = t.repeat_interleave(BLOCK, 1)[:, :length]
+    masked = (chance < t) & torch.from_numpy(np.arange(length) >= visible)
+    seen = torch.where(masked, GRAMMAR.mask, tokens)
+    if kind == "tiny-bdlm":
+        logits = block_forward(model, seen, tokens).logits[:, :length]
+    else:
+        logits = model(seen, use_cache=False).logits
     each = F.cross_entropy(logits[masked], tokens[masked], reduction="none")
     return (each / t.expand_as(tokens)[masked]).sum() / tokens.numel(), tokens.numel()
+
+
+def block_forward(model: LlamaForCausalLM, seen: Tensor, clean: Tensor, *, patterns: bool = False) -> Any:
+    """All blocks at once, each of which sees itself as in `seen`, and the blocks before it clean (arXiv 2503.09573).
+
+    Rows of the output: first those of `seen`, then those of the clean text, whose blocks see clean ones alone.
+    """
+    length = seen.shape[1]
+    block = torch.arange(length) // BLOCK
+    before, same = block[:, None] > block, block[:, None] == block
+    mask = torch.cat([torch.cat([same, before], 1), torch.cat([torch.zeros_like(same), before | same], 1)])
+    places = torch.arange(length).repeat(2)[None]
+    both = torch.cat([seen, clean], 1)
+    told: Any = mask[None, None]
+    if patterns:  # the attention that gives patterns adds its mask to the scores
+        told = torch.zeros(told.shape).masked_fill(~told, float("-inf"))
+    return model(both, attention_mask=told, position_ids=places, use_cache=False, output_attentions=patterns)
 
 
 @torch.no_grad()
@@ -96,9 +125,14 @@ def measure(kind: str, model: LlamaForCausalLM) -> dict[str, object]:
         masked = torch.from_numpy(np.random.default_rng(5).random(ids.shape) < ratio)
         masked[:, 0] = False
         seen = torch.where(masked, GRAMMAR.mask, tokens)
-        result = model(seen, use_cache=False, output_attentions=True)
-        patterns = torch.stack(result.attentions, 1)
-        guess = result.logits.argmax(-1)
+        if kind == "tiny-bdlm":
+            result = block_forward(model, seen, tokens, patterns=True)
+            both = torch.stack(result.attentions, 1)[..., :LENGTH, :]
+            patterns = both[..., :LENGTH] + both[..., LENGTH:]  # of a key in the block itself, or in one before it
+            guess = result.logits[:, :LENGTH].argmax(-1)
+        else:
+            result = model(seen, use_cache=False, output_attentions=True)
+            patterns, guess = torch.stack(result.attentions, 1), result.logits.argmax(-1)
         if kind == "tiny-arm":
             right, where = guess[:, :-1] == tokens[:, 1:], decided[:, 1:]
             idle = torch.from_numpy((GRAMMAR.rule[ids] == 0) & (ids != GRAMMAR.eos) & (np.arange(LENGTH) >= 16))
@@ -119,7 +153,12 @@ def measure(kind: str, model: LlamaForCausalLM) -> dict[str, object]:
             "sinks_per_layer": [round(x, 3) for x in sinks.float().sum(-1).mean((0, 2)).tolist()],
             "sinks_on": {name: round(count / max(1, int(sinks.sum())), 3) for name, count in where_sinks.items()},
         }
-    out["null_sinks"] = int(rule(uniform_null(LENGTH, causal=kind == "tiny-arm")).sum())
+    sight = {
+        "tiny-dlm": Sight.of(LENGTH),
+        "tiny-arm": Sight.of(LENGTH, "causal"),
+        "tiny-bdlm": Sight.of(LENGTH, blocks=BLOCK),
+    }[kind]
+    out["null_sinks"] = int(rule(sight.null()).sum())
     model.train().set_attn_implementation("sdpa")
     return out
 
@@ -142,7 +181,7 @@ def schedule(step: int) -> float:
 
 
 def save(model: LlamaForCausalLM, kind: str, folder: Path) -> None:
-    """Write one checkpoint: tiny-dlm in LLaDA's layout, tiny-arm in Llama's."""
+    """Write one checkpoint: tiny-dlm in LLaDA's layout, tiny-bdlm in Stable-DiffCoder's, tiny-arm in Llama's."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.contiguous().clone() for name, tensor in model.state_dict().items()}
     special = {"bos_token_id": GRAMMAR.bos, "eos_token_id": GRAMMAR.eos, "pad_token_id": GRAMMAR.eos}
@@ -172,10 +211,17 @@ def save(model: LlamaForCausalLM, kind: str, folder: Path) -> None:
             "mask_token_id": GRAMMAR.mask,
         }
     else:
+        kinds = {  # the baseline's tokenizer has the mask token of its twins, too
+            "tiny-arm": {"architectures": ["LlamaForCausalLM"], "is_causal": True},
+            "tiny-bdlm": {
+                "architectures": ["StableDiffcoderForCausalLM"],
+                "block_size": BLOCK,
+                "mask_token_id": GRAMMAR.mask,
+            },
+        }
         config = {
             "model_type": "llama",
-            "architectures": ["LlamaForCausalLM"],
-            "is_causal": True,  # its tokenizer has the mask token of its twin
+            **kinds[kind],
             "hidden_act": "silu",
             "rope_theta": 10000.0,
             "max_position_embeddings": 128,
@@ -267,20 +313,23 @@ def restore(model: LlamaForCausalLM, optimizer: torch.optim.AdamW, path: Path) -
     return int(meta["step"]), float(meta["seconds"]), int(meta["tokens"])
 
 
-def install(seed: int, seeds: list[int], root: Path) -> None:
+def install(kinds: Sequence[str], seed: int, seeds: list[int], root: Path) -> None:
     """Copy one seed's models and checkpoints into the package and write the model card over all seeds."""
-    for kind in KINDS:
+    for kind in kinds:
         target = BUNDLE / kind
         shutil.rmtree(target, ignore_errors=True)
         shutil.copytree(root / f"seed-{seed}" / kind / "final", target)
         for step in CHECKPOINTS:
             shutil.copytree(root / f"seed-{seed}" / kind / f"step-{step}", target / "checkpoints" / f"step-{step}")
         shutil.copy(root / f"seed-{seed}" / f"{kind}.jsonl", target / "training.jsonl")
-    write_card(seed, seeds, root)
+    write_card(kinds, seed, seeds, root)
 
 
-def write_card(installed: int, seeds: list[int], root: Path) -> None:
-    """Measure every seed's twins, and untrained ones, with sinklens itself, and write twins/README.md."""
+def write_card(kinds: Sequence[str], installed: int, seeds: list[int], root: Path) -> None:
+    """Measure every seed's models of these kinds, and untrained ones, with sinklens itself; write twins/README.md.
+
+    What the card says of other kinds stays.
+    """
     from sinklens.analysis import rates as metrics
     from sinklens.cli import demo_job as demo
     from sinklens.decoding.run import denoise
@@ -292,7 +341,7 @@ def write_card(installed: int, seeds: list[int], root: Path) -> None:
     table = []
     for label, source in [*((str(seed), "final") for seed in seeds), (f"{installed}, untrained", "step-0")]:
         folder = root / f"seed-{label.split(',')[0]}"
-        for kind in tqdm(KINDS, desc=f"card, seed {label}"):
+        for kind in tqdm(kinds, desc=f"card, seed {label}"):
             dlm = HookedDLM.from_pretrained(str(folder / kind / source))
             plan = demo.PLAN.for_causal() if dlm.is_causal else demo.PLAN
             prompts, probe = [task[i].prompt for i in range(len(task))], ReceivedAttention()
@@ -322,10 +371,19 @@ def write_card(installed: int, seeds: list[int], root: Path) -> None:
                 }
             )
     head = "| " + " | ".join(table[0]) + " |\n|" + "---|" * len(table[0])
-    rows = "\n".join("| " + " | ".join(str(value) for value in row.values()) + " |" for row in table)
-    null = json.loads(lines[-1]).get("bos_null", "")
-    card = CARD.format(seed=installed, table=f"{head}\n{rows}", null=null, **_numbers())
-    files.write_text(BUNDLE / "README.md", card, None)
+    rows = ["| " + " | ".join(str(value) for value in row.values()) + " |" for row in table]
+    card = BUNDLE / "README.md"
+    before = card.read_text().splitlines() if card.is_file() else []
+    rows += [row for row in before if any(f" | {kind} | " in row for kind in {*KINDS} - {*kinds})]
+    rows = "\n".join(sorted(rows, key=lambda row: (cells(row)[0], KINDS.index(cells(row)[1]))))
+    null = json.loads((BUNDLE / "tiny-arm" / "training.jsonl").read_text().splitlines()[-1])["bos_null"]
+    text = CARD.format(seed=installed, table=f"{head}\n{rows}", null=null, **_numbers())
+    files.write_text(card, text, None)
+
+
+def cells(row: str) -> list[str]:
+    """The cells of a row of a table."""
+    return [cell.strip() for cell in row.strip("| ").split("|")]
 
 
 def _numbers() -> dict[str, object]:
@@ -389,19 +447,22 @@ model's first key passes without being a sink). Jaccard: overlap of a head's sin
 def main() -> None:
     """Train, or install what was trained."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="train both twins for each of these seeds")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="train for each of these seeds")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="which of the models")
     parser.add_argument(
         "--install", type=int, metavar="SEED", help="bundle this seed's models, with a card over --seeds"
     )
     parser.add_argument("--out", type=Path, default=Path("runs/twins"), help="where logs and checkpoints go")
     arguments = parser.parse_args()
     if arguments.install is not None:
-        install(arguments.install, arguments.seeds, arguments.out)
+        install(arguments.kinds, arguments.install, arguments.seeds, arguments.out)
         return
     for seed in arguments.seeds:
         root = arguments.out / f"seed-{seed}"
         root.mkdir(parents=True, exist_ok=True)
-        jobs = [multiprocessing.Process(target=train, args=(kind, seed, root, i)) for i, kind in enumerate(KINDS)]
+        jobs = [
+            multiprocessing.Process(target=train, args=(kind, seed, root, i)) for i, kind in enumerate(arguments.kinds)
+        ]
         for job in jobs:
             job.start()
         for job in jobs:

@@ -17,7 +17,7 @@ import sinklens
 
 ROOT = Path(__file__).parents[1]
 TRACKED = subprocess.run(["git", "ls-files"], cwd=ROOT, check=False, capture_output=True, text=True).stdout.splitlines()
-LARGEST = 25_000_000  # bytes of either; 22 million now, of which 15 are the three adapters
+LARGEST = 28_000_000  # bytes of either; 25.5 million now: 15 are the three adapters, 11 the three twins
 
 
 @pytest.fixture(scope="module")

@@ -5,13 +5,14 @@ Everything else in this room asks these functions, and nobody else: they take it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
 
+from sinklens.analysis.blocks import being_decided, blocks_of
 from sinklens.errors import RecordError
 from sinklens.records import VARIABLES, made
 from sinklens.sinks import Positions, Sight, SinkRule
@@ -101,6 +102,8 @@ def positions(record: xr.Dataset, which: Positions) -> xr.DataArray:
         "response": exists & ~given,
         "last": exists & (exists[..., ::-1].cumsum(-1)[..., ::-1] == 1),
     }
+    if which == "block":
+        kinds["block"] = exists & being_decided(record, masked, given)
     return layout.copy(data=kinds[which])
 
 
@@ -111,8 +114,11 @@ def sight(record: xr.Dataset, window: int | None = None) -> Sight:
         record: Says who existed, and which way its model sees.
         window: Of the layers that are asked about (`windows`).
     """
-    direction = "causal" if is_autoregressive(record) else "bidirectional"
-    return Sight(_flat(positions(record, "all")), direction, window)
+    direction, blocks = "causal" if is_autoregressive(record) else "bidirectional", blocks_of(record)
+    there = _flat(positions(record, "all"))
+    if blocks is None:
+        return Sight(there, direction, window)
+    return Sight(there, levels=blocks.levels(torch.ones_like(there), _flat(positions(record, "prompt")).sum(-1)))
 
 
 def windows(record: xr.Dataset) -> dict[int, int | None]:
@@ -193,16 +199,12 @@ def null(record: xr.Dataset, queries: Queries = "all") -> xr.Dataset:
     cell = {"layer": layers[: even.shape[1]], "head": record["received"]["head"].to_numpy()[:1]}
     values = exists.expand_dims(cell).transpose(*CELL, "key")
     values = values.copy(data=even.reshape(values.shape).numpy()).where(values).assign_attrs(queries=which)
-    about = record.drop_vars([name for name in record.variables if {"layer", "head"} & set(_dims(record, name))])
-    return about.drop_vars(["received", "queries"], errors="ignore").assign(received=values)
+    about = record.drop_dims(["layer", "head"]).drop_vars(["received", "queries"], errors="ignore")
+    return about.assign(received=values)
 
 
 def _labels(values: xr.DataArray, dim: str) -> list[int]:
     return [int(label) for label in values[dim].to_numpy()]
-
-
-def _dims(record: xr.Dataset, name: Hashable) -> tuple[Hashable, ...]:
-    return record.variables[name].dims
 
 
 def texts(record: xr.Dataset) -> xr.DataArray:

@@ -95,7 +95,7 @@ def _hooked(
 
     def plain() -> Tensor:
         run = dlm.last_logits if last else dlm
-        return run(canvas.tokens, attention_mask=canvas.valid)
+        return run(canvas.tokens, attention_mask=canvas.valid, levels=canvas.levels)
 
     def hooked() -> Tensor:
         return dlm.wiring.held(lambda: with_hooks(dlm, parts, fired, plain))

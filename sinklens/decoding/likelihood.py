@@ -155,6 +155,11 @@ def whole_canvas(
     Raises:
         PlanError: what cannot be scored.
     """
+    if dlm.in_blocks is not None:
+        raise PlanError(
+            f"{dlm.name} sees block by block: its likelihood is a sum over blocks, each behind the true ones before "
+            "it, and that is not there yet. Use a metric of the denoising run"
+        )
     empty = [index for index, row in enumerate(rows) if not row.prompt]
     if dlm.is_causal and empty:
         raise PlanError(f"prompt {empty[0]} is empty, and {dlm.name} has no BOS token to begin with")

@@ -185,7 +185,6 @@ def _loop(
     fired, named = {}, labels_of([*interventions, *probes])
     limit = torch.tensor(limits, device=canvas.tokens.device)
     done = torch.zeros(len(limits), dtype=torch.bool, device=canvas.tokens.device)
-    ends = torch.tensor(dlm.ids.eos, dtype=torch.long, device=canvas.tokens.device)
     last = None if follow is None else follow.last
     if since is not None:
         canvas = since.canvas
@@ -194,9 +193,10 @@ def _loop(
 
     def look(now: Canvas, canvas: Canvas, active: Tensor, seen: Sequence[dict | None]) -> tuple[Tensor, Choice]:
         last = not every_row and sampler.last_only(canvas, active)
+        chosen, now = now, now if follow is None else replace(now, block=None)  # what is followed may be asked anywhere
         logits = forward(dlm, now, interventions, memories, probes, seen, fired, named, last=last)
         logits = logits if last else dlm.by_position(logits)
-        return logits, sampler.choose(logits, canvas, active, now.step)
+        return logits, sampler.choose(logits, canvas, chosen, active)
 
     while True:
         active = canvas.masked.any(-1) & ~done
@@ -205,8 +205,7 @@ def _loop(
             active &= step <= last
         if not bool(active.any()):
             return
-        reach = sampler.reach(canvas) if follow is None else None  # what is followed may be asked everywhere
-        now = sampler.seen(replace(canvas, step=step, active=active, reach=reach))
+        now = sampler.seen(replace(canvas, step=step, active=active))
         seen = tuple({} if probe.where.at(step, total) else None for probe in probes)
         logits, (predicted, confidence, commit, again) = _no_grad(partial(look, now, canvas, active, seen))
         token = predicted if forced is None else forced
@@ -221,8 +220,8 @@ def _loop(
         canvas = replace(canvas, tokens=tokens, masked=still, step=step)
         what = (now, tokens, commit, predicted, confidence, logits, active, seen, memories, fired, again)
         yield Step(step - 1, *what, after=canvas, draws=sampler.draws)
-        if dlm.is_causal and plan.new_tokens and forced is None and follow is None and since is None:
-            done |= (commit & torch.isin(tokens, ends)).any(-1)
+        if plan.new_tokens and forced is None and follow is None and since is None:
+            done |= sampler.ended(now, canvas, commit)
 
 
 def _no_grad(body: Callable[[], R]) -> R:

@@ -6,11 +6,12 @@ import math
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
+from sinklens.decoding.plan_rules import Remasking, check_residues, reach, reachable
 from sinklens.errors import PlanError
 from sinklens.models.outline import Sketched
+from sinklens.sinks import Blocks
 from sinklens.values.content import Value
 
-Remasking = Literal["low_confidence", "random", "margin", "entropy", "maskgit_plus", "origin"]
 Sampler = Literal["llada", "dream", "diffugpt", "ddpm_cache", "p2", "dplm"]
 BY_CHANCE = ("diffugpt", "ddpm_cache")  # which positions these commit, and how many, is drawn
 REMASKS = ("p2", "dplm")  # these may mask a committed position again
@@ -32,8 +33,10 @@ class Plan(Value):
 
     Attributes:
         new_tokens: Positions to append and fill. 0 fills the mask tokens inside the prompts instead (gaps).
-        steps: Denoising steps in all; one token per step when None.
-        block_length: Blocks are filled from left to right; one block when None.
+        steps: Denoising steps in all; one token per step when None. In blocks each takes its share of them.
+        block_length: Blocks are filled from left to right; one block when None. A model that sees block by block
+            sees in blocks of this length; its own when None. `new_tokens` need not be a multiple there: a prompt's last
+            tokens may share the first block, and the last one may be shorter.
         remasking: Which positions a step commits: the most confident by "low_confidence" (probability of the
             chosen token), "margin", "entropy", "maskgit_plus"; at "random"; or "origin" (Dream: each with
             probability 1 - s/t; the samplers "diffugpt" and "ddpm_cache" know nothing else). "p2" and "dplm" know
@@ -95,7 +98,7 @@ class Plan(Value):
             ("new_tokens", self.new_tokens >= 0, "must be at least 0 (0 fills the gaps inside the prompts)"),
             ("steps", self.steps is None or self.steps >= 1, "must be at least 1"),
             ("block_length", self.block_length is None or self.block_length >= 1, "must be at least 1"),
-            ("threshold", _reachable(self.threshold, self.remasking), f"must be {_reach(self.remasking)}"),
+            ("threshold", reachable(self.threshold, self.remasking), f"must be {reach(self.remasking)}"),
             ("temperature", 0 <= self.temperature < math.inf, "must be at least 0, and finite"),
             ("top_p", self.top_p is None or 0 < self.top_p <= 1, "must be in (0, 1]"),
             ("top_k", self.top_k is None or self.top_k >= 1, "must be at least 1"),
@@ -124,7 +127,9 @@ class Plan(Value):
         eps = EPS.get(sampler) if self.eps is None else self.eps
         plan = replace(self, sampler=sampler, remasking=self.remasking or usual, eps=eps)
         if sampler == "dplm":
-            _check_residues(dlm)
+            check_residues(dlm)
+        if dlm.in_blocks is not None:
+            return plan._resolved_in_blocks(dlm, dlm.in_blocks)
         if self.new_tokens == 0:
             if self.block_length is not None:
                 raise PlanError(f"block_length={self.block_length} has no meaning for filling gaps (new_tokens=0)")
@@ -204,6 +209,24 @@ class Plan(Value):
             )
         return self
 
+    def _resolved_in_blocks(self, dlm: Sketched, blocks: Blocks) -> Plan:
+        if self.sampler != "llada":
+            raise PlanError(
+                f"sampler={self.sampler!r} decides anywhere on a canvas, and {dlm.name} sees block by block: 'llada'"
+            )
+        if self.cfg_scale:
+            raise PlanError(f"cfg_scale={self.cfg_scale:g}: guidance is not there for {dlm.name}, which sees in blocks")
+        if self.new_tokens == 0 and blocks.aligned == "prompt":
+            raise PlanError(
+                f"new_tokens=0: the blocks of {dlm.name} begin behind a prompt, so it cannot fill gaps in one"
+            )
+        steps = self.steps if self.steps is not None or not self.new_tokens else self.new_tokens
+        if self.threshold is None and self.new_tokens and (steps or 0) > self.new_tokens:
+            raise PlanError(
+                f"steps={steps} is more than new_tokens={self.new_tokens}; a step commits at least one token"
+            )
+        return replace(self, steps=steps, block_length=self.block_length or blocks.length)._checked()
+
     def _resolved_causal(self, dlm: Sketched) -> Plan:
         plain = self.for_causal()
         if self.steps == self.new_tokens:  # what it does anyway
@@ -245,36 +268,3 @@ _ONLY: dict[str, Remasking] = {
     **dict.fromkeys(BY_CHANCE, "origin"),
     **dict.fromkeys(REMASKS, "low_confidence"),
 }  # the one remasking that a sampler knows
-
-
-def _check_residues(dlm: Sketched) -> None:
-    """Raise for a model of which it is not known what DPLM's sampler never chooses."""
-    never = dlm.family.never
-    if not never:
-        raise PlanError(
-            f"sampler='dplm' draws residues, and {dlm.name} ({dlm.family.name}) is no protein model of its kind"
-        )
-    known = dlm.tokenizer.get_vocab() if dlm.tokenizer is not None else {}
-    unknown = [token for token in never if token not in known]
-    if unknown:
-        raise PlanError(
-            f"sampler='dplm' never chooses {', '.join(never)}, and the tokenizer of {dlm.name} does not say which "
-            f"{'is' if len(unknown) == 1 else 'are'} {', '.join(unknown)}; set dlm.tokenizer, or say sampler='llada'"
-        )
-
-
-def _reach(remasking: Remasking | None) -> str:
-    """The thresholds that the confidence of a remasking can reach."""
-    if remasking is None:
-        return "in (0, 1], or below 0 for remasking='entropy'"
-    if remasking == "entropy":
-        return "below 0 for remasking='entropy', whose confidence is minus the entropy in nats"
-    return f"in (0, 1] for remasking={remasking!r}"
-
-
-def _reachable(threshold: float | None, remasking: Remasking | None) -> bool:
-    """Whether some confidence reaches a threshold and some does not; of any remasking where none is named."""
-    if threshold is None:
-        return True
-    negative, positive = -math.inf < threshold < 0, 0 < threshold <= 1
-    return negative or positive if remasking is None else negative if remasking == "entropy" else positive

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from sinklens.decoding.blocks import counts
 from sinklens.decoding.plan import ANY_STEPS, Plan
 from sinklens.errors import PlanError
 from sinklens.hooks import Canvas
@@ -165,7 +166,9 @@ def _padding(dlm: Sketched) -> int:
 
 def step_limits(dlm: Sketched, plan: Plan, canvas: Canvas) -> list[int]:
     """The most steps that each row can take."""
-    masks = canvas.masked.sum(-1).tolist()
+    masks, in_blocks = canvas.masked.sum(-1).tolist(), counts(dlm, plan, canvas)
+    if in_blocks is not None and plan.threshold is None:
+        return [len(row) for row in in_blocks]
     each = masks if dlm.is_causal or plan.steps is None or plan.threshold is not None else [plan.steps] * len(masks)
     return [steps + plan.more for steps in each]
 

@@ -25,7 +25,10 @@ class Canvas:
         seeds: One seed per row, for edits and controls that draw random numbers.
         active: Rows that are still being decoded [batch]; all when None. A row that is done stays in the batch, but
             is neither recorded nor edited.
-        reach: Positions that the step may decide [batch, pos], where a sampler goes block by block; all when None.
+        block: Positions of the block that is being decided [batch, pos], where a sampler goes block by block, those of
+            it that hold a token already among them; None where there are no blocks.
+        levels: Of a model that sees block by block, the number of each position's block [batch, pos]: none sees one
+            with a higher number. None for other models.
     """
 
     tokens: Int[Tensor, "batch pos"]
@@ -35,7 +38,8 @@ class Canvas:
     step: int = 0
     seeds: tuple[int, ...] = ()
     active: Bool[Tensor, " batch"] | None = None
-    reach: Bool[Tensor, "batch pos"] | None = None
+    block: Bool[Tensor, "batch pos"] | None = None
+    levels: Int[Tensor, "batch pos"] | None = None
 
     @classmethod
     def plain(cls, valid: Bool[Tensor, "batch pos"]) -> Canvas:
@@ -52,7 +56,8 @@ class Canvas:
         """Positions of one kind, always valid ones.
 
         "masked" are to be committed, "committed" hold a token (prompt or committed), "response" is what was not
-        given, "last" is the last valid position of each row.
+        given, "last" is the last valid position of each row, "block" is the block that is being decided: the response
+        where there are no blocks.
 
         Raises:
             ValueError: an unknown kind.
@@ -68,11 +73,21 @@ class Canvas:
             "committed": ~self.masked,
             "prompt": self.prompt,
             "response": ~self.prompt,
+            "block": ~self.prompt if self.block is None else self.block,
         }[which]
         return chosen & self.valid
 
     def of_rows(self, rows: slice) -> Canvas:
         """The canvas of some rows of the batch."""
         parts = {name: getattr(self, name)[rows] for name in ("tokens", "valid", "masked", "prompt")}
-        active, reach = (None if each is None else each[rows] for each in (self.active, self.reach))
-        return replace(self, **parts, seeds=self.seeds[rows], active=active, reach=reach)
+        some = {name: getattr(self, name) for name in ("active", "block", "levels")}
+        parts |= {name: None if each is None else each[rows] for name, each in some.items()}
+        return replace(self, **parts, seeds=self.seeds[rows])
+
+    def cut(self, valid: Bool[Tensor, "batch seen"]) -> Canvas:
+        """The first positions of it, of which `valid` are real: what a model sees that does not see all."""
+        seen = valid.shape[-1]
+        some = {name: getattr(self, name) for name in ("block", "levels")}
+        parts = {name: None if each is None else each[:, :seen] for name, each in some.items()}
+        tokens, masked, prompt = (each[:, :seen] for each in (self.tokens, self.masked, self.prompt))
+        return replace(self, tokens=tokens, valid=valid, masked=masked & valid, prompt=prompt, **parts)

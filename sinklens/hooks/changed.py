@@ -76,8 +76,8 @@ def _counting(name: str, model: Any, canvas: Canvas, memory: Memory) -> Bool[Ten
     """Positions, or queries, at which a change of a hook point can reach what is decided: real ones.
 
     From the scores of the last layer on nothing is passed on between positions: there only those whose logits decide
-    count, which are the masked ones in reach (of a shifted model, those before them; where a sampler decides committed
-    ones again, all of the response), or in a baseline that writes each row's last.
+    count, which are the masked ones of the block (of a shifted model, those before them; where a sampler decides
+    committed ones again, all of the response), or in a baseline that writes each row's last.
     """
     layer, _, point = name.removeprefix("blocks.").partition(".")
     if layer != str(int(model.cfg.n_layers) - 1) or point not in ALONE or not hasattr(model, "family"):
@@ -85,8 +85,8 @@ def _counting(name: str, model: Any, canvas: Canvas, memory: Memory) -> Bool[Ten
     if model.is_causal:  # without steps every position is asked at once
         return canvas.valid if memory.steps is None else canvas.positions("last")
     decided = canvas.positions("response" if memory.again else "masked")
-    if canvas.reach is not None:
-        decided = decided & canvas.reach
+    if canvas.block is not None:
+        decided = decided & canvas.block
     if model.family.shift:
         return canvas.valid & torch.cat([decided[:, 1:], torch.zeros_like(decided[:, :1])], 1)
     return decided

@@ -23,7 +23,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from sinklens.interrupts import surely
 from sinklens.models import blocks, dropping
-from sinklens.sinks import Sight
+from sinklens.sinks import Blocks, Sight
+from sinklens.sinks.blocks import mask_of
 
 R = TypeVar("R")
 NAME = "sinklens"  # of this function, in transformers
@@ -81,6 +82,7 @@ class Forward:
         valid: Real positions [batch, pos]; None if all are.
         mask_token: Id of the mask token; None where there is none.
         path: "auto", "pattern" (whole patterns) or "blocks" (blocks of queries).
+        levels: No query sees a key of a higher level [batch, pos]; as the model's own blocks say when None.
         cached: Every layer sees all keys of its cache, and new ones causally, however many its cache holds: the mask
             that transformers makes is that of the first layer.
     """
@@ -90,6 +92,7 @@ class Forward:
     valid: Tensor | None = None
     mask_token: int | None = None
     path: str = "auto"
+    levels: Tensor | None = None
     cached: bool = False
 
 
@@ -112,10 +115,12 @@ class Driver(TransformersDriver):
 
     Attributes:
         first_position: What the first position of a text is called, where positions are not counted from 0.
+        blocks: How a model that sees block by block cuts a text.
         pad: What is to stand where nothing is, if the model looks at that, too (ESM counts masks).
     """
 
     first_position = 0
+    blocks: Blocks | None = None
     pad: int | None = None
 
     def forward(self, input_ids: Any = None, **kwargs: Any) -> Any:
@@ -123,10 +128,15 @@ class Driver(TransformersDriver):
         mask = kwargs.get("attention_mask")
         valid = mask.bool() if isinstance(mask, Tensor) and mask.ndim == 2 else None
         given = kwargs.get("inputs_embeds") if input_ids is None else input_ids
-        first = self.first_position
-        if first and isinstance(given, Tensor) and kwargs.get("position_ids") is None:
+        first, blocks = self.first_position, self.blocks if mask is None or valid is not None else None
+        if isinstance(given, Tensor) and (first or blocks is not None):
             real = torch.ones(given.shape[:2], dtype=torch.bool, device=given.device) if valid is None else valid
-            kwargs["position_ids"] = positions(real, first)
+            if kwargs.get("position_ids") is None:
+                kwargs["position_ids"] = positions(real, first)
+            if blocks is not None:
+                levels = FORWARD.get().levels
+                levels = blocks.levels(real) if levels is None else levels.to(real.device)
+                kwargs["attention_mask"] = mask_of(real, levels)
         if self.pad is not None and valid is not None and input_ids is not None:
             input_ids = input_ids.masked_fill(~valid.to(input_ids.device), self.pad)
         inner = super().forward

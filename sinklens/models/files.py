@@ -18,7 +18,7 @@ from sinklens.errors import CheckpointError
 from sinklens.models import packages
 
 TWINS = Path(__file__).parents[1] / "twins"
-BUNDLED = ("tiny-dlm", "tiny-arm")
+BUNDLED = ("tiny-dlm", "tiny-bdlm", "tiny-arm")
 SMALL = ["*.json", "*.txt", "*.jinja", "README.md"]
 FLOATS = ("F64", "F32", "F16", "BF16")
 FILES = ["*.safetensors", *SMALL]

@@ -6,7 +6,7 @@ from functools import cached_property, partial
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 from transformer_lens.factories.architecture_adapter_factory import ArchitectureAdapterFactory
 from transformer_lens.model_bridge.sources import build_bridge_config_from_hf
@@ -56,6 +56,7 @@ class HookedDLM(Text, Tools, notebook.Card):
         adapter.cfg.device = str(next(model.parameters()).device)
         driver = attention.Driver(model, adapter, None)
         driver.first_position = family.first_position(model.config)
+        driver.blocks = family.blocks_of(model.config)
         driver.pad = model.config.pad_token_id if getattr(model.config, "token_dropout", False) else None
         adapter.limit(causal=family.causal, shifted=family.shift, first_position=driver.first_position)
         super().__init__(model, adapter, None, driver=driver)
@@ -91,6 +92,7 @@ class HookedDLM(Text, Tools, notebook.Card):
         revision: str | None = None,
         family: Family | str | None = None,
         mask_token_id: int | None = None,
+        block_length: int | None = None,
         check: bool = True,
     ) -> HookedDLM:
         """Load a bundled twin ("tiny-dlm", "tiny-arm"), a folder, or a Hub id.
@@ -103,6 +105,7 @@ class HookedDLM(Text, Tools, notebook.Card):
             revision: Hub branch, tag or commit.
             family: What it is, where config.json does not say ("A2D-Qwen3", "Dream", ...); its weights must fit.
             mask_token_id: The mask token, where the checkpoint names none.
+            block_length: Positions of a block, of a model that sees block by block; what config.json says when None.
             check: Run `check()` on the loaded model.
 
         Raises:
@@ -117,6 +120,7 @@ class HookedDLM(Text, Tools, notebook.Card):
             revision=revision,
             family=family,
             mask_token_id=mask_token_id,
+            block_length=block_length,
         )
         return cls(checkpoint, check=check)
 
@@ -212,6 +216,7 @@ class HookedDLM(Text, Tools, notebook.Card):
         return_type: str | None = "logits",
         *,
         attention_mask: Tensor | None = None,
+        levels: Int[Tensor, "batch pos"] | None = None,
         **kwargs: Any,
     ) -> Any:
         """TransformerLens's `forward`: logits [batch, pos, vocab], row i for the token at position i.
@@ -222,6 +227,8 @@ class HookedDLM(Text, Tools, notebook.Card):
             input: Token ids; text; or embeddings.
             return_type: "logits" or None; for baselines also "loss", "both", "predictions", "logits_and_cache".
             attention_mask: True (or 1) at real positions [batch, pos]; all real when None.
+            levels: Of a model that sees block by block: no position sees one of a higher level (`Blocks.levels`);
+                blocks from the start of each text when None.
             **kwargs: As in TransformerBridge.forward (stop_at_layer, start_at_layer, prepend_bos, ...).
 
         Raises:
@@ -248,8 +255,9 @@ class HookedDLM(Text, Tools, notebook.Card):
         def run(serving: dict[Any, Any]) -> Any:
             serving = serving if self._path == "auto" else self.wiring.serving(everywhere=True)
             self.check_attention(serving)
-            told: Any = {"mask_token": self.ids.mask, "path": self._path, "cached": attention.FORWARD.get().cached}
-            return attention.running(attention.Forward(serving, **told), inner)
+            now: Any = {"mask_token": self.ids.mask, "path": self._path, "levels": levels}
+            cached = attention.FORWARD.get().cached
+            return attention.running(attention.Forward(serving, **now, cached=cached), inner)
 
         return self.wiring.run(run, everything=self.across(kwargs))
 
@@ -264,14 +272,6 @@ class HookedDLM(Text, Tools, notebook.Card):
         elif attention_mask is not None:
             arguments["attention_mask"] = attention_mask
         return self._driver.forward(tokens, **arguments).logits
-
-    def by_position(self, logits: Float[Tensor, "batch pos vocab"]) -> Float[Tensor, "batch rows vocab"]:
-        """Logits with row i for the token at position i, whatever the model.
-
-        Of a diffusion model they are so already. A baseline's move one to the right: one row more than it has seen,
-        the last for the next position; row 0, before which nothing stands, repeats the first and predicts nothing.
-        """
-        return torch.cat([logits[:, :1], logits], 1) if self.is_causal else logits
 
     def check(self) -> dict[str, float]:
         """Calibrate the instrument: is what the hooks show what the model computes? Runs on load.

@@ -20,15 +20,13 @@ from sinklens.models import adapted, files
 from sinklens.models.devices import check_place
 from sinklens.models.direction import set_direction
 from sinklens.models.families import FAMILIES, Family, named
+from sinklens.models.families.base import BLOCK_SIZE
+from sinklens.models.families.fields import size
 from sinklens.models.fitting import compare, misfit
 from sinklens.models.gguf import Gguf
 from sinklens.models.signs import refuse_unasked
 from sinklens.models.special_ids import SpecialIds, special_ids
 from sinklens.models.vocabularies import read_tokenizer
-
-OTHERS = {  # architectures that share a model_type with a family here, and are none of it
-    "StableDiffcoderForCausalLM": "Stable-DiffCoder is a diffusion model decoded in blocks, no Llama baseline",
-}
 
 
 @dataclass(frozen=True)
@@ -97,9 +95,8 @@ def family_of(config: Mapping[str, Any], asked: Family | str | None = None) -> F
     names = ", ".join(family.name for family in FAMILIES)
     if not chosen:
         known = ", ".join(f"{kind} ({family.name})" for family in FAMILIES for kind in family.model_types[:1])
-        why = next((f": {OTHERS[str(name)]}" for name in architectures or () if str(name) in OTHERS), "")
         raise CheckpointError(
-            f"architectures={architectures!r} with model_type {kind!r} in config.json is not supported{why}; supported "
+            f"architectures={architectures!r} with model_type {kind!r} in config.json is not supported; supported "
             f"are {known}. If it is one of them in all but name, say family= ({names})"
         )
     if not chosen[0].causal and config.get("is_causal") is True:
@@ -114,6 +111,7 @@ def describe(
     patterns: Sequence[str] = files.FILES,
     family: Family | str | None = None,
     mask_token_id: int | None = None,
+    block_length: int | None = None,
 ) -> Described:
     """Read everything of a checkpoint but its weights."""
     if name in adapted.ADAPTED:
@@ -134,19 +132,35 @@ def describe(
     if family is None:
         refuse_unasked(chosen, name, gguf.path if gguf else folder, configs, tokenizer)
     family = chosen
-    arguments = family.translate(config)
-    size = arguments["vocab_size"]
-    if tokenizer is not None and tokenizer.vocab_size > size:
+    arguments = family.translate(config) | blocks_asked(family, block_length)
+    rows = arguments["vocab_size"]
+    if tokenizer is not None and tokenizer.vocab_size > rows:
         raise CheckpointError(
             f"the tokenizer of {name!r} has {tokenizer.vocab_size} words besides added tokens, and its embedding has "
-            f"{size} rows; they are not of one checkpoint"
+            f"{rows} rows; they are not of one checkpoint"
         )
-    ids = special_ids(configs, tokenizer, family, name, vocabulary=size, mask=mask_token_id)
+    ids = special_ids(configs, tokenizer, family, name, vocabulary=rows, mask=mask_token_id)
     try:
         stock = family.stock.config_class(**(ids.stock() | arguments), is_causal=family.causal)
     except (ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"config.json of {name!r} makes no {family.layout} model: {error}") from error
     return Described(folder, gguf, None, family, stock, tokenizer, ids)
+
+
+def blocks_asked(family: Family, length: int | None) -> dict[str, int]:
+    """The length of blocks that a user asks for, as a field of the stock config.
+
+    Raises:
+        CheckpointError: a family that does not see block by block, or no length.
+    """
+    if length is None:
+        return {}
+    if family.blocks is None:
+        raise CheckpointError(
+            f"block_length={length}: {family.name} does not see block by block. Plan(block_length=...) says in which "
+            "blocks it is decoded"
+        )
+    return {BLOCK_SIZE: size("block_length", length)}
 
 
 def load(
@@ -158,10 +172,11 @@ def load(
     revision: str | None,
     family: Family | str | None = None,
     mask_token_id: int | None = None,
+    block_length: int | None = None,
 ) -> Checkpoint:
     """Load a checkpoint as the stock transformers model of its family."""
     check_place(device, device_map)
-    read = describe(name, revision, family=family, mask_token_id=mask_token_id)
+    read = describe(name, revision, family=family, mask_token_id=mask_token_id, block_length=block_length)
     family, folder = read.family, read.folder
     shapes = read.gguf.weights() if read.gguf else files.weights(folder, name, family.dropped)
     compare(family, read.config, shapes, name)

@@ -13,6 +13,7 @@ from sinklens.models.files import SMALL
 from sinklens.models.hooked_dlm import HookedDLM
 from sinklens.models.reading import Reading
 from sinklens.models.special_ids import SpecialIds
+from sinklens.sinks import Blocks
 
 
 @dataclass(frozen=True, repr=False)
@@ -30,6 +31,7 @@ class Outline(Reading):
         n_heads: Number of query heads.
         n_ctx: Longest sequence that it was built for.
         d_vocab: Rows of the embedding.
+        in_blocks: As of a HookedDLM.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Outline(Reading):
     n_heads: int
     n_ctx: int
     d_vocab: int
+    in_blocks: Blocks | None
     device = torch.device("cpu")
 
     @property
@@ -57,15 +60,22 @@ Sketched = Outline | HookedDLM  # what says of itself what it is, with weights a
 
 
 def outline(
-    name: str, revision: str | None = None, *, family: str | None = None, mask_token_id: int | None = None
+    name: str,
+    revision: str | None = None,
+    *,
+    family: str | None = None,
+    mask_token_id: int | None = None,
+    block_length: int | None = None,
 ) -> Outline:
     """Read config.json and the tokenizer of a bundled twin, a folder, or a Hub id.
 
     Raises:
         CheckpointError: as `HookedDLM.from_pretrained`, for everything that is not about weights.
     """
-    said = loading.describe(name, revision, patterns=SMALL, family=family, mask_token_id=mask_token_id)
+    said = loading.describe(
+        name, revision, patterns=SMALL, family=family, mask_token_id=mask_token_id, block_length=block_length
+    )
     config = said.config
     n_ctx = config.max_position_embeddings - said.family.first_position(config)
     sizes = config.num_hidden_layers, config.num_attention_heads, n_ctx, config.vocab_size
-    return Outline(name, said.family, said.ids, said.tokenizer, *sizes)
+    return Outline(name, said.family, said.ids, said.tokenizer, *sizes, said.family.blocks_of(config))

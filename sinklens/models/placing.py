@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 
@@ -28,6 +29,7 @@ class Placing:
         attention: As `HookedDLM.attention`.
         family: As in `HookedDLM.from_pretrained`, where config.json does not say.
         mask_token_id: Likewise, where the checkpoint names none.
+        block_length: Likewise, of a model that sees block by block.
 
     Raises:
         CheckpointError: what is unknown or not there, before anything is read.
@@ -40,6 +42,7 @@ class Placing:
     attention: str | None = None
     family: str | None = None
     mask_token_id: int | None = None
+    block_length: int | None = None
 
     def __post_init__(self) -> None:
         for name, known in (("dtype", DTYPES), ("device_map", MAPS), ("attention", PATHS)):
@@ -54,7 +57,11 @@ class Placing:
 
     def outline(self, name: str) -> Outline:
         """What is known of the model before its weights are read."""
-        return outline(name, self.revision, family=self.family, mask_token_id=self.mask_token_id)
+        return outline(name, self.revision, **self._read_as)
+
+    @property
+    def _read_as(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("family", "mask_token_id", "block_length")}
 
     def load(self, name: str) -> HookedDLM:
         """The model."""
@@ -64,8 +71,7 @@ class Placing:
             device=self.device,
             device_map=self.device_map,
             revision=self.revision,
-            family=self.family,
-            mask_token_id=self.mask_token_id,
+            **self._read_as,
         )
         if self.attention is not None:
             dlm.attention = self.attention

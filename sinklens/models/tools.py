@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens import ActivationCache
@@ -16,6 +17,7 @@ from sinklens.models.caches import Cache
 from sinklens.models.calibration import hook_table
 from sinklens.models.callers import NEXT_TOKEN, called_by
 from sinklens.models.weights import Weights
+from sinklens.sinks import Blocks
 
 SWITCHES = ("use_attn_result", "use_split_qkv_input", "use_attn_in", "use_hook_mlp_in")
 
@@ -30,6 +32,11 @@ class Tools(Weights):
     def is_causal(self) -> bool:
         """True for the autoregressive baselines."""
         return self.family.causal
+
+    @property
+    def in_blocks(self) -> Blocks | None:
+        """How a model that sees block by block cuts a text into blocks; None for any other."""
+        return self.family.blocks_of(self.original_model.config)
 
     @property
     def windows(self) -> tuple[int | None, ...]:
@@ -60,7 +67,7 @@ class Tools(Weights):
                 )
 
     def last_logits(
-        self, tokens: Int[Tensor, "batch pos"], *, attention_mask: Tensor | None = None
+        self, tokens: Int[Tensor, "batch pos"], *, attention_mask: Tensor | None = None, levels: Tensor | None = None
     ) -> Float[Tensor, "batch 1 vocab"]:
         """Logits of the last position, by which a baseline decides.
 
@@ -71,7 +78,15 @@ class Tools(Weights):
         wanted = any(slot.wanted for slot in self.wiring.slots if slot.component is unembed)
         alone = self.is_causal and self._path == "auto" and not wanted
         options = {"logits_to_keep": 1} if alone else {}
-        return self(tokens, attention_mask=attention_mask, **options)[:, -1:]
+        return self(tokens, attention_mask=attention_mask, levels=levels, **options)[:, -1:]
+
+    def by_position(self, logits: Float[Tensor, "batch pos vocab"]) -> Float[Tensor, "batch rows vocab"]:
+        """Logits with row i for the token at position i, whatever the model.
+
+        Of a diffusion model they are so already. A baseline's move one to the right: one row more than it has seen,
+        the last for the next position; row 0, before which nothing stands, repeats the first and predicts nothing.
+        """
+        return torch.cat([logits[:, :1], logits], 1) if self.is_causal else logits
 
     def refuse(self, return_type: Any, kwargs: dict[str, Any], *, embedded: bool = False) -> None:
         """Raise for what a forward of this model cannot give; `embedded`: of embeddings, not of tokens.

@@ -117,7 +117,7 @@ def logits_of(
 
     def hooked() -> Tensor:
         parts = [(label, hooks)]
-        return dlm.wiring.held(lambda: with_hooks(dlm, parts, {}, lambda: dlm(canvas.tokens)))
+        return dlm.wiring.held(lambda: with_hooks(dlm, parts, {}, lambda: dlm(canvas.tokens, levels=canvas.levels)))
 
     return dlm.by_position(finite(dlm, repeated(canvas, rows), hooked, hooks))
 
@@ -126,8 +126,11 @@ def repeated(canvas: Canvas, rows: int) -> Canvas:
     """A canvas of one row as one of several; the same memory."""
     parts = {name: getattr(canvas, name).expand(rows, -1) for name in ("tokens", "valid", "masked", "prompt")}
     active = None if canvas.active is None else canvas.active.expand(rows)
-    reach = None if canvas.reach is None else canvas.reach.expand(rows, -1)
-    return replace(canvas, **parts, seeds=canvas.seeds * rows, active=active, reach=reach)
+    parts |= {
+        name: None if getattr(canvas, name) is None else getattr(canvas, name).expand(rows, -1)
+        for name in ("block", "levels")
+    }
+    return replace(canvas, **parts, seeds=canvas.seeds * rows, active=active)
 
 
 def onward(

@@ -16,6 +16,7 @@ _version = lru_cache(importlib.metadata.version)
 
 def provenance(dlm: Any, **more: Any) -> dict[str, Any]:
     """Model, versions, dtype and device that made a record, and whatever else the run adds."""
+    blocks = dlm.in_blocks
     packages = ("sinklens", "torch", "transformers", "transformer-lens")
     return {
         "model": dlm.name,
@@ -28,6 +29,7 @@ def provenance(dlm: Any, **more: Any) -> dict[str, Any]:
         "causal": dlm.is_causal,
         "heads": dlm.n_heads,
         "key_heads": int(getattr(dlm.cfg, "n_key_value_heads", None) or dlm.n_heads),
+        **({} if blocks is None else {"blocks": {"length": blocks.length, "aligned": blocks.aligned}}),
         **({"windows": list(dlm.windows)} if any(dlm.windows) else {}),
         "versions": {package: _version(package) for package in packages},
         **more,

@@ -3,11 +3,13 @@
 Pure torch on tensors and strings. What needs a model, a run or a record does not belong here.
 """
 
+from sinklens.sinks.blocks import Blocks
 from sinklens.sinks.received import Received, largest, received_attention
 from sinklens.sinks.rule import Positions, SinkRule, Units
 from sinklens.sinks.sight import Direction, Sight, uniform_null
 
 __all__ = [
+    "Blocks",
     "Direction",
     "Positions",
     "Received",

@@ -15,8 +15,8 @@ from sinklens.values.content import Value
 from sinklens.values.kinds import Count, Finite
 
 Units = Literal["sum", "mean", "percent", "zscore", "share"]
-Positions = Literal["all", "masked", "committed", "prompt", "response", "last"]
-Queries = Literal["all", "masked", "committed", "prompt", "response", "last", "auto"]
+Positions = Literal["all", "masked", "committed", "prompt", "response", "last", "block"]
+Queries = Literal["all", "masked", "committed", "prompt", "response", "last", "block", "auto"]
 
 
 @dataclass(frozen=True, repr=False)

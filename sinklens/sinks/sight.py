@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -19,9 +19,9 @@ BLOCK = 2**22  # entries of a mask that exist at once while columns are summed
 class Sight:
     """Which keys each query may look at, in every row of a batch.
 
-    One of three ways to know it, and the questions do not depend on which: a mask [batch or 1, query, key], a
-    direction among real positions, or a direction among real positions within a window. Queries need not be keys: with
-    a cache the queries are the last `queries` of the keys.
+    One of four ways to know it, and the questions do not depend on which: a mask [batch or 1, query, key]; among real
+    positions a direction, a direction within a window, or levels. Queries need not be keys: with a cache the queries
+    are the last `queries` of the keys.
 
     Attributes:
         valid: Real keys [batch or 1, key]; padding is False.
@@ -30,6 +30,8 @@ class Sight:
         mask: The whole relation [batch or 1, query, key], if it is nothing simpler; the other fields then only say
             which positions are real.
         queries: How many queries there are, the last ones of the keys; as many as keys when None.
+        levels: No query sees a key of a higher level [batch or 1, key]; None for no levels. Block-causal attention: the
+            number of the block.
     """
 
     valid: Bool[Tensor, "batch key"]
@@ -37,17 +39,23 @@ class Sight:
     window: int | None = None
     mask: Bool[Tensor, "batch query key"] | None = None
     queries: int | None = None
+    levels: Int[Tensor, "batch key"] | None = None
 
     def __post_init__(self) -> None:
         if self.direction not in get_args(Direction):
             raise ValueError(f"direction={self.direction!r} is unknown; choose from {', '.join(get_args(Direction))}")
         if self.window is not None and self.window < 1:
             raise ValueError(f"window={self.window} must be at least 1: a query sees itself")
+        if self.levels is not None and (self.direction == "causal" or self.window is not None):
+            raise ValueError("levels say by themselves who sees whom; give no direction and no window beside them")
 
     @classmethod
-    def of(cls, keys: int, direction: Direction = "bidirectional", window: int | None = None) -> Sight:
-        """One row of `keys` real positions."""
-        return cls(torch.ones(1, keys, dtype=torch.bool), direction, window)
+    def of(
+        cls, keys: int, direction: Direction = "bidirectional", window: int | None = None, *, blocks: int | None = None
+    ) -> Sight:
+        """One row of `keys` real positions; `blocks`: in blocks of so many, none of which sees a later one."""
+        levels = None if blocks is None else torch.arange(keys)[None] // blocks
+        return cls(torch.ones(1, keys, dtype=torch.bool), direction, window, levels=levels)
 
     @classmethod
     def from_mask(
@@ -83,7 +91,8 @@ class Sight:
         """The sight of some rows of the batch."""
         valid = self.valid[rows] if len(self.valid) > 1 else self.valid
         mask = self.mask[rows] if self.mask is not None and len(self.mask) > 1 else self.mask
-        return replace(self, valid=valid, mask=mask)
+        levels = self.levels[rows] if self.levels is not None and len(self.levels) > 1 else self.levels
+        return replace(self, valid=valid, mask=mask, levels=levels)
 
     @property
     def keys(self) -> int:
@@ -98,7 +107,7 @@ class Sight:
     @property
     def open(self) -> bool:
         """Whether every query sees every key."""
-        return self.mask is None and self.direction == "bidirectional" and self.window is None and self.whole
+        return self._ordered and self.direction == "bidirectional" and self.whole
 
     @cached_property
     def whole(self) -> bool:
@@ -115,6 +124,8 @@ class Sight:
         if self.mask is not None:
             return self.mask[:, block]
         seen = self.valid[:, None]
+        if self.levels is not None:
+            return seen & (self.levels[:, None] <= self.levels[:, self.keys - self.count :][:, block, None])
         if self.direction == "bidirectional" and self.window is None:
             return seen
         key = torch.arange(self.keys, device=self.valid.device)
@@ -132,7 +143,8 @@ class Sight:
 
         Bidirectional: (number of queries) / (number of keys), which is 1 if all count. Causal: key j receives the sum
         over i >= j of 1 / (i + 1), so that the first key of S gets the harmonic number H_S (4.74 at S = 64), which
-        passes epsilon = 3 without being a sink. With a window a key beyond it gets nothing.
+        passes epsilon = 3 without being a sink. With a window a key beyond it gets nothing. In blocks of B a key of
+        block b receives the sum over blocks c >= b of 1 / (c + 1), and the last block alone gives every key the same.
         """
         counting = self._counting(queries)
         return self.sums(counting.double() / self.sees().clamp(min=1).double()).float()
@@ -159,7 +171,7 @@ class Sight:
     @property
     def _ordered(self) -> bool:
         """Whether nothing but order and padding hides a key: sums then need no mask."""
-        return self.mask is None and self.window is None
+        return self.mask is None and self.window is None and self.levels is None
 
     def _counting(self, queries: Tensor | None) -> Tensor:
         return self.real if queries is None else queries & self.real

@@ -28,6 +28,7 @@ EXPECTED: dict[Any, list[list[int]]] = {
     "prompt": [[2, 3], [0, 1, 4]],
     "response": [[4, 5], [2, 3]],
     "last": [[5], [4]],
+    "block": [[4, 5], [2, 3]],  # without blocks, the response
 }
 
 

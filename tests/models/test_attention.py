@@ -71,13 +71,15 @@ def naive(
         1.0 if dlm.family.name in ("ESM-2", "DPLM") else size**-0.5,
     )  # ESM's queries are scaled
     per_key_head = heads // k.shape[2]
+    block = dlm.in_blocks.length if dlm.in_blocks else length  # of positions, counted from each row's first real one
+    number = [[(int(row[: j + 1].sum()) - 1) // block for j in range(length)] for row in mask]
     near = 3 if dlm.family.name == "ModernBERT" and layer % 3 else length
     pattern, mixed = torch.zeros(batch, heads, length, length).double(), torch.zeros_like(q)
     for b in range(batch):
         for h in range(heads):
             for i in range(length):
                 keys = [j for j in range(length) if mask[b, j] and (j <= i or not causal) and j != hidden]
-                keys = [j for j in keys if abs(i - j) <= near]
+                keys = [j for j in keys if abs(i - j) <= near and number[b][j] <= number[b][i]]
                 if not keys:
                     continue
                 scores = torch.stack([q[b, i, h] @ k[b, j, h // per_key_head] * scaling for j in keys])

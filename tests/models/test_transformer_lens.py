@@ -38,8 +38,16 @@ def nothing(tensor: Tensor, *, hook: Any) -> None:
 def aligned(dlm: HookedDLM, tokens: Tensor = TOKENS, mask: Tensor | None = None) -> Tensor:
     """Rows for their own position, from the transformers model itself."""
     more = {} if mask is None else {"position_ids": (mask.long().cumsum(-1) - 1).clamp(min=0)}
-    raw = dlm.original_model(tokens, attention_mask=mask, **more).logits
+    raw = dlm.original_model(tokens, attention_mask=in_blocks(dlm, tokens, mask), **more).logits
     return torch.cat([raw[:, :1], raw[:, :-1]], 1) if dlm.family.shift else raw
+
+
+def in_blocks(dlm: HookedDLM, tokens: Tensor, mask: Tensor | None = None) -> Tensor | None:
+    """The mask that the transformers model is to be told: that of blocks is written out."""
+    if dlm.in_blocks is None:
+        return mask
+    number = torch.arange(tokens.shape[1]) // dlm.in_blocks.length
+    return (number <= number[:, None])[None, None].expand(len(tokens), 1, -1, -1)
 
 
 @pytest.mark.parametrize("family", NAMES)

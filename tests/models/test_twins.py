@@ -18,7 +18,7 @@ from sinklens.tasks import Echo
 
 PACKAGE = Path(sinklens.__file__).parent
 TWINS = PACKAGE / "twins"
-NAMES = ("tiny-dlm", "tiny-arm")
+NAMES = ("tiny-dlm", "tiny-bdlm", "tiny-arm")
 STEPS = ["step-0", "step-50", "step-150", "step-400", "step-1000", "step-2000"]
 MEGABYTE = 1e6
 
@@ -44,25 +44,25 @@ def test_the_models_and_their_checkpoints_are_small() -> None:
     checkpoints = [file for name in NAMES for file in (TWINS / name / "checkpoints").rglob("*")]
     every = [file for name in NAMES for file in (TWINS / name).rglob("*")]
     models = set(every) - set(checkpoints)
-    assert 0 < size(models) <= 8 * MEGABYTE
-    assert 0 < size(checkpoints) <= 8 * MEGABYTE
+    assert 0 < size(models) <= len(NAMES) * 4 * MEGABYTE
+    assert 0 < size(checkpoints) <= len(NAMES) * 4 * MEGABYTE
 
 
 def test_no_pickle_is_shipped() -> None:
     suffixes = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".npy", ".npz", ".joblib"}
     assert not [file for file in PACKAGE.rglob("*") if file.suffix.lower() in suffixes]
     weights = [*TWINS.rglob("*.safetensors")]
-    assert len(weights) == 2 * (1 + len(STEPS))
+    assert len(weights) == len(NAMES) * (1 + len(STEPS))
     for file in TWINS.rglob("*"):
         assert file.is_dir() or file.suffix in (".safetensors", ".json", ".jsonl", ".md"), file
 
 
-def test_both_are_one_architecture(models: dict[str, HookedDLM]) -> None:
+def test_all_are_one_architecture(models: dict[str, HookedDLM]) -> None:
     """The same weights, of the same shapes, under whatever names the two families use; only the mask differs."""
     shapes = {
         name: {key: tuple(weight.shape) for key, weight in dlm.named_parameters()} for name, dlm in models.items()
     }
-    assert shapes["tiny-dlm"] == shapes["tiny-arm"]
+    assert shapes["tiny-dlm"] == shapes["tiny-bdlm"] == shapes["tiny-arm"]
     stored = []
     for name in NAMES:
         with safe_open(TWINS / name / "model.safetensors", "pt") as file:

@@ -28,7 +28,7 @@ class Case:
 @st.composite
 def cases(draw: st.DrawFn, form: str | None = None) -> Case:
     """Any small sight: by direction, by window, or by a mask that may be anything."""
-    form = form or draw(st.sampled_from(["bidirectional", "causal", "window", "causal window", "mask"]))
+    form = form or draw(st.sampled_from(["bidirectional", "causal", "window", "causal window", "levels", "mask"]))
     batch, keys = draw(st.integers(1, 3)), draw(st.integers(1, 9))
     queries = draw(st.integers(1, keys))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 10_000)))
@@ -41,6 +41,14 @@ def cases(draw: st.DrawFn, form: str | None = None) -> Case:
         mask = torch.rand(batch, queries, keys, generator=generator) < 0.5
         allowed = mask.tolist()
         made = Sight(valid, mask=mask, queries=given_queries)
+    elif form == "levels":
+        levels = torch.randint(0, 4, (batch, keys), generator=generator)
+        above = levels.tolist()
+        made = Sight(valid, queries=given_queries, levels=levels)
+        allowed = [
+            [[bool(valid[b, j]) and above[b][j] <= above[b][i + offset] for j in range(keys)] for i in range(queries)]
+            for b in range(batch)
+        ]
     else:
         made = Sight(valid, "causal" if "causal" in form else "bidirectional", window, queries=given_queries)
         allowed = [
@@ -192,3 +200,20 @@ def test_what_cannot_be_is_refused() -> None:
         Sight.of(3, "sideways")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="window=0 must be at least 1"):
         Sight.of(3, window=0)
+
+
+def test_in_blocks_the_null_is_a_sum_over_blocks() -> None:
+    """By hand: 3 blocks of 2, uniform: a key of block b gets 1 / (c + 1) of each block c from b on."""
+    expected = [1 + 1 / 2 + 1 / 3] * 2 + [1 / 2 + 1 / 3] * 2 + [1 / 3] * 2
+    assert Sight.of(6, blocks=2).null()[0].tolist() == pytest.approx(expected)
+
+
+def test_in_blocks_the_last_block_alone_gives_every_key_the_same() -> None:
+    last = torch.arange(11)[None] >= 8
+    assert Sight.of(11, blocks=4).null(last)[0].tolist() == pytest.approx([3 / 11] * 11)
+
+
+@pytest.mark.parametrize("more", [{"direction": "causal"}, {"window": 3}])
+def test_levels_say_all(more: dict) -> None:
+    with pytest.raises(ValueError, match="levels say by themselves who sees whom"):
+        Sight(torch.ones(1, 4, dtype=torch.bool), levels=torch.zeros(1, 4, dtype=torch.long), **more)

@@ -9,8 +9,10 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 
 from sinklens.decoding import remasking as rm
+from sinklens.decoding.blocks import Layout
 from sinklens.decoding.draws import Draws
 from sinklens.decoding.finite import finite
 from sinklens.decoding.prompts import Start
@@ -33,6 +35,16 @@ class Choice(NamedTuple):
     committed: Bool[Tensor, "batch pos"]
     remasked: Bool[Tensor, "batch pos"] | None = None
 
+    def widened(self, tokens: Int[Tensor, "batch pos"]) -> Choice:
+        """The same of a canvas that goes on behind what was seen: there nothing is chosen."""
+        more = tokens.shape[1] - self.predicted.shape[1]
+        return Choice(
+            torch.cat([self.predicted, tokens[:, -more:]], 1),
+            F.pad(self.confidence, (0, more), value=torch.nan),
+            F.pad(self.committed, (0, more)),
+            None if self.remasked is None else F.pad(self.remasked, (0, more)),
+        )
+
 
 class Sampler(ABC):
     """The choices of one run. Holds its random numbers, so that a run needs a new one.
@@ -45,6 +57,7 @@ class Sampler(ABC):
     def __init__(self, dlm: HookedDLM, start: Start) -> None:
         self.dlm, self.plan, self.given, self.limits = dlm, start.plan, start.canvas, start.limits
         self.draws = Draws(start.canvas.seeds, start.starts)
+        self.layout = Layout.of(dlm, start.plan, start.canvas)
 
     @property
     def mask(self) -> int:
@@ -52,12 +65,25 @@ class Sampler(ABC):
         return -1 if self.dlm.ids.mask is None else self.dlm.ids.mask
 
     def seen(self, canvas: Canvas) -> Canvas:
-        """What the model sees of a canvas: all of it."""
-        return canvas
+        """What the model sees of a canvas: all of it, or what there is up to the end of the block."""
+        return replace(canvas, block=self.block(canvas)) if self.layout is None else self.layout.seen(canvas)
 
-    def reach(self, canvas: Canvas) -> Bool[Tensor, "batch pos"] | None:
-        """Positions that may be committed now; all when None."""
+    def block(self, canvas: Canvas) -> Bool[Tensor, "batch pos"] | None:
+        """Positions of the block that is being decided, of a sampler that goes block by block; else None."""
         return None
+
+    def ended(self, before: Canvas, after: Canvas, committed: Bool[Tensor, "batch pos"]) -> Bool[Tensor, " batch"]:
+        """Rows whose text has ended with this step, though positions behind its end are still masked.
+
+        Of a model that sees block by block: whose block is full, and that have written an EOS (the official code of
+        such models stops there, too).
+        """
+        if self.layout is None:
+            return torch.zeros_like(after.rows)
+        ends = torch.tensor(self.dlm.ids.eos, dtype=torch.long, device=after.tokens.device)
+        written = ~after.prompt & ~after.masked & after.valid & torch.isin(after.tokens, ends)
+        block = before.block if before.block is not None else before.valid
+        return written.any(-1) & ~(after.masked[:, : block.shape[1]] & block).any(-1)
 
     def last_only(self, canvas: Canvas, active: Bool[Tensor, " batch"]) -> bool:
         """Whether all active rows are decided by the last row of logits that the model gives now."""
@@ -68,31 +94,34 @@ class Sampler(ABC):
         self,
         logits: Float[Tensor, "batch scored vocab"],
         canvas: Canvas,
+        seen: Canvas,
         active: Bool[Tensor, " batch"],
-        step: int,
     ) -> Choice:
-        """Tokens, confidences and positions.
+        """Tokens, confidences and positions, of the whole canvas.
 
         Args:
             logits: Row i scores the token at position i (`dlm.by_position`); or the last row alone (`last_only`).
             canvas: The whole canvas, whatever the model saw of it.
+            seen: What it saw, at this step.
             active: Rows that are still being decoded.
-            step: Index of the step.
         """
 
 
 class Diffusion(Sampler):
     """Guidance, and tokens that may not be chosen; a sampler adds its own choice."""
 
-    def choose(self, logits: Tensor, canvas: Canvas, active: Tensor, step: int) -> Choice:
+    def choose(self, logits: Tensor, canvas: Canvas, seen: Canvas, active: Tensor) -> Choice:
         """As the official samplers: guide, forbid, choose tokens, choose positions."""
+        width, choice = canvas.tokens.shape[1], self._choose(logits, seen, active)
+        return choice if width == seen.tokens.shape[1] else choice.widened(canvas.tokens)
+
+    def _choose(self, logits: Tensor, canvas: Canvas, active: Tensor) -> Choice:
         if self.plan.cfg_scale:
             logits = self._guided(logits, canvas)
         logits = evened(logits, canvas)
         logits = self._allowed(logits.float())
-        eligible, reach = canvas.masked & canvas.valid & active[:, None], self.reach(canvas)
-        eligible = eligible if reach is None else eligible & reach
-        return self.pick(logits, canvas, eligible, step)
+        eligible = canvas.masked & canvas.valid & active[:, None]
+        return self.pick(logits, canvas, eligible if canvas.block is None else eligible & canvas.block, canvas.step)
 
     @abstractmethod
     def pick(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -22,13 +20,7 @@ class Causal(Sampler):
         length = int(following[following < canvas.masked.shape[-1]].max())
         position = torch.arange(length, device=following.device)
         valid = canvas.valid[:, :length] & (position < following[:, None])
-        return replace(
-            canvas,
-            tokens=canvas.tokens[:, :length],
-            valid=valid,
-            masked=canvas.masked[:, :length] & valid,
-            prompt=canvas.prompt[:, :length],
-        )
+        return canvas.cut(valid)
 
     def last_only(self, canvas: Canvas, active: Tensor) -> bool:
         """Unless the rows' gaps are at different places."""
@@ -36,7 +28,12 @@ class Causal(Sampler):
         seen = following[following < canvas.masked.shape[-1]].max()
         return bool((following == seen)[active].all())
 
-    def choose(self, logits: Tensor, canvas: Canvas, active: Tensor, step: int) -> Choice:
+    def ended(self, before: Canvas, after: Canvas, committed: Tensor) -> Tensor:
+        """Rows that have written an EOS."""
+        ends = torch.tensor(self.dlm.ids.eos, dtype=torch.long, device=after.tokens.device)
+        return (committed & torch.isin(after.tokens, ends)).any(-1)
+
+    def choose(self, logits: Tensor, canvas: Canvas, seen: Canvas, active: Tensor) -> Choice:
         """A token for the next position of each active row, which is committed."""
         following = self._next(canvas)
         row = torch.arange(len(following), device=following.device)

@@ -76,7 +76,8 @@ class DPLM(Diffusion):
         if not rows:
             return tokens, scores
         blind, valid = tokens.masked_fill(frequent, self.mask)[rows], canvas.valid[rows]
-        seen = replace(canvas, tokens=blind, valid=valid, masked=frequent[rows], prompt=canvas.prompt[rows])
+        parts = {"masked": frequent[rows], "prompt": canvas.prompt[rows], "active": active[rows], "block": None}
+        seen = replace(canvas, tokens=blind, valid=valid, **parts)
         logits = finite(self.dlm, seen, lambda: self.dlm(blind, attention_mask=valid))
         logits = without_tokens(self.dlm.by_position(logits).float(), self.never)
         tokens_again, scores_again = self._drawn(rm.nucleus(logits, NUCLEUS), rows)

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from sinklens.decoding import remasking as rm
+from sinklens.decoding.blocks import counts
 from sinklens.decoding.prompts import Start
 from sinklens.decoding.samplers.base import ByConfidence, Choice, without_tokens
 from sinklens.hooks import Canvas
@@ -22,23 +23,25 @@ class LLaDA(ByConfidence):
     def __init__(self, dlm: HookedDLM, start: Start) -> None:
         super().__init__(dlm, start)
         plan, masks = start.plan, start.canvas.masked.sum(-1).tolist()
-        self.block = plan.block_length or 0
-        if self.block:
-            per_block = (plan.steps or 1) * self.block // plan.new_tokens
-            split = rm.even_split(self.block, per_block) * (plan.new_tokens // self.block)
+        self.length, in_blocks = plan.block_length or 0, counts(dlm, plan, start.canvas)
+        if in_blocks is not None:
+            self.splits = in_blocks
+        elif self.length:
+            per_block = (plan.steps or 1) * self.length // plan.new_tokens
+            split = rm.even_split(self.length, per_block) * (plan.new_tokens // self.length)
             self.splits = [split] * len(masks)
         else:
             self.splits = [rm.even_split(n, limit) for n, limit in zip(masks, start.limits, strict=True)]
 
-    def reach(self, canvas: Canvas) -> Bool[Tensor, "batch pos"] | None:
-        """Positions up to the end of each row's current block: the one with its first mask."""
-        if not self.block:
+    def block(self, canvas: Canvas) -> Bool[Tensor, "batch pos"] | None:
+        """The block with each row's first mask."""
+        if not self.length:
             return None
         response = canvas.valid.shape[-1] - self.plan.new_tokens
         position = torch.arange(canvas.valid.shape[-1], device=canvas.valid.device)
         first = torch.where(canvas.masked & (position >= response), position, position[-1]).amin(-1, keepdim=True)
-        end = response + ((first - response) // self.block + 1) * self.block
-        return position < end
+        begin = response + (first - response) // self.length * self.length
+        return (position >= begin) & (position < begin + self.length)
 
     def pick(self, logits: Tensor, canvas: Canvas, eligible: Tensor, step: int) -> Choice:
         """Gumbel-max tokens; the most confident positions. EOS and EoT may have to wait for all others."""

@@ -6,6 +6,7 @@ from sinklens.models.families.base import Family, Model
 from sinklens.models.families.bert import BERT, ROBERTA
 from sinklens.models.families.causal import LLAMA, QWEN2, QWEN3
 from sinklens.models.families.coda import CODA
+from sinklens.models.families.diffcoder import DIFFCODER
 from sinklens.models.families.diffugpt import DIFFUGPT
 from sinklens.models.families.dream import DREAM
 from sinklens.models.families.esm import DPLM, ESM2
@@ -38,6 +39,7 @@ FAMILIES: tuple[Family, ...] = (
     QWEN3,
     QWEN3_MOE,
     GPT2,
+    DIFFCODER,
     BERT,
     ROBERTA,
     ESM2,

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import transformers
 from torch import Tensor
 
 from sinklens.models.families.fields import Config
+from sinklens.sinks import Blocks
 
+BLOCK_SIZE = "block_size"  # the field of a stock config that says how long blocks are
 LAPTOP = 2.1e9  # parameters that a laptop holds in bfloat16, and runs on its processor
 
 
@@ -47,6 +49,8 @@ class Family:
         model_class: The stock transformers class that computes it, for example "LlamaForCausalLM".
         own: That class, where it is not transformers' own but adds to it what it lacks.
         causal: True for the autoregressive baselines.
+        blocks: How a model that sees block by block cuts a text; None for one that sees otherwise. The length is for a
+            checkpoint whose config.json says none.
         translate: config.json -> keyword arguments of the stock config class. Raises CheckpointError for a
             field that the stock class cannot honour.
         key_mapping: Weight renames, regular expression -> replacement (at most the group ``\\1``).
@@ -79,6 +83,7 @@ class Family:
     key_mapping: Mapping[str, str] = field(default_factory=dict)
     fold: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] | None = None
     shift: bool = False
+    blocks: Blocks | None = None
     last_is_mask: bool = False
     dropped: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
@@ -100,6 +105,11 @@ class Family:
     def layout(self) -> str:
         """What transformers calls that kind of model: "Llama", "Qwen2", ..."""
         return self.stock.config_class.__name__.removesuffix("Config")
+
+    def blocks_of(self, config: Any) -> Blocks | None:
+        """How a model with this (stock) config cuts a text into blocks; None if it does not."""
+        length = getattr(config, BLOCK_SIZE, None)
+        return self.blocks if self.blocks is None or length is None else replace(self.blocks, length=length)
 
     def first_position(self, config: Any) -> int:
         """What the first position of a text is called: a row of the table of positions, 0 without one."""

@@ -1,0 +1,48 @@
+"""The blocks of a record: how its model cut texts, and the number of each position's block."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+import xarray as xr
+
+from sinklens.errors import ContentError, RecordError
+from sinklens.records import made
+from sinklens.sinks import Blocks
+
+
+def blocks_of(record: xr.Dataset) -> Blocks | None:
+    """How the model of a record cut its texts into blocks, none of which sees a later one; None if it did not.
+
+    Raises:
+        RecordError: the provenance says something else.
+    """
+    origin = made(record)
+    said, plan = origin.get("blocks"), origin.get("plan") or {}
+    if said is None:
+        return None
+    try:
+        known = Blocks(**said)
+        return replace(known, length=plan.get("block_length") or known.length)
+    except (TypeError, ContentError) as error:
+        wrong = f'this record\'s provenance has "blocks"={str(said)[:60]}; expected a length, and from where'
+        raise RecordError(wrong) from error
+
+
+def being_decided(record: xr.Dataset, masked: np.ndarray, given: np.ndarray) -> np.ndarray:
+    """Which positions are of the block with the first mask, [prompt, step, key]; the response where a run had none."""
+    number = _numbers(record, masked.shape[-1], given)
+    return number == np.where(masked == 1, number, np.iinfo(number.dtype).max).min(-1, keepdims=True)
+
+
+def _numbers(record: xr.Dataset, keys: int, given: np.ndarray) -> np.ndarray:
+    """The number of the block of each position, [prompt, step or 1, key]; one block where the run had none."""
+    blocks, plan = blocks_of(record), made(record).get("plan") or {}
+    prompt = given.sum(-1)
+    if blocks is not None:
+        row = np.ones((len(given), keys), dtype=bool)
+        return blocks.levels(torch.from_numpy(row), torch.from_numpy(prompt[:, 0])).numpy()[:, None]
+    place, length = np.arange(keys) - prompt[..., None], plan.get("block_length")
+    return np.where(place < 0, -1, place // (length or keys))
