@@ -84,7 +84,6 @@ def _loaded(origin: dict[str, Any]) -> HookedDLM:
     try:
         said = {name: origin[name] for name in ("dtype", "revision", "family")}
         more = {name: origin.get(name) for name in ("attention", "mask_token_id")}
-        more["block_length"] = (origin.get("blocks") or {}).get("length")
         return Placing(**said, **more).load(origin["model"])
     except KeyError as error:
         raise RecordError(f"this record cannot be replayed, its provenance lacks {error}; give the model") from error

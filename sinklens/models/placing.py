@@ -29,7 +29,6 @@ class Placing:
         attention: As `HookedDLM.attention`.
         family: As in `HookedDLM.from_pretrained`, where config.json does not say.
         mask_token_id: Likewise, where the checkpoint names none.
-        block_length: Likewise, of a model that sees block by block.
 
     Raises:
         CheckpointError: what is unknown or not there, before anything is read.
@@ -42,7 +41,6 @@ class Placing:
     attention: str | None = None
     family: str | None = None
     mask_token_id: int | None = None
-    block_length: int | None = None
 
     def __post_init__(self) -> None:
         for name, known in (("dtype", DTYPES), ("device_map", MAPS), ("attention", PATHS)):
@@ -61,7 +59,7 @@ class Placing:
 
     @property
     def _read_as(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("family", "mask_token_id", "block_length")}
+        return {name: getattr(self, name) for name in ("family", "mask_token_id")}
 
     def load(self, name: str) -> HookedDLM:
         """The model."""

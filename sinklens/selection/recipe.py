@@ -83,7 +83,7 @@ class Recipe(Value):
         """
         self.check(dlm)
         size = sum(weight.numel() for weight in dlm.original_model.parameters())
-        updates, batch, length = (800, 32, 48) if size <= SMALL else (180, 4, 96) if size >= 1e8 else (300, 6, 128)
+        updates, batch, length = (800, 32, 48) if size <= SMALL else (400, 4, 96) if size >= 1e8 else (300, 6, 128)
         return replace(
             self,
             updates=self.updates or updates,

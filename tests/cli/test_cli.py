@@ -51,12 +51,12 @@ def test_models_lists_the_bundle_and_every_family() -> None:
     from sinklens.models.families import FAMILIES
 
     text = invoke("models")
-    for word in ("tiny-dlm", "tiny-arm", *(family.name for family in FAMILIES)):
+    for word in ("tiny-dlm", "tiny-bdlm", "tiny-arm", *(family.name for family in FAMILIES)):
         assert word in text
     assert re.search(r"GSAI-ML/LLaDA-8B-Base +8 B +MIT\n", text)
     assert re.search(r"Qwen3-0\.6B-diffusion-mdlm-v0\.1 +0\.75 B laptop\n", text)
     said = json.loads(invoke("models", "--json"))
-    assert said["bundled"] == ["tiny-dlm", "tiny-arm"]
+    assert said["bundled"] == ["tiny-dlm", "tiny-bdlm", "tiny-arm"]
     for package in said["packages"]:
         assert f"sinklens models get {package['name']}`" in text
         assert package["about"] in text
