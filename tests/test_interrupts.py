@@ -22,7 +22,7 @@ from sinklens import HookedDLM, MaskSinks, Plan, PreviousStep, ZeroSinks, denois
 from sinklens.experiments.ablation import ablate
 from sinklens.experiments.results import AblationResult
 from sinklens.interrupts import again, surely
-from sinklens.models.attention import FORWARD
+from sinklens.models.driver import FORWARD
 from sinklens.models.wiring import wrapped
 from sinklens.probes import ReceivedAttention
 from sinklens.tasks import Echo

@@ -36,8 +36,10 @@ def is_autoregressive(record: xr.Dataset) -> bool:
 
 
 def counting(record: xr.Dataset, queries: Queries) -> Positions:
-    """Whose attention counts: "auto" is the last query of an autoregressive model, and all of a diffusion model."""
-    return SinkRule(queries=queries).counting(autoregressive=queries == "auto" and is_autoregressive(record))
+    """Whose attention counts; "auto" as `hooks.usual_queries` has it of models."""
+    if queries != "auto":
+        return queries
+    return "block" if blocks_of(record) is not None else "last" if is_autoregressive(record) else "all"
 
 
 @reads()

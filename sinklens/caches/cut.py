@@ -13,7 +13,8 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from sinklens.errors import ScopeError, Unsupported
-from sinklens.models.attention import FORWARD, RECEIVED, behind_cache, running
+from sinklens.models.attention import RECEIVED, behind_cache
+from sinklens.models.driver import FORWARD, running
 from sinklens.values.content import Value
 from sinklens.values.kinds import Index, Rate, Seed
 

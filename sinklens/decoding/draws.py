@@ -34,18 +34,26 @@ class Draws:
         for generator, state in zip(self.generators, states, strict=True):
             generator.set_state(state)
 
-    def uniform(self, like: Tensor, dtype: torch.dtype, rows: Sequence[int] | None = None) -> Tensor:
+    def uniform(
+        self,
+        like: Tensor,
+        dtype: torch.dtype,
+        rows: Sequence[int] | None = None,
+        *,
+        block: Bool[Tensor, "batch pos"] | None = None,
+    ) -> Tensor:
         """Uniform numbers in [0, 1) of the shape of `like` [batch, pos, ...]; 0.5 on padding.
 
         Args:
             like: A row each of `rows`.
             dtype: In which they are drawn.
             rows: Which rows of the run; all when None.
+            block: Draw for these positions alone, of a model that sees block by block; 0.5 elsewhere.
         """
         out = torch.full(like.shape, 0.5, dtype=dtype)
         for index, row in enumerate(range(len(self.starts)) if rows is None else rows):
-            here = out[index, self.starts[row] :]
-            here.copy_(torch.rand(here.shape, dtype=dtype, generator=self.generators[row]))
+            here = slice(self.starts[row], None) if block is None else block[index].cpu()
+            out[index, here] = torch.rand(out[index, here].shape, dtype=dtype, generator=self.generators[row])
         return out.to(like.device)
 
     def bernoulli(self, count: int, row: int) -> None:

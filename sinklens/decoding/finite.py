@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from sinklens.errors import NotFinite
 from sinklens.hooks import Canvas, Hook
@@ -15,7 +16,9 @@ from sinklens.models import norms
 from sinklens.models.hooked_dlm import HookedDLM
 
 
-def finite(dlm: HookedDLM, canvas: Canvas, forward: Callable[[], Tensor], hooks: Sequence[Hook] = ()) -> Tensor:
+def finite(
+    dlm: HookedDLM, canvas: Canvas, forward: Callable[[], Tensor], hooks: Sequence[Hook] = (), *, since: int = 0
+) -> Tensor:
     """The logits that a forward gives, which are numbers; -inf rules a token out.
 
     They are none where a real position of an active row has nan or infinity, in its logits or in the input of any
@@ -27,6 +30,7 @@ def finite(dlm: HookedDLM, canvas: Canvas, forward: Callable[[], Tensor], hooks:
         canvas: What the forward sees.
         forward: Gives logits [batch, pos, vocab], or those of the last position alone.
         hooks: The hooks that it runs under, with which it is repeated to find the layer.
+        since: The forward is of the positions from this one on; those before it are in a cache.
 
     Raises:
         NotFinite: naming the step, the first row and position, and the first layer that gave something else than
@@ -34,7 +38,7 @@ def finite(dlm: HookedDLM, canvas: Canvas, forward: Callable[[], Tensor], hooks:
     """
     lengths: list[tuple[nn.Module, Tensor]] = []
     logits = norms.watching(lambda norm, tensor: lengths.append((norm, norms.length(norm, tensor))), forward)
-    wanted = canvas.valid if canvas.active is None else canvas.valid & canvas.active[:, None]
+    wanted = (canvas.valid if canvas.active is None else canvas.valid & canvas.active[:, None])[:, since:]
     # A sum over the vocabulary is finite where all of it is; in float32, which float16 cannot make overflow.
     total = logits.sum(-1, dtype=_wide(logits.dtype))
     wrong = total.isnan() | total.isposinf()
@@ -47,10 +51,11 @@ def finite(dlm: HookedDLM, canvas: Canvas, forward: Callable[[], Tensor], hooks:
         return logits
     norm = next((norm for (norm, _), each in zip(lengths, lost, strict=True) if bool((each & wanted).any())), None)
     row, position = wrong.nonzero()[0].tolist()
+    wrong = F.pad(wrong, (since, 0))
     raise NotFinite(
-        f"step {canvas.step}: the logits of row {row}, position {position}, are no numbers (nan, infinity, or lost "
-        f"in an overflow), since {_where(dlm, canvas, wrong, hooks) or _layer(dlm, norm)}. A weight, an edit or the "
-        "dtype makes them so; nothing that is read off this forward would mean anything"
+        f"step {canvas.step}: the logits of row {row}, position {position + since}, are no numbers (nan, infinity, or "
+        f"lost in an overflow), since {_where(dlm, canvas, wrong, hooks) or _layer(dlm, norm)}. A weight, an edit or "
+        "the dtype makes them so; nothing that is read off this forward would mean anything"
     )
 
 
@@ -78,7 +83,7 @@ def _where(dlm: HookedDLM, canvas: Canvas, wanted: Tensor, hooks: Sequence[Hook]
 
     def again() -> None:
         with dlm.hooks(fwd_hooks=[*hooks, *((name, look) for name in names)]), torch.no_grad():
-            dlm(canvas.tokens, attention_mask=canvas.valid)
+            dlm(canvas.tokens, attention_mask=canvas.valid, levels=canvas.levels)
 
     norms.watching(watch, again)
     first = next(iter(broken), None)

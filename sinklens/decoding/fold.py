@@ -9,8 +9,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from sinklens.decoding.plan import Plan
 from sinklens.decoding.step import Step
 from sinklens.hooks.canvas import Canvas
+from sinklens.models.hooked_dlm import HookedDLM
 
 
 class Undone(NamedTuple):
@@ -115,3 +117,9 @@ class Trajectory:
                 committed = committed | here
                 tokens = tokens.masked_scatter(here, one.tokens[one.since == step])
         return committed, tokens, remasked
+
+
+def completion(dlm: HookedDLM, plan: Plan, filled: list[int]) -> str:
+    """Text of the tokens that were filled in, up to the first of the EOS tokens (gaps: all of them)."""
+    end = next((i for i, token in enumerate(filled) if token in dlm.ids.eos), len(filled)) if plan.new_tokens else None
+    return dlm.decode(filled[:end])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sinklens.decoding.finite import finite
+from sinklens.decoding.past import Past
 from sinklens.hooks import Canvas, Edit, Hook, Memory, Probe, with_hooks
 from sinklens.models.hooked_dlm import HookedDLM
 
@@ -25,6 +27,9 @@ def forward(
     named: Sequence[str] | None = None,
     *,
     last: bool = False,
+    past: Past | None = None,
+    keep: int | None = None,
+    forwards: Counter[str] | None = None,
 ) -> Float[Tensor, "batch pos vocab"]:
     """One forward of a canvas with edits and probes attached, after the clean one that some edits want to see.
 
@@ -38,22 +43,50 @@ def forward(
         fired: Firing counts by label, added to.
         named: The labels of edits and probes (`labels_of`), if the caller has them.
         last: Give logits of the last position alone [batch, 1, vocab] (`HookedDLM.last_logits`).
+        past: Columns whose keys and values are kept: the logits are of those behind them.
+        keep: How many columns it keeps from now on; as many as before when None.
+        forwards: How many there were of each kind, added to: "step", and "clean" ones beside.
 
     Raises:
         NotFinite: logits that are no numbers.
     """
     fired = {} if fired is None else fired
+    forwards = Counter() if forwards is None else forwards
     named = labels_of([*interventions, *probes]) if named is None else named
     edits = list(zip(interventions, memories, strict=True))
     clean = [edit.clean_at_step(dlm, canvas, memory) for edit, memory in edits]
-    _look(dlm, canvas, "clean", list(zip(interventions, clean, strict=True)), fired, last=last)
+    _look(dlm, canvas, "clean", list(zip(interventions, clean, strict=True)), fired, forwards, last=last, past=past)
     hooks = [edit.at_step(dlm, canvas, memory) for edit, memory in edits]
     pairs = zip(probes, seen, strict=True)
     hooks += [[] if shown is None else probe.hooks(dlm, canvas, shown) for probe, shown in pairs]
-    logits = _hooked(dlm, canvas, list(zip(named, hooks, strict=True)), fired, last=last)
+    logits = _hooked(dlm, canvas, list(zip(named, hooks, strict=True)), fired, last=last, past=past, keep=keep)
+    forwards["step"] += 1
     for memory in memories:
         memory.close()
     return logits
+
+
+def store(dlm: HookedDLM, past: Past, canvas: Canvas, forwards: Counter[str], *, edited: bool) -> int:
+    """Compute once more, without any edit, what has settled since the step before, and keep its keys and values.
+
+    Of a baseline each step's own forward does that, edits or not, as in a decoder with a cache; only a prompt is read
+    beforehand where edits are not to meet it.
+
+    Args:
+        dlm: The model.
+        past: What is kept so far.
+        canvas: What the coming step sees.
+        forwards: As in `forward`; these are of the kind "store".
+        edited: Whether the run has edits.
+
+    Returns:
+        How many columns may be kept after the forward of the step.
+    """
+    settled = past.settled(canvas)
+    if settled > past.length and (edited or canvas.levels is not None):
+        _hooked(dlm, past.finished(canvas), [], {}, last=True, past=past, keep=settled)
+        forwards["store"] += 1
+    return settled if canvas.levels is not None else settled + 1
 
 
 def watch(dlm: HookedDLM, canvas: Canvas, interventions: Sequence[Edit], memories: Sequence[Memory]) -> None:
@@ -62,10 +95,9 @@ def watch(dlm: HookedDLM, canvas: Canvas, interventions: Sequence[Edit], memorie
     They are shown it as the step before, so that -1 comes before step 0.
     """
     before = replace(canvas, step=canvas.step - 1)
-    pairs = zip(interventions, memories, strict=True)
-    _look(
-        dlm, before, "watch", [(edit, edit.watch(dlm, before, memory)) for edit, memory in pairs if edit.looks_back], {}
-    )
+    pairs = [(edit, memory) for edit, memory in zip(interventions, memories, strict=True) if edit.looks_back]
+    hooks = [(edit, edit.watch(dlm, before, memory)) for edit, memory in pairs]
+    _look(dlm, before, "watch", hooks, {}, Counter())
 
 
 def _look(
@@ -74,13 +106,16 @@ def _look(
     why: str,
     edits: Sequence[tuple[Edit, Sequence[Hook]]],
     fired: dict[str, int],
+    forwards: Counter[str],
     *,
     last: bool = False,
+    past: Past | None = None,
 ) -> None:
     """A forward under hooks that only look, if there are any."""
     parts = [(f"{why}({edit!r})", hooks) for edit, hooks in edits if hooks]
     if parts:
-        _hooked(dlm, canvas, parts, fired, last=last)
+        _hooked(dlm, canvas, parts, fired, last=last, past=past)
+        forwards[why] += 1
 
 
 def _hooked(
@@ -90,17 +125,22 @@ def _hooked(
     fired: dict[str, int],
     *,
     last: bool = False,
+    past: Past | None = None,
+    keep: int | None = None,
 ) -> Tensor:
     """Logits of a canvas under hooks, which no other thread's forward meets, and which are numbers."""
 
     def plain() -> Tensor:
         run = dlm.last_logits if last else dlm
+        if past is not None:
+            return past.forward(canvas, run, keep=keep)
         return run(canvas.tokens, attention_mask=canvas.valid, levels=canvas.levels)
 
     def hooked() -> Tensor:
         return dlm.wiring.held(lambda: with_hooks(dlm, parts, fired, plain))
 
-    return finite(dlm, canvas, hooked, [hook for _, hooks in parts for hook in hooks])
+    since = 0 if past is None else past.length
+    return finite(dlm, canvas, hooked, [hook for _, hooks in parts for hook in hooks], since=since)
 
 
 def labels_of(parts: Sequence[Edit | Probe]) -> list[str]:

@@ -5,21 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from sinklens.decoding.fold import Trajectory
-from sinklens.decoding.forwards import forward, labels_of
+from sinklens.decoding.forwards import forward, labels_of, store
 from sinklens.decoding.masks import refuse_masks
-from sinklens.decoding.plan import REMASKS, Plan
+from sinklens.decoding.past import past_of
+from sinklens.decoding.plan import Plan
+from sinklens.decoding.plan_rules import REMASKS
 from sinklens.decoding.prompts import Start, forced_tokens, prepare
 from sinklens.decoding.samplers import sampler_for
 from sinklens.decoding.samplers.base import Choice
 from sinklens.decoding.step import Moment, Step
 from sinklens.errors import PlanError, ScopeError
-from sinklens.hooks import Canvas, Edit, Probe
+from sinklens.hooks import Canvas, Edit, Probe, usual_queries
 from sinklens.interrupts import surely
 from sinklens.models.hooked_dlm import HookedDLM
 from sinklens.models.norms import keep_watched
@@ -179,10 +181,12 @@ def _loop(
     keep_watched(dlm)
     plan, canvas, limits, total = start.plan, start.canvas, start.limits, start.steps
     sampler = sampler_for(dlm, start)
+    past = past_of(dlm, plan, probes, interventions, whole=every_row or since is not None)
     memories = tuple(edit.memory(total, canvas) for edit in interventions)
     for memory in memories if plan.sampler in REMASKS else ():
         memory.decides_again()
     fired, named = {}, labels_of([*interventions, *probes])
+    forwards = sampler.forwards
     limit = torch.tensor(limits, device=canvas.tokens.device)
     done = torch.zeros(len(limits), dtype=torch.bool, device=canvas.tokens.device)
     last = None if follow is None else follow.last
@@ -194,7 +198,9 @@ def _loop(
     def look(now: Canvas, canvas: Canvas, active: Tensor, seen: Sequence[dict | None]) -> tuple[Tensor, Choice]:
         last = not every_row and sampler.last_only(canvas, active)
         chosen, now = now, now if follow is None else replace(now, block=None)  # what is followed may be asked anywhere
-        logits = forward(dlm, now, interventions, memories, probes, seen, fired, named, last=last)
+        keep = None if past is None else store(dlm, past, chosen, forwards, edited=bool(interventions))
+        how: Any = {"last": last, "past": past, "keep": keep, "forwards": forwards}
+        logits = forward(dlm, now, interventions, memories, probes, seen, fired, named, **how)
         logits = logits if last else dlm.by_position(logits)
         return logits, sampler.choose(logits, canvas, chosen, active)
 
@@ -206,6 +212,8 @@ def _loop(
         if not bool(active.any()):
             return
         now = sampler.seen(replace(canvas, step=step, active=active))
+        if plan.edits == "local":
+            now = replace(now, edited=now.positions(usual_queries(dlm)))
         seen = tuple({} if probe.where.at(step, total) else None for probe in probes)
         logits, (predicted, confidence, commit, again) = _no_grad(partial(look, now, canvas, active, seen))
         token = predicted if forced is None else forced
@@ -219,7 +227,8 @@ def _loop(
         step += 1
         canvas = replace(canvas, tokens=tokens, masked=still, step=step)
         what = (now, tokens, commit, predicted, confidence, logits, active, seen, memories, fired, again)
-        yield Step(step - 1, *what, after=canvas, draws=sampler.draws)
+        first = now.tokens.shape[1] + dlm.is_causal - logits.shape[1]
+        yield Step(step - 1, *what, after=canvas, draws=sampler.draws, forwards=forwards, first=first)
         if plan.new_tokens and forced is None and follow is None and since is None:
             done |= sampler.ended(now, canvas, commit)
 

@@ -6,17 +6,23 @@ import math
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
-from sinklens.decoding.plan_rules import Remasking, check_residues, reach, reachable
+from sinklens.decoding.plan_rules import (
+    ANY_STEPS,
+    BY_CHANCE,
+    EPS,
+    ONLY,
+    OWNERS,
+    REMASKS,
+    Remasking,
+    Sampler,
+    check_residues,
+    reach,
+    reachable,
+)
 from sinklens.errors import PlanError
 from sinklens.models.outline import Sketched
 from sinklens.sinks import Blocks
 from sinklens.values.content import Value
-
-Sampler = Literal["llada", "dream", "diffugpt", "ddpm_cache", "p2", "dplm"]
-BY_CHANCE = ("diffugpt", "ddpm_cache")  # which positions these commit, and how many, is drawn
-REMASKS = ("p2", "dplm")  # these may mask a committed position again
-ANY_STEPS = (*BY_CHANCE, *REMASKS)  # these may take more steps than there are tokens
-EPS = {"dream": 1e-3, "ddpm_cache": 1e-5}  # the last timestep, where a sampler has one
 
 
 @dataclass(frozen=True, repr=False)
@@ -71,6 +77,14 @@ class Plan(Value):
         allow_mask: Let the model choose the mask token, as the official samplers do; the position then stays
             masked. By default it cannot be chosen: another token is, and confidences, the nucleus and the order of
             commits are still the official ones, with the mask's probability in them.
+        cache: Keep keys and values of what does not change any more: of a baseline all that stands to the left of its
+            next position, of a model that sees block by block the finished blocks. A step then computes what is new
+            alone; the numbers are the same, up to rounding. None: where probes and edits ask for no more than that.
+            True: or else an error says why not. False: every step computes every position.
+        edits: What an edit means where there is a past. "scratch": as if the model had always been so; every position
+            is edited at every step, and no cache can be kept. "local": as in a decoder with a cache; only the queries
+            that a step computes are edited, what was finished before stays as it was read: finished blocks unedited,
+            a baseline's earlier tokens as they were at their own steps.
         chat: Put prompts that are texts into the tokenizer's chat template, as a user's turn. Messages are put there
             in any case; token ids are refused.
     """
@@ -90,6 +104,8 @@ class Plan(Value):
     resample: float | None = None
     suppress_eos: Literal["logits", "confidence", "both"] | None = None
     allow_mask: bool = False
+    cache: bool | None = None
+    edits: Literal["scratch", "local"] = "scratch"
     chat: bool = False
     kind_error = PlanError
 
@@ -110,6 +126,8 @@ class Plan(Value):
         for name, holds, rule in rules:
             if not holds:
                 raise PlanError(f"{name}={getattr(self, name)!r} {rule}")
+        if self.edits == "local" and self.cache is False:
+            raise PlanError("edits='local' is what a cache does to edits; leave cache=False out")
 
     def resolved(self, dlm: Sketched) -> Plan:
         """The plan with the family's defaults filled in and checked against itself and the model, or its outline.
@@ -121,9 +139,15 @@ class Plan(Value):
         """
         if dlm.is_causal:
             return self._resolved_causal(dlm)
+        if dlm.in_blocks is None and (self.cache or self.edits != "scratch"):
+            what = f"cache={self.cache}" if self.cache else f"edits={self.edits!r}"
+            raise PlanError(
+                f"{what}: {dlm.name} sees the whole canvas at every step, so that nothing is ever settled. Baselines "
+                "and models that see block by block have a past"
+            )
         default = dlm.family.plan
         sampler = self.sampler or default.get("sampler", "llada")
-        usual = _ONLY.get(sampler, default.get("remasking", "low_confidence"))
+        usual = ONLY.get(sampler, default.get("remasking", "low_confidence"))
         eps = EPS.get(sampler) if self.eps is None else self.eps
         plan = replace(self, sampler=sampler, remasking=self.remasking or usual, eps=eps)
         if sampler == "dplm":
@@ -188,7 +212,7 @@ class Plan(Value):
                 f"threshold={self.threshold}: with sampler={self.sampler!r} the step says how many positions are "
                 "masked; use 'llada' or 'dream'"
             )
-        for name, of in _OWNERS.items():
+        for name, of in OWNERS.items():
             if getattr(self, name) is not None and self.sampler not in of:
                 raise PlanError(
                     f"{name}={getattr(self, name)} needs sampler={' or '.join(map(repr, of))}; {self.sampler!r} does "
@@ -255,16 +279,3 @@ _ONLY_DIFFUSION: dict[str, Any] = {
         "resample",
     )
 }
-
-_DRAWS = ("dream", *BY_CHANCE, "p2")  # from a nucleus
-_OWNERS = {  # whose a field is that not all samplers use
-    "top_p": _DRAWS,
-    "top_k": _DRAWS,
-    "alg_temp": ("dream",),
-    "eps": tuple(EPS),
-    "resample": ("dplm",),
-}
-_ONLY: dict[str, Remasking] = {
-    **dict.fromkeys(BY_CHANCE, "origin"),
-    **dict.fromkeys(REMASKS, "low_confidence"),
-}  # the one remasking that a sampler knows

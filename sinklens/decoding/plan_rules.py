@@ -1,4 +1,4 @@
-"""Rules of single fields of a plan, where they need more than a comparison."""
+"""Rules of single fields of a plan: what samplers know, and what needs more than a comparison."""
 
 from __future__ import annotations
 
@@ -8,7 +8,24 @@ from typing import Literal
 from sinklens.errors import PlanError
 from sinklens.models.outline import Sketched
 
+Sampler = Literal["llada", "dream", "diffugpt", "ddpm_cache", "p2", "dplm"]
 Remasking = Literal["low_confidence", "random", "margin", "entropy", "maskgit_plus", "origin"]
+BY_CHANCE = ("diffugpt", "ddpm_cache")  # which positions these commit, and how many, is drawn
+REMASKS = ("p2", "dplm")  # these may mask a committed position again
+ANY_STEPS = (*BY_CHANCE, *REMASKS)  # these may take more steps than there are tokens
+EPS = {"dream": 1e-3, "ddpm_cache": 1e-5}  # the last timestep, where a sampler has one
+DRAWS = ("dream", *BY_CHANCE, "p2")  # from a nucleus
+OWNERS = {  # whose a field is that not all samplers use
+    "top_p": DRAWS,
+    "top_k": DRAWS,
+    "alg_temp": ("dream",),
+    "eps": tuple(EPS),
+    "resample": ("dplm",),
+}
+ONLY: dict[str, Remasking] = {
+    **dict.fromkeys(BY_CHANCE, "origin"),
+    **dict.fromkeys(REMASKS, "low_confidence"),
+}  # the one remasking that a sampler knows
 
 
 def check_residues(dlm: Sketched) -> None:

@@ -10,7 +10,8 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from sinklens.decoding.blocks import counts
-from sinklens.decoding.plan import ANY_STEPS, Plan
+from sinklens.decoding.plan import Plan
+from sinklens.decoding.plan_rules import ANY_STEPS
 from sinklens.errors import PlanError
 from sinklens.hooks import Canvas
 from sinklens.models.outline import Sketched

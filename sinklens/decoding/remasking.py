@@ -39,14 +39,16 @@ def reveal_probability(step: int, steps: int, eps: float) -> Tensor:
     return 1 - times[step + 1] / times[step]
 
 
-def gumbel_argmax(logits: Logits, temperature: float, draws: Draws) -> Int[Tensor, "*batch pos"]:
+def gumbel_argmax(
+    logits: Logits, temperature: float, draws: Draws, block: Bool[Tensor, "batch pos"] | None = None
+) -> Int[Tensor, "*batch pos"]:
     """LLaDA's draw: argmax of `exp(logits) / (-log U)^temperature` in float64; plain argmax at temperature 0.
 
     Computed as its logarithm, which orders the candidates alike and cannot overflow.
     """
     if temperature == 0:
         return logits.argmax(-1)
-    uniform = draws.uniform(logits, torch.float64)
+    uniform = draws.uniform(logits, torch.float64, block=block)
     return (logits.double() - temperature * torch.log(-torch.log(uniform))).argmax(-1)
 
 

@@ -13,7 +13,7 @@ import xarray as xr
 from tqdm import tqdm
 
 from sinklens import files
-from sinklens.decoding.fold import Trajectory
+from sinklens.decoding.fold import Trajectory, completion
 from sinklens.decoding.loop import steps_from
 from sinklens.decoding.plan import Plan
 from sinklens.decoding.prompts import Start, prepare
@@ -52,6 +52,7 @@ class Run(Shown, Trajectory):
         finished: False when the run was interrupted; what was done until then is here.
         memories: What each edit remembers and has counted, in the order of the interventions.
         fired: How often the hooks of each probe and edit fired.
+        forwards: How many forwards of the batch there were of each kind, steps among them (`Step.forwards`).
     """
 
     completions: list[str]
@@ -61,6 +62,7 @@ class Run(Shown, Trajectory):
     finished: bool
     memories: tuple[Memory, ...]
     fired: dict[str, int]
+    forwards: dict[str, int]
 
     def __repr__(self) -> str:
         state = "" if self.finished else f"; {unfinished(self.record)}"
@@ -166,12 +168,6 @@ def _rescue(keeper: _Keeper, error: BaseException, save_to: str | Path | None) -
             error.add_note(f"it could not be saved: {second}")
 
 
-def completion(dlm: HookedDLM, plan: Plan, filled: list[int]) -> str:
-    """Text of the tokens that were filled in, up to the first of the EOS tokens (gaps: all of them)."""
-    end = next((i for i, token in enumerate(filled) if token in dlm.ids.eos), len(filled)) if plan.new_tokens else None
-    return dlm.decode(filled[:end])
-
-
 def _origin(
     start: Start,
     seed: int | Sequence[int],
@@ -214,6 +210,7 @@ class _Done(NamedTuple):
     memories: tuple[Memory, ...]
     counts: list[dict[str, float]]
     fired: dict[str, int]
+    forwards: dict[str, int]
     steps: int = 0
 
 
@@ -231,7 +228,7 @@ class _Keeper:
         self.dlm, self.start, self.origin = dlm, start, origin
         self.recorder = Recorder(probes, start.starts, start.length)
         memories = tuple(edit.memory(start.steps, start.canvas) for edit in interventions)
-        self.done = _Done(Trajectory.of(start.canvas), memories, [memory.counts() for memory in memories], {})
+        self.done = _Done(Trajectory.of(start.canvas), memories, [memory.counts() for memory in memories], {}, {})
         self.finished = False
 
     def keep(self, steps: Iterable[Step], save_to: str | Path | None) -> Iterator[None]:
@@ -251,7 +248,7 @@ class _Keeper:
         trajectory.add(step)
         self.recorder.add(step.canvas, step.active, step.seen)
         counts = [memory.counts() for memory in step.memories]
-        self.done = _Done(trajectory, step.memories, counts, dict(step.fired), self.done.steps + 1)
+        self.done = _Done(trajectory, step.memories, counts, dict(step.fired), dict(step.forwards), self.done.steps + 1)
 
     def run(self) -> Run:
         """The steps so far as a Run."""
@@ -268,9 +265,8 @@ class _Keeper:
         }
         undone = sorted({token for one in done.trajectory.undone for token in one.tokens.tolist()})
         told = {"undone": dict(zip(map(str, undone), dlm.token_strings(undone), strict=True))} if undone else {}
-        origin = provenance(
-            dlm, **self.origin, **told, edit_counts=done.counts, fired=done.fired, finished=self.finished
-        )
+        told |= {"edit_counts": done.counts, "fired": done.fired, "forwards": done.forwards}
+        origin = provenance(dlm, **self.origin, **told, finished=self.finished)
         texts = [dlm.token_strings(row) for row in rows]
         return Run(
             **{field.name: getattr(done.trajectory, field.name) for field in fields(done.trajectory)},
@@ -281,4 +277,5 @@ class _Keeper:
             finished=self.finished,
             memories=done.memories,
             fired=done.fired,
+            forwards=done.forwards,
         )

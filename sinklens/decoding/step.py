@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -45,7 +46,8 @@ class Step:
         predicted: The token that the model chose at each masked position [batch, pos].
         confidence: The remasking rule's confidence there [batch, pos]; nan elsewhere.
         logits: Row i scores the token at position i, for every model (`dlm.by_position`); for a baseline that is
-            one row more than `canvas` has.
+            one row more than `canvas` has. Where a run keeps a cache, of the last positions alone: row i is of
+            position `first` + i.
         active: Rows that were still being decoded [batch].
         seen: What each probe's hooks saw, for `probe.values`; None at steps outside its scope.
         memories: What each edit remembers and has counted, up to and including this step.
@@ -53,6 +55,9 @@ class Step:
         remasked: Positions that an earlier step had committed and this one masked again [batch, pos]; None under a
             sampler that never does so, or where a followed step did not.
         after: The whole canvas after the step, with the index of the next one.
+        forwards: How many forwards there were up to now, of the whole batch: "step"; "store", which read what is
+            finished into a cache; "clean", "guidance" and "resample", where those are asked for.
+        first: The position that the first row of logits is about: 0, unless a run keeps a cache, or asks for one row.
         draws: The run's random numbers, which stand behind those of the step while it is looked at.
     """
 
@@ -69,6 +74,8 @@ class Step:
     fired: dict[str, int] = field(default_factory=dict)
     remasked: Bool[Tensor, "batch pos"] | None = None
     after: Canvas = field(kw_only=True)
+    forwards: Counter[str] = field(kw_only=True)
+    first: int = field(kw_only=True)
     draws: Draws = field(kw_only=True)
 
     @property

@@ -8,12 +8,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sinklens.decoding.fold import Trajectory
+from sinklens.decoding.fold import Trajectory, completion
 from sinklens.decoding.likelihood import log_likelihood
 from sinklens.decoding.loop import steps_from
 from sinklens.decoding.plan import Plan
 from sinklens.decoding.prompts import prepare_rows
-from sinklens.decoding.run import completion
 from sinklens.decoding.step import Step
 from sinklens.experiments.arms import Arm
 from sinklens.experiments.batch import FORM, Batch, Exposure, Measured, Values, edited_rows
@@ -126,11 +125,12 @@ class Runner:
 
     def _predictions(self, step: Step) -> tuple[Any, Any, Any, Any]:
         """Predictions of a step, where they count, where they are committed, and where they are what is committed."""
-        scored = step.logits.shape[1]
-        committed, same = (each[:, :scored] for each in (step.committed, step.predicted == step.tokens))
+        scored = slice(step.first, step.first + step.logits.shape[1])
+        committed, same = (each[:, scored] for each in (step.committed, step.predicted == step.tokens))
         if self.dlm.is_causal:  # only the next position is at stake
             return step.logits, committed, committed, same
-        return step.logits, step.canvas.masked & step.canvas.valid & step.active[:, None], committed, same
+        asked = (step.canvas.masked & step.canvas.valid & step.active[:, None])[:, scored]
+        return step.logits, asked, committed, same
 
     def _generated(self, batch: Batch) -> tuple[Values, Memory | None]:
         run, exposure, memory = self._decode(batch)

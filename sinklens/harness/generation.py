@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 
 from lm_eval.models.utils import normalize_gen_kwargs
 
-from sinklens.decoding.fold import Trajectory
+from sinklens.decoding.fold import Trajectory, completion
 from sinklens.decoding.loop import check_parts, steps_from
-from sinklens.decoding.plan import ANY_STEPS, Plan
+from sinklens.decoding.plan import Plan
+from sinklens.decoding.plan_rules import ANY_STEPS
 from sinklens.decoding.prompts import prepare_rows
-from sinklens.decoding.run import completion
 from sinklens.errors import PlanError
 from sinklens.harness.arguments import Setting
 from sinklens.harness.met import Met

@@ -3,7 +3,7 @@
 Nothing here measures or edits, and nothing runs a model.
 """
 
-from sinklens.hooks.attach import autoregressive, rotated, with_hooks
+from sinklens.hooks.attach import autoregressive, only_new, rotated, usual_queries, with_hooks
 from sinklens.hooks.by_query import ByQuery, Hook, HookFunction, block_of, by_query, watching
 from sinklens.hooks.canvas import Canvas
 from sinklens.hooks.memory import Memory
@@ -26,8 +26,10 @@ __all__ = [
     "by_query",
     "canvas_of",
     "chosen",
+    "only_new",
     "rotated",
     "sight_of",
+    "usual_queries",
     "watching",
     "with_hooks",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch import Tensor
 from sinklens.errors import HookNeverFired
 from sinklens.hooks.by_query import ByQuery, Hook
 from sinklens.interrupts import surely
+from sinklens.sinks.rule import Positions
 
 R = TypeVar("R")
 
@@ -86,6 +87,23 @@ def autoregressive(model: Any) -> bool:
     if known is None and hasattr(model, "blocks"):
         known = getattr(getattr(model.blocks[0].attn, "original_component", None), "is_causal", None)
     return bool(known) if known is not None else getattr(model.cfg, "attention_dir", "causal") == "causal"
+
+
+def usual_queries(model: Any) -> Positions:
+    """Whose attention counts where nothing else is said ("auto"): of an autoregressive model that of the last query
+    (arXiv 2510.15731, section 4.3), of one that sees block by block that of the block, and of all queries of others.
+    """
+    if getattr(model, "in_blocks", None) is not None:
+        return "block"
+    return "last" if autoregressive(model) else "all"
+
+
+def only_new(model: Any, sets: Collection[Positions]) -> bool:
+    """Whether all of these sets of positions are new at each step: of the block that is being decided, or of a baseline
+    the last. A forward of what is new (`Plan.cache`) has no others.
+    """
+    new = {"last"} if getattr(model, "in_blocks", None) is None else {"block", "masked", "last"}
+    return set(sets) <= new
 
 
 def rotated(model: Any, which: Literal["q", "k"]) -> str:

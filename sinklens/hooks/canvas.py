@@ -29,6 +29,7 @@ class Canvas:
             it that hold a token already among them; None where there are no blocks.
         levels: Of a model that sees block by block, the number of each position's block [batch, pos]: none sees one
             with a higher number. None for other models.
+        edited: Positions whose queries edits may touch [batch, pos]; all when None (`Plan.edits`).
     """
 
     tokens: Int[Tensor, "batch pos"]
@@ -40,6 +41,7 @@ class Canvas:
     active: Bool[Tensor, " batch"] | None = None
     block: Bool[Tensor, "batch pos"] | None = None
     levels: Int[Tensor, "batch pos"] | None = None
+    edited: Bool[Tensor, "batch pos"] | None = None
 
     @classmethod
     def plain(cls, valid: Bool[Tensor, "batch pos"]) -> Canvas:
@@ -77,17 +79,28 @@ class Canvas:
         }[which]
         return chosen & self.valid
 
+    def queries(self, which: Positions) -> Bool[Tensor, "batch pos"]:
+        """Positions of one kind whose queries an edit may touch."""
+        return self.positions(which) if self.edited is None else self.positions(which) & self.edited
+
     def of_rows(self, rows: slice) -> Canvas:
         """The canvas of some rows of the batch."""
         parts = {name: getattr(self, name)[rows] for name in ("tokens", "valid", "masked", "prompt")}
-        some = {name: getattr(self, name) for name in ("active", "block", "levels")}
+        some = {name: getattr(self, name) for name in ("active", "block", "levels", "edited")}
         parts |= {name: None if each is None else each[rows] for name, each in some.items()}
         return replace(self, **parts, seeds=self.seeds[rows])
+
+    def behind(self, first: int) -> Canvas:
+        """What stands from a position on."""
+        parts = {name: getattr(self, name)[:, first:] for name in ("tokens", "valid", "masked", "prompt")}
+        some = {name: getattr(self, name) for name in ("block", "levels", "edited")}
+        parts |= {name: None if each is None else each[:, first:] for name, each in some.items()}
+        return replace(self, **parts)
 
     def cut(self, valid: Bool[Tensor, "batch seen"]) -> Canvas:
         """The first positions of it, of which `valid` are real: what a model sees that does not see all."""
         seen = valid.shape[-1]
-        some = {name: getattr(self, name) for name in ("block", "levels")}
+        some = {name: getattr(self, name) for name in ("block", "levels", "edited")}
         parts = {name: None if each is None else each[:, :seen] for name, each in some.items()}
         tokens, masked, prompt = (each[:, :seen] for each in (self.tokens, self.masked, self.prompt))
         return replace(self, tokens=tokens, valid=valid, masked=masked & valid, prompt=prompt, **parts)

@@ -53,6 +53,10 @@ class Probe(Value, ABC):
     def values(self, seen: dict[Any, Any]) -> Float[Tensor, "batch ..."]:
         """What a forward showed, batch first, then `dims`."""
 
+    def of_new(self, model: Any) -> bool:
+        """Whether it asks only for queries that are new at each step (`only_new`), so that a run may keep a cache."""
+        return False
+
     def coords(self, seen: dict[Any, Any]) -> dict[str, list[Any]]:
         """Coordinates of dims that are not simply 0, 1, 2, ... (only some layers, say)."""
         return {}
@@ -118,6 +122,12 @@ class Edit(Value, ABC):
         If there are any, that forward is run before each edited one.
         """
         return []
+
+    def of_new(self, model: Any) -> bool:
+        """Whether it knows how to act where only new queries are computed (`Plan.edits`): on their scores and weights,
+        by nobody's attention but theirs.
+        """
+        return False
 
     def check(self, model: Any, canvas: Canvas) -> None:
         """Raise, before the first forward, if this edit cannot act on this canvas of this model."""

@@ -18,7 +18,8 @@ from transformer_lens.model_bridge.supported_architectures.qwen3_moe import Qwen
 from transformer_lens.model_bridge.supported_architectures.starcoder2 import Starcoder2ArchitectureAdapter
 
 from sinklens.errors import Unsupported
-from sinklens.models.attention import FORWARD, OpenAttention
+from sinklens.models.attention import OpenAttention
+from sinklens.models.driver import FORWARD
 from sinklens.models.experts import OpenRouter
 from sinklens.models.fused import FusedAttention
 

@@ -6,27 +6,22 @@ stock model, whatever the family does before and after. The bridge's attention c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, TypeVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge.generalized_components import PositionEmbeddingsAttentionBridge
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
-from transformer_lens.model_bridge.sources.transformers_driver import TransformersDriver
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from sinklens.interrupts import surely
 from sinklens.models import blocks, dropping
-from sinklens.sinks import Blocks, Sight
-from sinklens.sinks.blocks import mask_of
+from sinklens.models.driver import FORWARD, Forward, running
+from sinklens.sinks import Sight
 
-R = TypeVar("R")
 NAME = "sinklens"  # of this function, in transformers
 ROTATED = ("hook_rot_q", "hook_rot_k")  # of every model, also where nothing is rotated
 RECEIVED = ("hook_received", "hook_received_masked", "hook_received_committed", "hook_received_last")
@@ -70,82 +65,6 @@ class Points:
     def is_open(self) -> bool:
         """Whether somebody hooks the scores, the pattern or received attention: then scores are formed in the open."""
         return any(point._forward_hooks or point._backward_hooks for point in self.opening)
-
-
-@dataclass(frozen=True, eq=False)
-class Forward:
-    """What attention needs to know of the forward that runs.
-
-    Attributes:
-        serving: The hook points that an attention module serves, by module.
-        tokens: Token ids [batch, pos]; None with embeddings as input.
-        valid: Real positions [batch, pos]; None if all are.
-        mask_token: Id of the mask token; None where there is none.
-        path: "auto", "pattern" (whole patterns) or "blocks" (blocks of queries).
-        levels: No query sees a key of a higher level [batch, pos]; as the model's own blocks say when None.
-        cached: Every layer sees all keys of its cache, and new ones causally, however many its cache holds: the mask
-            that transformers makes is that of the first layer.
-    """
-
-    serving: Mapping[torch.nn.Module, Points] = field(default_factory=dict)
-    tokens: Tensor | None = None
-    valid: Tensor | None = None
-    mask_token: int | None = None
-    path: str = "auto"
-    levels: Tensor | None = None
-    cached: bool = False
-
-
-FORWARD: ContextVar[Forward] = ContextVar("sinklens_forward", default=Forward())  # noqa: B039 - frozen, never changed
-
-
-def running(forward: Forward, body: Callable[[], R]) -> R:
-    """What `body` gives while attention is told about the forward that runs inside it."""
-    before = FORWARD.get()
-
-    def told() -> R:
-        FORWARD.set(forward)
-        return body()
-
-    return surely(told, lambda: FORWARD.set(before))
-
-
-class Driver(TransformersDriver):
-    """Runs the transformers model, and tells attention what it is run on, however TransformerLens came by it.
-
-    Attributes:
-        first_position: What the first position of a text is called, where positions are not counted from 0.
-        blocks: How a model that sees block by block cuts a text.
-        pad: What is to stand where nothing is, if the model looks at that, too (ESM counts masks).
-    """
-
-    first_position = 0
-    blocks: Blocks | None = None
-    pad: int | None = None
-
-    def forward(self, input_ids: Any = None, **kwargs: Any) -> Any:
-        """As TransformersDriver's; text has become token ids and a mask by now."""
-        mask = kwargs.get("attention_mask")
-        valid = mask.bool() if isinstance(mask, Tensor) and mask.ndim == 2 else None
-        given = kwargs.get("inputs_embeds") if input_ids is None else input_ids
-        first, blocks = self.first_position, self.blocks if mask is None or valid is not None else None
-        if isinstance(given, Tensor) and (first or blocks is not None):
-            real = torch.ones(given.shape[:2], dtype=torch.bool, device=given.device) if valid is None else valid
-            if kwargs.get("position_ids") is None:
-                kwargs["position_ids"] = positions(real, first)
-            if blocks is not None:
-                levels = FORWARD.get().levels
-                levels = blocks.levels(real) if levels is None else levels.to(real.device)
-                kwargs["attention_mask"] = mask_of(real, levels)
-        if self.pad is not None and valid is not None and input_ids is not None:
-            input_ids = input_ids.masked_fill(~valid.to(input_ids.device), self.pad)
-        inner = super().forward
-        return running(replace(FORWARD.get(), tokens=input_ids, valid=valid), lambda: inner(input_ids, **kwargs))
-
-
-def positions(valid: Tensor, first: int = 0) -> Tensor:
-    """The number of each position, counted from each row's first real one."""
-    return (valid.long().cumsum(-1) - 1).clamp(min=0) + first
 
 
 class OpenAttention(PositionEmbeddingsAttentionBridge):

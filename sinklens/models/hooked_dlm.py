@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -15,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sinklens.errors import PromptError
 from sinklens.models import adapters, attention, copying, encoders, loading, notebook, rotary
 from sinklens.models.calibration import calibrate
+from sinklens.models.driver import FORWARD, Driver, positions, running
 from sinklens.models.families import Family
 from sinklens.models.fingerprint import fingerprint
 from sinklens.models.loading import Checkpoint
@@ -54,15 +56,14 @@ class HookedDLM(Text, Tools, notebook.Card):
         config = build_bridge_config_from_hf(model.config, family.architecture, checkpoint.name, dtype)
         adapter: Any = ArchitectureAdapterFactory.select_architecture_adapter(config)
         adapter.cfg.device = str(next(model.parameters()).device)
-        driver = attention.Driver(model, adapter, None)
+        driver = Driver(model, adapter, None)
         driver.first_position = family.first_position(model.config)
         driver.blocks = family.blocks_of(model.config)
         driver.pad = model.config.pad_token_id if getattr(model.config, "token_dropout", False) else None
         adapter.limit(causal=family.causal, shifted=family.shift, first_position=driver.first_position)
         super().__init__(model, adapter, None, driver=driver)
-        self.family, self.ids = family, checkpoint.ids
+        self.family, self.ids, self._path = family, checkpoint.ids, "auto"
         self.name, self.revision = checkpoint.name, checkpoint.revision
-        self._path = "auto"
         self.__dict__["wiring"] = Wiring(self, model)
         rotary.keep_settled(model)
         # TransformerLens gives an unembedding without bias one of zeros: not to be saved.
@@ -256,8 +257,7 @@ class HookedDLM(Text, Tools, notebook.Card):
             serving = serving if self._path == "auto" else self.wiring.serving(everywhere=True)
             self.check_attention(serving)
             now: Any = {"mask_token": self.ids.mask, "path": self._path, "levels": levels}
-            cached = attention.FORWARD.get().cached
-            return attention.running(attention.Forward(serving, **now, cached=cached), inner)
+            return running(replace(FORWARD.get(), serving=serving, **now), inner)
 
         return self.wiring.run(run, everything=self.across(kwargs))
 
@@ -267,7 +267,7 @@ class HookedDLM(Text, Tools, notebook.Card):
         """The transformers model's own logits, without TransformerLens's handling of everything else."""
         arguments: dict[str, Any] = {"use_cache": False, **options}
         if valid is not None:
-            places = attention.positions(valid, self._driver.first_position)
+            places = positions(valid, self._driver.first_position)
             arguments |= {"attention_mask": valid.long(), "position_ids": places}
         elif attention_mask is not None:
             arguments["attention_mask"] = attention_mask

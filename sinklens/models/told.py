@@ -6,7 +6,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sinklens.hooks import Canvas
-from sinklens.models.attention import FORWARD
+from sinklens.models.driver import FORWARD
 from sinklens.sinks import Positions
 
 

@@ -16,6 +16,7 @@ from sinklens.models import attention
 from sinklens.models.caches import Cache
 from sinklens.models.calibration import hook_table
 from sinklens.models.callers import NEXT_TOKEN, called_by
+from sinklens.models.driver import FORWARD
 from sinklens.models.weights import Weights
 from sinklens.sinks import Blocks
 
@@ -76,7 +77,7 @@ class Tools(Weights):
         """
         unembed: Any = self.unembed
         wanted = any(slot.wanted for slot in self.wiring.slots if slot.component is unembed)
-        alone = self.is_causal and self._path == "auto" and not wanted
+        alone = (self.is_causal or FORWARD.get().behind is not None) and self._path == "auto" and not wanted
         options = {"logits_to_keep": 1} if alone else {}
         return self(tokens, attention_mask=attention_mask, levels=levels, **options)[:, -1:]
 
@@ -119,7 +120,7 @@ class Tools(Weights):
                 f"return_type={return_type!r}: {self.name} is a diffusion model, which has no next-token loss; use "
                 "sinklens.log_likelihood, or compute a loss at masked positions from the logits"
             )
-        if kwargs.get("logits_to_keep"):
+        if kwargs.get("logits_to_keep") and FORWARD.get().behind is None:
             raise Unsupported(
                 f"logits_to_keep: {self.name} is a diffusion model, whose logits are aligned with all positions; take "
                 "the rows that you want"

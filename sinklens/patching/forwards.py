@@ -128,7 +128,7 @@ def repeated(canvas: Canvas, rows: int) -> Canvas:
     active = None if canvas.active is None else canvas.active.expand(rows)
     parts |= {
         name: None if getattr(canvas, name) is None else getattr(canvas, name).expand(rows, -1)
-        for name in ("block", "levels")
+        for name in ("block", "levels", "edited")
     }
     return replace(canvas, **parts, seeds=canvas.seeds * rows, active=active)
 
@@ -155,9 +155,9 @@ def onward(
     found = decided.expand(edit.size, -1, -1).clone()
     canvas = moment.canvas
     for step in steps_from(dlm, start, interventions=[edit], since=moment.repeated(edit.size)):
-        scored = step.logits.shape[1]
-        now = step.committed[:, :scored, None] & ever[:scored, None]
-        found[:, :scored] = torch.where(now, step.logits, found[:, :scored])
+        scored = slice(step.first, step.first + step.logits.shape[1])
+        now = step.committed[:, scored, None] & ever[scored, None]
+        found[:, scored] = torch.where(now, step.logits, found[:, scored])
         canvas = step.after
     if bool(canvas.masked.any()):
         raise PatchError(
@@ -169,6 +169,6 @@ def onward(
 
 def commits_of(step: Step) -> tuple[Tensor, Tensor]:
     """The positions that a step of one row commits [pos], and the logits by which [n, vocab]."""
-    where, scored = step.committed[0].clone(), step.logits.shape[1]
-    where[scored:] = False
-    return where, step.logits[0, where[:scored]]
+    where, first, scored = step.committed[0].clone(), step.first, step.logits.shape[1]
+    where[:first] = where[first + scored :] = False
+    return where, step.logits[0, where[first : first + scored]]

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sinklens.errors import HookNeverFired, NotFinite
-from sinklens.hooks import Canvas, Hook, Probe, block_of, canvas_of, chosen, sight_of, watching
+from sinklens.hooks import Canvas, Hook, Probe, block_of, canvas_of, chosen, only_new, sight_of, watching
 from sinklens.models.told import known_canvas
 from sinklens.sinks import Positions, Received, Sight
 
@@ -204,6 +204,10 @@ class ReceivedProbe(LayerProbe):
     @abstractmethod
     def whose(self, model: Any) -> tuple[Positions, ...]:
         """The sets of queries whose attention counts."""
+
+    def of_new(self, model: Any) -> bool:
+        """Whether all sets are of new queries, and nothing but the pattern is asked for."""
+        return self.points_of(model) == (PATTERN,) and only_new(model, self.whose(model))
 
     def gather(self, kept: list[Any], pattern: Tensor, layer: Layer, block: slice) -> None:
         """Add up what the keys receive from each set."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sinklens.hooks import Scope, autoregressive
+from sinklens.hooks import Scope, usual_queries
 from sinklens.probes.base import Layer, ReceivedProbe, derived, only
 from sinklens.sinks import Positions, SinkRule
 
@@ -41,7 +41,7 @@ class SinkMask(ReceivedProbe):
         Raises:
             ValueError: a rule that can never fire by them.
         """
-        queries = self.rule.counting(autoregressive=autoregressive(model))
+        queries = self.rule.counting(usual_queries(model))
         self.rule.must_fire(queries)
         return (queries,)
 

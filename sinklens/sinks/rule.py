@@ -40,7 +40,8 @@ class SinkRule(Value):
     and `keys` which positions can be sinks, and are compared with each other: "all", "masked", "committed", "prompt",
     "response" or "last" (arXiv 2510.15731, section 4.2, tells masked from committed queries; for autoregressive models
     section 4.3 reads the last query). "auto" is the paper's protocol for both: all queries of a diffusion model, the
-    last one of an autoregressive model. Padding never counts. Named rules with their papers: `sinks.named`.
+    last one of an autoregressive model; of one that sees block by block it is the "block" that is being decided.
+    Padding never counts. Named rules with their papers: `sinks.named`.
 
     Example:
         >>> import sinklens as sl
@@ -72,11 +73,9 @@ class SinkRule(Value):
                 f"units='sum' (arXiv 2510.15731 read so that its figures hold) or an epsilon below {limit}"
             )
 
-    def counting(self, *, autoregressive: bool) -> Positions:
-        """Whose attention counts in a model of this kind: `queries`, with "auto" resolved."""
-        if self.queries == "auto":
-            return "last" if autoregressive else "all"
-        return self.queries
+    def counting(self, auto: Positions) -> Positions:
+        """Whose attention counts: `queries`, and for "auto" whatever that is of the model (`hooks.usual_queries`)."""
+        return auto if self.queries == "auto" else self.queries
 
     def can_fire(self, queries: Positions) -> bool:
         """Whether any attention could pass, counted over these queries: one query gives a key at most 1 in all."""

@@ -81,9 +81,10 @@ class Sight:
         seen = seen[:, 0]
         if seen.shape[-2] == 1:
             return cls(seen[:, 0], "bidirectional", queries=queries)
-        # A position is real if it sees itself: true in every mask rule, whatever the last query sees.
+        # A position is real if it sees itself: true in every mask rule, whatever the last query sees. Of those before
+        # all queries, whose rows are not there, it is real if anybody looks at it.
         own = torch.arange(queries, device=device)
-        real = on.repeat(len(seen), 1)
+        real = seen.any(-2)
         real[:, keys - queries :] = seen[:, own, own + keys - queries]
         return cls(real, direction, mask=seen, queries=queries)
 

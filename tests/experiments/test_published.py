@@ -78,7 +78,7 @@ def test_the_edit_does_what_the_paper_says(name: str) -> None:
     """At step t the top key of step t - 1 is -inf in every layer and head; in tiny-arm by the last query alone."""
     dlm, prompt, plan = HookedDLM.from_pretrained(name), Echo(1, seed=1)[0].prompt, Plan(new_tokens=3)
     cut = parse("mask:top1")
-    assert cut.selector.rule.counting(autoregressive=dlm.is_causal) == ("last" if name == "tiny-arm" else "all")
+    assert cut.selector.rule.counting("last" if dlm.is_causal else "all") == ("last" if name == "tiny-arm" else "all")
     plain, edited = (
         denoise(dlm, prompt, plan, probes=[Pattern()], interventions=edits, progress=False).record["pattern"]
         for edits in ([], [cut])

@@ -64,9 +64,9 @@ class Spy(Selector):
         """As inside."""
         return self.of.looks_back
 
-    def counting(self, *, autoregressive: bool) -> Positions:
+    def counting(self, auto: Positions) -> Positions:
         """As inside."""
-        return self.of.counting(autoregressive=autoregressive)
+        return self.of.counting(auto)
 
     def candidates(self) -> Positions:
         """As inside."""

@@ -15,7 +15,8 @@ from transformer_lens.hook_points import HookPoint
 
 from sinklens.hooks import by_query
 from sinklens.models import attention
-from sinklens.models.attention import FORWARD, RECEIVED, Forward, Points
+from sinklens.models.attention import RECEIVED, Points
+from sinklens.models.driver import FORWARD, Forward
 
 TOKENS = torch.randint(5, 60, (2, 14), generator=torch.Generator().manual_seed(0))
 LEFT = torch.arange(14)[None] >= torch.tensor([[0], [5]])

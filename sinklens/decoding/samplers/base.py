@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -35,14 +36,22 @@ class Choice(NamedTuple):
     committed: Bool[Tensor, "batch pos"]
     remasked: Bool[Tensor, "batch pos"] | None = None
 
-    def widened(self, tokens: Int[Tensor, "batch pos"]) -> Choice:
-        """The same of a canvas that goes on behind what was seen: there nothing is chosen."""
-        more = tokens.shape[1] - self.predicted.shape[1]
+    def widened(self, tokens: Int[Tensor, "batch pos"], before: int = 0) -> Choice:
+        """The same of a canvas with `before` positions before what was asked, and more behind: nothing is chosen there.
+
+        Args:
+            tokens: The whole canvas, whose tokens stand there.
+            before: How many.
+        """
+        end = before + self.predicted.shape[1]
+        if not before and end == tokens.shape[1]:
+            return self
+        around = (before, tokens.shape[1] - end)
         return Choice(
-            torch.cat([self.predicted, tokens[:, -more:]], 1),
-            F.pad(self.confidence, (0, more), value=torch.nan),
-            F.pad(self.committed, (0, more)),
-            None if self.remasked is None else F.pad(self.remasked, (0, more)),
+            torch.cat([tokens[:, :before], self.predicted, tokens[:, end:]], 1),
+            F.pad(self.confidence, around, value=torch.nan),
+            F.pad(self.committed, around),
+            None if self.remasked is None else F.pad(self.remasked, around),
         )
 
 
@@ -58,6 +67,7 @@ class Sampler(ABC):
         self.dlm, self.plan, self.given, self.limits = dlm, start.plan, start.canvas, start.limits
         self.draws = Draws(start.canvas.seeds, start.starts)
         self.layout = Layout.of(dlm, start.plan, start.canvas)
+        self.forwards = Counter[str]()
 
     @property
     def mask(self) -> int:
@@ -112,8 +122,9 @@ class Diffusion(Sampler):
 
     def choose(self, logits: Tensor, canvas: Canvas, seen: Canvas, active: Tensor) -> Choice:
         """As the official samplers: guide, forbid, choose tokens, choose positions."""
-        width, choice = canvas.tokens.shape[1], self._choose(logits, seen, active)
-        return choice if width == seen.tokens.shape[1] else choice.widened(canvas.tokens)
+        before = seen.tokens.shape[1] - logits.shape[1]
+        choice = self._choose(logits, seen.behind(before) if before else seen, active)
+        return choice.widened(canvas.tokens, before)
 
     def _choose(self, logits: Tensor, canvas: Canvas, active: Tensor) -> Choice:
         if self.plan.cfg_scale:
@@ -137,6 +148,7 @@ class Diffusion(Sampler):
         blind = canvas.tokens.masked_fill(self.given.prompt, self.mask)
         seen = replace(canvas, tokens=blind)
         without = finite(self.dlm, seen, lambda: self.dlm(blind, attention_mask=canvas.valid))
+        self.forwards["guidance"] += 1
         return without + (self.plan.cfg_scale + 1) * (logits - without)
 
     def _allowed(self, logits: Tensor) -> Tensor:
@@ -165,11 +177,13 @@ class ByConfidence(Diffusion):
     def counts(self, eligible: Bool[Tensor, "batch pos"], step: int) -> Int[Tensor, " batch"]:
         """How many positions of each row a step commits, if no threshold decides."""
 
-    def confidence(self, probabilities: Tensor, predicted: Tensor) -> Float[Tensor, "batch pos"]:
-        """The remasking rule's confidence in the chosen tokens."""
+    def confidence(
+        self, probabilities: Tensor, predicted: Tensor, block: Tensor | None = None
+    ) -> Float[Tensor, "batch pos"]:
+        """The remasking rule's confidence in the chosen tokens; of a `block` alone, if it is by chance."""
         match self.plan.remasking:
             case "random":
-                return self.draws.uniform(predicted, torch.float32)
+                return self.draws.uniform(predicted, torch.float32, block=block)
             case "margin":
                 return rm.margin(probabilities)
             case "entropy":

@@ -37,7 +37,8 @@ class Causal(Sampler):
         """A token for the next position of each active row, which is committed."""
         following = self._next(canvas)
         row = torch.arange(len(following), device=following.device)
-        scores = logits[row, following.clamp(max=logits.shape[1] - 1)].float()[:, None]
+        first = seen.tokens.shape[1] + 1 - logits.shape[1]  # the position that the first row of logits is about
+        scores = logits[row, (following - first).clamp(0, logits.shape[1] - 1)].float()[:, None]
         if self.plan.suppress_eos in ("logits", "both"):
             scores = without_tokens(scores, list(self.dlm.ids.eos))
         probabilities = rm.tempered(scores, self.plan.temperature, self.plan.top_p, self.plan.top_k)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sinklens.decoding import remasking as rm
-from sinklens.decoding.plan import EPS
+from sinklens.decoding.plan_rules import EPS
 from sinklens.decoding.prompts import Start
 from sinklens.decoding.samplers.base import Choice, Diffusion, without_tokens
 from sinklens.hooks import Canvas

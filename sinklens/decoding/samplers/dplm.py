@@ -79,6 +79,7 @@ class DPLM(Diffusion):
         parts = {"masked": frequent[rows], "prompt": canvas.prompt[rows], "active": active[rows], "block": None}
         seen = replace(canvas, tokens=blind, valid=valid, **parts)
         logits = finite(self.dlm, seen, lambda: self.dlm(blind, attention_mask=valid))
+        self.forwards["resample"] += 1
         logits = without_tokens(self.dlm.by_position(logits).float(), self.never)
         tokens_again, scores_again = self._drawn(rm.nucleus(logits, NUCLEUS), rows)
         tokens, scores, here = tokens.clone(), scores.clone(), frequent[rows]

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from sinklens.decoding import remasking as rm
-from sinklens.decoding.plan import EPS
+from sinklens.decoding.plan_rules import EPS
 from sinklens.decoding.samplers.base import ByConfidence, Choice
 from sinklens.hooks import Canvas
 

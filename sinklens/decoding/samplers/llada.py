@@ -45,11 +45,12 @@ class LLaDA(ByConfidence):
 
     def pick(self, logits: Tensor, canvas: Canvas, eligible: Tensor, step: int) -> Choice:
         """Gumbel-max tokens; the most confident positions. EOS and EoT may have to wait for all others."""
-        predicted = rm.gumbel_argmax(self.choosable(logits), self.plan.temperature, self.draws)
+        drawn = None if self.layout is None else canvas.block
+        predicted = rm.gumbel_argmax(self.choosable(logits), self.plan.temperature, self.draws, drawn)
         if self.plan.suppress_eos in ("confidence", "both"):
             late = [*self.dlm.ids.eos, *(() if self.dlm.ids.eot is None else (self.dlm.ids.eot,))]
             logits = without_tokens(logits, late)
-        confidence = self.confidence(logits.softmax(-1), predicted)
+        confidence = self.confidence(logits.softmax(-1), predicted, drawn)
         committed = self.commits(confidence, eligible, step)
         return Choice(predicted, confidence.masked_fill(~canvas.masked, float("nan")), committed)
 

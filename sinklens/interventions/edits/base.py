@@ -148,7 +148,7 @@ class SinkEdit(AttentionEdit, ActsOnKeys):
         Raises:
             ScopeError: an open-loop selector without the clean forward, or one that was not shown the step before.
         """
-        everyone = None if canvas is None else bool(canvas.positions(self.queries).all())
+        everyone = None if canvas is None else bool(canvas.queries(self.queries).all())
         hooks: list[Hook] = []
         for layer in self.layers(model):
             if self.selector.loop == "open" and ("clean", layer) not in memory.notes:
@@ -157,6 +157,12 @@ class SinkEdit(AttentionEdit, ActsOnKeys):
             hooks += self.selector.hooks(model, layer, canvas, memory)
             hooks += self.in_layer(acting)
         return hooks
+
+    def of_new(self, model: Any) -> bool:
+        """Whether the edit's only hooks are on scores or weights, and its selector reads no other attention."""
+        points = ("hook_attn_scores", "hook_pattern")
+        alone = type(self).in_layer is SinkEdit.in_layer and self.hook_point in points
+        return alone and self.selector.of_new(model)
 
     def in_layer(self, acting: Acting) -> list[Hook]:
         """The edit's hooks in one layer; a subclass may need more than one."""

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sinklens.errors import ScopeError
-from sinklens.hooks import Canvas, Hook, Memory, autoregressive, block_of, canvas_of, sight_of, watching
+from sinklens.hooks import Canvas, Hook, Memory, block_of, canvas_of, sight_of, usual_queries, watching
 from sinklens.interventions.selectors.base import Evidence
 from sinklens.sinks import Positions, Received, Sight, received_attention
 
@@ -54,6 +54,10 @@ class View:
     def queries(self, which: Positions) -> Bool[Tensor, "batch query"]:
         """The block's queries of one kind."""
         return self.canvas.positions(which)[:, self.sight.keys - self.sight.count :][:, self.block]
+
+    def edited(self, which: Positions) -> Bool[Tensor, "batch query"]:
+        """The block's queries of one kind that an edit may touch."""
+        return self.canvas.queries(which)[:, self.sight.keys - self.sight.count :][:, self.block]
 
     def places(self, device: torch.device) -> torch.Tensor:
         """The positions of the block's queries [query]."""
@@ -106,7 +110,7 @@ class Reading:
 
     def __init__(self, edit: SinkEdit, model: Any, layer: int, canvas: Canvas | None, memory: Memory) -> None:
         self.edit, self.model, self.layer, self.canvas, self.memory = edit, model, layer, canvas, memory
-        self.counting: Positions = edit.selector.counting(autoregressive=autoregressive(model))
+        self.counting: Positions = edit.selector.counting(usual_queries(model))
         self.received = Received()
 
     def read(self, pattern: Tensor, view: View) -> None:
@@ -242,7 +246,7 @@ class Acting(Reading):
 
     def _count_mass(self, pattern: Tensor, view: View, here: At) -> None:
         """What the touched entries held before, where it is not what the selector was shown."""
-        asked = view.queries(self.edit.queries)[:, None].to(pattern.device)
+        asked = view.edited(self.edit.queries)[:, None].to(pattern.device)
         whole = self.edit.diagonal  # then whole columns are touched: no need to go through entries one by one
         mass = received_attention(pattern, asked) * here.selected if whole else pattern.float() * here.touched
         self.memory.count("mass", mass.flatten(1).sum(-1))
@@ -251,7 +255,7 @@ class Acting(Reading):
         edit, device = self.edit, tensor.device
         places = view.places(device)
         touched = selected[:, :, None, :].expand(-1, -1, tensor.shape[-2], -1)
-        asked = None if self.everyone else view.queries(edit.queries)
+        asked = None if self.everyone else view.edited(edit.queries)
         if asked is not None and not (self.everyone is None and bool(asked.all())):
             touched = touched & asked[:, None, :, None].to(device)
         if not edit.diagonal:  # compared by block: nothing is keys x keys

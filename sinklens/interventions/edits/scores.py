@@ -142,6 +142,10 @@ class NullKey(AttentionEdit):
         """Unless the extra key gets nothing."""
         return self.logit != -math.inf
 
+    def of_new(self, model: Any) -> bool:
+        """Yes: each query has its own."""
+        return True
+
     def acting(self, model: Any, canvas: Canvas | None, memory: Memory) -> list[Hook]:
         """Hooks on scores (looking) and pattern (scaling)."""
         hooks: list[Hook] = []
@@ -168,5 +172,5 @@ class NullKey(AttentionEdit):
 
 def in_scope(edit: AttentionEdit, view: View, pattern: Tensor) -> Tensor:
     """The heads and queries of a block that an edit touches [batch, head, query, 1]."""
-    queries = view.queries(edit.queries)[:, None, :, None].to(pattern.device)
+    queries = view.edited(edit.queries)[:, None, :, None].to(pattern.device)
     return edit.heads(view.canvas, pattern.shape[1], pattern.device)[..., None, None] & queries

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from sinklens.errors import ScopeError
-from sinklens.hooks import Canvas, Hook, Memory, autoregressive
+from sinklens.hooks import Canvas, Hook, Memory, only_new, usual_queries
 from sinklens.interventions.brief import brief
 from sinklens.interventions.selectors.base import Evidence, Fewer, Loop, Selector, nowhere, set_field
 from sinklens.sinks import Positions, SinkRule
@@ -44,7 +44,7 @@ class ByRule(Selector):
     Args:
         rule: When a key is a sink, by whose attention, among which keys. Give this or `top_k`; when neither is given,
             `SinkRule(queries="auto")`. "auto" is all queries of a diffusion model and the last one of an autoregressive
-            model (arXiv 2510.15731, section 4.3).
+            model (arXiv 2510.15731, section 4.3); of a model that sees block by block those of the block.
         top_k: Shorthand for `SinkRule(epsilon=None, top_k=..., queries="auto")`: the k keys that receive most. The
             number is then in `rule`.
         fewer: As in Selector.
@@ -71,13 +71,13 @@ class ByRule(Selector):
         """The rule's `top_k`."""
         return self.rule.top_k or 0
 
-    def counting(self, *, autoregressive: bool) -> Positions:
+    def counting(self, auto: Positions) -> Positions:
         """The rule's `queries`, "auto" resolved.
 
         Raises:
             ScopeError: a rule that can never fire by these queries.
         """
-        queries = self.rule.counting(autoregressive=autoregressive)
+        queries = self.rule.counting(auto)
         self._must_fire(queries)
         return queries
 
@@ -89,6 +89,10 @@ class ByRule(Selector):
                 f"epsilon={rule.epsilon:g} can never fire; use top_k, a smaller epsilon, or a rule with queries='all'"
             )
 
+    def of_new(self, model: Any) -> bool:
+        """If such queries are those that count, and no forward runs beside."""
+        return self.loop == "closed" and only_new(model, [self.counting(usual_queries(model))])
+
     def candidates(self) -> Positions:
         """The rule's `keys`."""
         return self.rule.keys
@@ -96,7 +100,7 @@ class ByRule(Selector):
     def check(self, model: Any, canvas: Canvas) -> None:
         """As in Selector, and for a rule that can never fire."""
         super().check(model, canvas)
-        self.counting(autoregressive=autoregressive(model))
+        self.counting(usual_queries(model))
 
     def __repr__(self) -> str:
         return brief(self, rule=rule_text(self.rule))

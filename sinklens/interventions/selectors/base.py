@@ -95,8 +95,8 @@ class Selector(Brief, ABC):
         """The first step of a run at which it can find a key."""
         return 0
 
-    def counting(self, *, autoregressive: bool) -> Positions:
-        """Whose attention counts in a model of this kind."""
+    def counting(self, auto: Positions) -> Positions:
+        """Whose attention counts; `auto` is what "auto" means of the model (`hooks.usual_queries`)."""
         return "all"
 
     def candidates(self) -> Positions:
@@ -106,6 +106,10 @@ class Selector(Brief, ABC):
     def ahead(self, layer: int, memory: Memory) -> bool:
         """Whether the keys are known before this forward's attention is: then no preview is needed."""
         return self.loop == "open"
+
+    def of_new(self, model: Any) -> bool:
+        """Whether it needs no other attention than that of queries that are new at each step (`hooks.only_new`)."""
+        return False
 
     def check(self, model: Any, canvas: Canvas) -> None:
         """Raise, before the first forward, for what cannot be found on this canvas of this model.

@@ -47,9 +47,13 @@ class Matched(Selector):
         """As the matched selector."""
         return self.of.earliest
 
-    def counting(self, *, autoregressive: bool) -> Positions:
+    def of_new(self, model: Any) -> bool:
         """As the matched selector."""
-        return self.of.counting(autoregressive=autoregressive)
+        return self.of.of_new(model)
+
+    def counting(self, auto: Positions) -> Positions:
+        """As the matched selector."""
+        return self.of.counting(auto)
 
     def candidates(self) -> Positions:
         """As the matched selector."""
@@ -107,7 +111,7 @@ class RandomKeys(Matched):
     def choose(self, sinks: Tensor, free: Tensor, draw: Tensor, evidence: Evidence) -> Tensor:
         """Random free keys."""
         anywhere = largest(draw, free, sinks.sum(-1, keepdim=True))
-        alike = _seen_alike(evidence.sight).to(free.device)[:, None, None]  # by row: no row depends on its batch
+        alike = _seen_alike(evidence.canvas, evidence.sight).to(free.device)[:, None, None]  # of each row by itself
         if bool(alike.all()):
             return anywhere
         nearby = _one_by_one(sinks, free, draw, lambda place, able: _near(place, able, free))
@@ -185,9 +189,10 @@ class ShiftedKeys(Matched):
         return (right | left) & free
 
 
-def _seen_alike(sight: Sight) -> Tensor:
-    """Rows in which every real key is seen by as many queries as every other [batch or 1]."""
-    seen = sight.seen_by()
+def _seen_alike(canvas: Canvas, sight: Sight) -> Tensor:
+    """Rows in which every real key is seen by as many queries, of those that may be edited, as every other [batch]."""
+    among = None if canvas.edited is None else canvas.edited[:, sight.keys - sight.count :].to(sight.valid.device)
+    seen = sight.seen_by(among)
     most = seen.amax(-1, keepdim=True)
     return ((seen == most) | ~sight.valid).all(-1)
 

@@ -59,6 +59,10 @@ class Fixed(Selector):
         if max(self.places) >= shortest:
             raise ScopeError(f"{self!r}: the shortest row has positions 0 to {shortest - 1}")
 
+    def of_new(self, model: Any) -> bool:
+        """Yes: attention plays no part."""
+        return True
+
     def select(self, evidence: Evidence) -> Tensor:
         """The positions that are there."""
         valid = evidence.canvas.valid
@@ -129,6 +133,10 @@ class ByToken(Selector):
         ids: Any = self.what
         in_vocabulary(model, ids, self)
         return ids
+
+    def of_new(self, model: Any) -> bool:
+        """Yes: attention plays no part."""
+        return True
 
     def select(self, evidence: Evidence) -> Tensor:
         """Keys that hold such a token."""

@@ -95,6 +95,10 @@ class FromRecord(Selector):
             )
         return []
 
+    def of_new(self, model: Any) -> bool:
+        """Yes: attention plays no part."""
+        return True
+
     def select(self, evidence: Evidence) -> Tensor:
         """What the record calls sinks."""
         selected, canvas = nowhere(evidence), evidence.canvas
