@@ -13,7 +13,7 @@ from torch import Tensor
 from sinklens.decoding.fold import Trajectory
 from sinklens.decoding.forwards import forward, labels_of, store
 from sinklens.decoding.masks import refuse_masks
-from sinklens.decoding.past import past_of
+from sinklens.decoding.past import check_past, past_of
 from sinklens.decoding.plan import Plan
 from sinklens.decoding.plan_rules import REMASKS
 from sinklens.decoding.prompts import Start, forced_tokens, prepare
@@ -121,6 +121,7 @@ def check_parts(dlm: Sketched, start: Start, probes: Sequence[Probe], interventi
     for probe in probes:
         probe.where.validate(dlm.n_layers, dlm.n_heads, start.steps, min(start.limits))
         refuse_masks(dlm, probe)
+    check_past(dlm, start.plan, probes, interventions)
     check_edits(dlm, start.canvas, interventions, start.steps, min(start.limits))
 
 
@@ -197,7 +198,9 @@ def _loop(
 
     def look(now: Canvas, canvas: Canvas, active: Tensor, seen: Sequence[dict | None]) -> tuple[Tensor, Choice]:
         last = not every_row and sampler.last_only(canvas, active)
-        chosen, now = now, now if follow is None else replace(now, block=None)  # what is followed may be asked anywhere
+        chosen = now
+        if follow is not None and now.levels is None:
+            now = replace(now, block=None)  # what is followed may be asked anywhere
         keep = None if past is None else store(dlm, past, chosen, forwards, edited=bool(interventions))
         how: Any = {"last": last, "past": past, "keep": keep, "forwards": forwards}
         logits = forward(dlm, now, interventions, memories, probes, seen, fired, named, **how)

@@ -19,6 +19,7 @@ from sinklens.errors import PlanError
 from sinklens.hooks import Canvas, Edit, Probe
 from sinklens.models.driver import FORWARD, Behind, positions, running
 from sinklens.models.hooked_dlm import HookedDLM
+from sinklens.models.outline import Sketched
 from sinklens.sinks import Sight
 
 
@@ -73,34 +74,41 @@ class Past:
                 self._cache.crop(self.length - held)
 
 
+def check_past(dlm: Sketched, plan: Plan, probes: Sequence[Probe], edits: Sequence[Edit]) -> None:
+    """Raise for what needs more than a cache has, where one is asked for.
+
+    Raises:
+        PlanError: `cache=True`, or `edits="local"`, and something that needs more.
+    """
+    if plan.cache or plan.edits == "local":
+        asked = 'edits="local"' if plan.edits == "local" else "cache=True"
+        for reason in _against(dlm, plan, probes, edits):
+            raise PlanError(f"{asked}: {reason}")
+
+
 def past_of(dlm: HookedDLM, plan: Plan, probes: Sequence[Probe], edits: Sequence[Edit], *, whole: bool) -> Past | None:
     """The past of a run that keeps one; None of one that computes every position at every step.
 
     Args:
         dlm: The model.
-        plan: Resolved. Its `cache` None keeps a past where nothing needs more than what is new.
+        plan: Resolved, and checked (`check_past`). Its `cache` None keeps a past where nothing needs more than what is
+            new.
         probes: Measurements.
         edits: Edits.
         whole: Whether whoever takes the steps may ask for the logits of every position.
-
-    Raises:
-        PlanError: `cache=True`, or `edits="local"`, and something that needs more.
     """
-    if plan.cache is False:
+    if plan.cache or plan.edits == "local":
+        return Past(dlm)
+    open_to_all = not dlm.is_causal and dlm.in_blocks is None  # nothing is ever settled
+    if plan.cache is False or open_to_all or whole or dlm.hooked or any(_against(dlm, plan, probes, edits)):
         return None
-    reasons = list(_against(dlm, plan, probes, edits))
-    if plan.cache is None and plan.edits != "local":
-        return None if reasons or whole or dlm.hooked else Past(dlm)
-    if reasons:
-        asked = 'edits="local"' if plan.edits == "local" else "cache=True"
-        raise PlanError(f"{asked}: {reasons[0]}")
     return Past(dlm)
 
 
-def _against(dlm: HookedDLM, plan: Plan, probes: Sequence[Probe], edits: Sequence[Edit]) -> Iterator[str]:
+def _against(dlm: Sketched, plan: Plan, probes: Sequence[Probe], edits: Sequence[Edit]) -> Iterator[str]:
     if not plan.new_tokens:
         yield "gaps inside a text are filled wherever they are (new_tokens=0), so nothing before them is settled"
-    if any(window is not None for window in dlm.windows):
+    if any(window is not None for window in getattr(dlm, "windows", ())):  # an outline does not know
         yield f"some layers of {dlm.name} see their neighbourhood only, and its cache would forget the rest"
     for probe in probes:
         if not probe.of_new(dlm):
@@ -108,11 +116,12 @@ def _against(dlm: HookedDLM, plan: Plan, probes: Sequence[Probe], edits: Sequenc
                 f"{probe!r} asks for positions that are settled, and a step computes only what is new; say "
                 "queries='block' (of a baseline: 'last'), or cache=False"
             )
-    if plan.edits == "scratch" and edits:
-        yield f"{edits[0]!r} acts on every position from scratch, and with a cache only on what is new"
-    for edit in (leaf for each in edits for leaf in each.leaves()):
-        if not edit.of_new(dlm):
+    for edit in edits:
+        if plan.edits == "scratch":
+            yield f"{edit!r} acts on every position from scratch, and with a cache only on what is new"
+        elif not edit.of_new(dlm):
+            part = next((leaf for leaf in edit.leaves() if not leaf.of_new(dlm)), edit)
             yield (
-                f"{edit!r} acts on more than the scores and weights of new queries, or reads the attention of others; "
-                "edits of the kind mask:, bias:, scale: by the attention of queries='auto' do not"
+                f"{part!r} acts on more than the scores and weights of new queries, or reads the attention of others; "
+                "mask:, bias:, scale: and zero: by SameStep or PreviousStep with queries='auto' do not"
             )

@@ -8,7 +8,7 @@ from sinklens.decoding.likelihood import check_stepless, whole_canvas
 from sinklens.decoding.loop import check_parts
 from sinklens.decoding.plan import Plan
 from sinklens.decoding.prompts import Start, forced_tokens, prepare, prepare_rows
-from sinklens.errors import SinklensError
+from sinklens.errors import PlanError, SinklensError
 from sinklens.experiments.answers import read_answers
 from sinklens.experiments.arms import Arm
 from sinklens.experiments.exposure import must_meet
@@ -47,6 +47,11 @@ class Job:
         self.passes: list[Pass] = list(dict.fromkeys(METRICS[name].needs for name in metrics))
         self.examples = [task[index] for index in range(len(task))]
         resolved = plan.resolved(dlm)  # what is wrong with a plan is said before what is wrong with a prompt
+        if resolved.edits == "local" and "likelihood" in self.passes:
+            raise PlanError(
+                "edits='local' needs steps, and a likelihood has none: it reads an answer at once, every position "
+                "edited; use a metric of the denoising run, or edits='scratch'"
+            )
         refuse_other_vocabulary(dlm, task)
         refuse_unknown(dlm.tokenizer, self.examples, answers=bool({"forced", "likelihood"} & set(self.passes)))
         self.answered = read_answers(dlm, task, self.examples, resolved, metrics)

@@ -51,6 +51,10 @@ class Composed(Brief, Edit):
         """That of the earliest of them."""
         return min(edit.earliest for edit in self.members())
 
+    def of_new(self, model: Any) -> bool:
+        """Whether all of them know."""
+        return all(edit.of_new(model) for edit in self.members())
+
     def hooks(self, model: Any, canvas: Canvas | None, memory: Memory) -> list[Hook]:
         """The hooks of the edits at a step in their scope."""
 

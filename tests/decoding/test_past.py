@@ -15,6 +15,7 @@ from sinklens.decoding.loop import denoising_steps
 from sinklens.decoding.plan import Plan
 from sinklens.decoding.run import denoise
 from sinklens.errors import PlanError
+from sinklens.experiments.ablation import ablate
 from sinklens.hooks import Edit, Memory, Scope, by_query
 from sinklens.interventions import (
     BiasSinks,
@@ -30,6 +31,7 @@ from sinklens.interventions import (
 from sinklens.models.hooked_dlm import HookedDLM
 from sinklens.probes import Confidence, MassOn, ReceivedAttention
 from sinklens.sinks import SinkRule
+from sinklens.tasks import Echo
 
 PROMPTS = ["molma telme talko xa", "molma", "telme talko xa molma telme", "wa molma telme"]
 MODELS = {"tiny-arm": "last", "tiny-bdlm": "block"}
@@ -275,3 +277,40 @@ def test_what_sees_the_whole_canvas_has_no_past(plan: dict[str, Any]) -> None:
 def test_local_edits_without_a_cache_contradict_each_other() -> None:
     with pytest.raises(PlanError, match="leave cache=False out"):
         Plan(cache=False, edits="local")
+
+
+def test_a_likelihood_has_no_local_edits() -> None:
+    dlm = HookedDLM.from_pretrained("tiny-arm")
+    with pytest.raises(PlanError, match="a likelihood has none"):
+        ablate(dlm, Echo(2), {"top-1": MaskSinks(SameStep(top_k=1))}, Plan(edits="local"), metrics=["log_likelihood"])
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "kl"])
+def test_an_ablation_in_either_meaning_is_what_single_runs_are(dlm: HookedDLM, metric: str) -> None:
+    """Arms share forwards there; each is what its own run says."""
+    task, edit = Echo(3, seed=2), MaskSinks(SameStep(top_k=1))
+    plan = Plan(new_tokens=12, edits="local")
+    result = ablate(dlm, task, {"top-1": edit}, plan, metrics=[metric], progress=False)
+    table = result.summary().set_index("kind").value
+    values = []
+    for index in range(len(task)):
+        start: Any = {"seed": index, "progress": False}
+        clean = denoise(dlm, task[index].prompt, plan, **start)
+        if metric == "accuracy":
+            run = denoise(dlm, task[index].prompt, plan, interventions=[edit], **start)
+            score = task.score(task[index], run.completions[0])
+            values += [score.accuracy] if score.total else []
+            continue
+        pairs = zip(
+            denoising_steps(dlm, [task[index].prompt], plan, seed=index, follow=clean, interventions=[edit]),
+            denoising_steps(dlm, [task[index].prompt], plan, seed=index, follow=clean),
+            strict=True,
+        )
+        for edited, plain in pairs:
+            where = edited.committed if dlm.is_causal else plain.canvas.masked & plain.canvas.valid
+            p, q = (
+                step.logits[where[:, step.first : step.first + step.logits.shape[1]]].float().log_softmax(-1)
+                for step in (plain, edited)
+            )
+            values += (p.exp() * (p - q)).sum(-1).tolist()
+    assert table["sinks"] == pytest.approx(np.mean(values), rel=1e-4)
