@@ -36,6 +36,7 @@ def ablate(
     block_length: options.BlockLength = None,
     temperature: options.Temperature = None,
     chat: options.Chat = False,
+    editing: options.Editing = None,
     controls: Annotated[
         list[str] | None,
         typer.Option(

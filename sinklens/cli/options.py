@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TypeVar
 
 import typer
 
@@ -61,7 +61,15 @@ Steps = Annotated[int | None, typer.Option(help="Denoising steps; one token per 
 BlockLength = Annotated[int | None, typer.Option(help="Semi-autoregressive blocks (the paper: 32).")]
 Temperature = Annotated[float | None, typer.Option(help="Of the sampling; 0 takes the likeliest token.")]
 Chat = Annotated[bool, typer.Option("--chat", help="Put the prompts into the model's chat template.")]
-PLAN = ("new_tokens", "steps", "block_length", "temperature", "chat")
+Editing = Annotated[
+    Literal["scratch", "local"] | None,
+    typer.Option(
+        help="What an edit means where there is a past (baselines, models that see block by block): scratch edits "
+        "every position at every step; local, as in a decoder with a cache, only what a step computes.",
+        show_default="scratch",
+    ),
+]
+PLAN = ("new_tokens", "steps", "block_length", "temperature", "chat", "editing")
 
 
 def fields_of(params: Mapping[str, Any], *others: str) -> dict[str, Any]:

@@ -26,6 +26,7 @@ def table1(
     steps: options.Steps = None,
     temperature: options.Temperature = None,
     chat: options.Chat = False,
+    editing: options.Editing = None,
     seeds: options.Seeds = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows per forward.")] = 448,
     device: options.Device = None,

@@ -215,7 +215,7 @@ def _loop(
         if not bool(active.any()):
             return
         now = sampler.seen(replace(canvas, step=step, active=active))
-        if plan.edits == "local":
+        if plan.editing == "local":
             now = replace(now, edited=now.positions(usual_queries(dlm)))
         seen = tuple({} if probe.where.at(step, total) else None for probe in probes)
         logits, (predicted, confidence, commit, again) = _no_grad(partial(look, now, canvas, active, seen))

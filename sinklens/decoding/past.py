@@ -74,14 +74,19 @@ class Past:
                 self._cache.crop(self.length - held)
 
 
+def has_past(dlm: Sketched) -> bool:
+    """Whether anything is ever settled: of a baseline, or a model that sees block by block."""
+    return dlm.is_causal or dlm.in_blocks is not None
+
+
 def check_past(dlm: Sketched, plan: Plan, probes: Sequence[Probe], edits: Sequence[Edit]) -> None:
     """Raise for what needs more than a cache has, where one is asked for.
 
     Raises:
-        PlanError: `cache=True`, or `edits="local"`, and something that needs more.
+        PlanError: `cache=True`, or `editing="local"`, and something that needs more.
     """
-    if plan.cache or plan.edits == "local":
-        asked = 'edits="local"' if plan.edits == "local" else "cache=True"
+    if plan.cache or plan.editing == "local":
+        asked = 'editing="local"' if plan.editing == "local" else "cache=True"
         for reason in _against(dlm, plan, probes, edits):
             raise PlanError(f"{asked}: {reason}")
 
@@ -97,10 +102,9 @@ def past_of(dlm: HookedDLM, plan: Plan, probes: Sequence[Probe], edits: Sequence
         edits: Edits.
         whole: Whether whoever takes the steps may ask for the logits of every position.
     """
-    if plan.cache or plan.edits == "local":
+    if plan.cache or plan.editing == "local":
         return Past(dlm)
-    open_to_all = not dlm.is_causal and dlm.in_blocks is None  # nothing is ever settled
-    if plan.cache is False or open_to_all or whole or dlm.hooked or any(_against(dlm, plan, probes, edits)):
+    if plan.cache is False or not has_past(dlm) or whole or dlm.hooked or any(_against(dlm, plan, probes, edits)):
         return None
     return Past(dlm)
 
@@ -117,7 +121,7 @@ def _against(dlm: Sketched, plan: Plan, probes: Sequence[Probe], edits: Sequence
                 "queries='block' (of a baseline: 'last'), or cache=False"
             )
     for edit in edits:
-        if plan.edits == "scratch":
+        if plan.editing == "scratch":
             yield f"{edit!r} acts on every position from scratch, and with a cache only on what is new"
         elif not edit.of_new(dlm):
             part = next((leaf for leaf in edit.leaves() if not leaf.of_new(dlm)), edit)

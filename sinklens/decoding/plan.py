@@ -81,7 +81,7 @@ class Plan(Value):
             next position, of a model that sees block by block the finished blocks. A step then computes what is new
             alone; the numbers are the same, up to rounding. None: where probes and edits ask for no more than that.
             True: or else an error says why not. False: every step computes every position.
-        edits: What an edit means where there is a past. "scratch": as if the model had always been so; every position
+        editing: What an edit means where there is a past. "scratch": as if the model had always been so; every position
             is edited at every step, and no cache can be kept. "local": as in a decoder with a cache; only the queries
             that a step computes are edited, what was finished before stays as it was read: finished blocks unedited,
             a baseline's earlier tokens as they were at their own steps.
@@ -105,7 +105,7 @@ class Plan(Value):
     suppress_eos: Literal["logits", "confidence", "both"] | None = None
     allow_mask: bool = False
     cache: bool | None = None
-    edits: Literal["scratch", "local"] = "scratch"
+    editing: Literal["scratch", "local"] = "scratch"
     chat: bool = False
     kind_error = PlanError
 
@@ -126,8 +126,8 @@ class Plan(Value):
         for name, holds, rule in rules:
             if not holds:
                 raise PlanError(f"{name}={getattr(self, name)!r} {rule}")
-        if self.edits == "local" and self.cache is False:
-            raise PlanError("edits='local' is what a cache does to edits; leave cache=False out")
+        if self.editing == "local" and self.cache is False:
+            raise PlanError("editing='local' is what a cache does to edits; leave cache=False out")
 
     def resolved(self, dlm: Sketched) -> Plan:
         """The plan with the family's defaults filled in and checked against itself and the model, or its outline.
@@ -139,8 +139,8 @@ class Plan(Value):
         """
         if dlm.is_causal:
             return self._resolved_causal(dlm)
-        if dlm.in_blocks is None and (self.cache or self.edits != "scratch"):
-            what = f"cache={self.cache}" if self.cache else f"edits={self.edits!r}"
+        if dlm.in_blocks is None and (self.cache or self.editing != "scratch"):
+            what = f"cache={self.cache}" if self.cache else f"editing={self.editing!r}"
             raise PlanError(
                 f"{what}: {dlm.name} sees the whole canvas at every step, so that nothing is ever settled. Baselines "
                 "and models that see block by block have a past"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from sinklens.decoding.likelihood import check_stepless, whole_canvas
 from sinklens.decoding.loop import check_parts
+from sinklens.decoding.past import has_past
 from sinklens.decoding.plan import Plan
 from sinklens.decoding.prompts import Start, forced_tokens, prepare, prepare_rows
 from sinklens.errors import PlanError, SinklensError
@@ -44,13 +46,15 @@ class Job:
 
     def __init__(self, dlm: Sketched, task: Task, plan: Plan, metrics: Sequence[str]) -> None:
         self.dlm = dlm
+        if plan.cache is None and plan.editing == "scratch" and has_past(dlm):
+            plan = replace(plan, cache=False)  # arms are compared, and must not differ by rounding
         self.passes: list[Pass] = list(dict.fromkeys(METRICS[name].needs for name in metrics))
         self.examples = [task[index] for index in range(len(task))]
         resolved = plan.resolved(dlm)  # what is wrong with a plan is said before what is wrong with a prompt
-        if resolved.edits == "local" and "likelihood" in self.passes:
+        if resolved.editing == "local" and "likelihood" in self.passes:
             raise PlanError(
-                "edits='local' needs steps, and a likelihood has none: it reads an answer at once, every position "
-                "edited; use a metric of the denoising run, or edits='scratch'"
+                "editing='local' needs steps, and a likelihood has none: it reads an answer at once, every position "
+                "edited; use a metric of the denoising run, or editing='scratch'"
             )
         refuse_other_vocabulary(dlm, task)
         refuse_unknown(dlm.tokenizer, self.examples, answers=bool({"forced", "likelihood"} & set(self.passes)))

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sinklens.decoding.past import has_past
 from sinklens.experiments.config import Experiment
 from sinklens.experiments.results import UNMASKED, AblationResult
 from sinklens.values.kinds import Count, reads
@@ -58,7 +59,8 @@ def table1(
         save_to: As in `ablate`; an interrupted table goes on where it was.
         progress: As in `ablate`.
         **options: Further fields of `Experiment` (prompts, extract, plan, seeds, controls, device, ...). For an
-            autoregressive model those of the plan that only diffusion models use are left out.
+            autoregressive model those of the plan that only diffusion models use are left out, and for a model that
+            sees the whole canvas at every step its `editing`: without a past there is one meaning.
     """
     return experiment1(model, task, ks=ks, **options).run(save_to=save_to, progress=progress)
 
@@ -68,18 +70,19 @@ def experiment1(model: str, task: str = "echo", *, ks: Sequence[Count] = KS, **o
     """The experiment of `table1`, with the same arguments."""
     edits = {f"top-{k}": f"mask:top{k}" for k in ks}
     asked = Experiment(model=model, task=task, edits=edits, **{"controls": ("random", "same_mass"), **options})
-    if asked.placing.outline(model).is_causal:
-        return replace(asked, plan=asked.make_plan().for_causal())
-    return asked
+    outline, plan = asked.placing.outline(model), asked.make_plan()
+    if outline.is_causal:
+        return replace(asked, plan=plan.for_causal())
+    return asked if has_past(outline) else replace(asked, plan=replace(plan, editing="scratch"))
 
 
 def layout(results: Sequence[AblationResult]) -> pd.DataFrame:
     """Results in the paper's layout: a line per task, model and setting.
 
-    Columns: task, model, setting, accuracy, low, high (95 % interval), exposed (as in `AblationResult.scores`), one
-    column per control (accuracy with random keys masked instead), pairs (prompts that could be scored on all sides; the
-    next columns are of these alone), minus_control (difference of differences to the first control) with its interval,
-    p_holm; unfinished (prompts are missing), if any result was interrupted.
+    Columns: task, model, editing (`meaning`), setting, accuracy, low, high (95 % interval), exposed (as in
+    `AblationResult.scores`), one column per control (accuracy with random keys masked instead), pairs (prompts that
+    could be scored on all sides; the next columns are of these alone), minus_control (difference of differences to the
+    first control) with its interval, p_holm; unfinished (prompts are missing), if any result was interrupted.
     """
     import pandas as pd
 
@@ -90,7 +93,8 @@ def layout(results: Sequence[AblationResult]) -> pd.DataFrame:
         effects: Any = result.effects(metric)
         for condition, part in summary[summary.metric == metric].groupby("condition", sort=False):
             main = part[part.kind.isin([UNMASKED, "sinks"])].iloc[0]
-            line = {"task": result.provenance["task"], "model": main.model, "setting": condition}
+            line = {"task": result.provenance["task"], "model": main.model, "editing": meaning(result)}
+            line |= {"setting": condition}
             line |= {"accuracy": main.value, "low": main.low, "high": main.high, "exposed": main.exposed}
             for other in part[~part.kind.isin([UNMASKED, "sinks"])].itertuples():
                 line[f"{other.kind} keys"] = other.value
@@ -106,6 +110,12 @@ def layout(results: Sequence[AblationResult]) -> pd.DataFrame:
             line |= {} if all(each.finished for each in results) else {"unfinished": not result.finished}
             lines.append(line)
     return pd.DataFrame(lines)
+
+
+def meaning(result: AblationResult) -> str:
+    """What edits meant in a result: "scratch" or "local"; "-" where there is no past to tell them apart."""
+    made = result.provenance
+    return str(made["plan"]["editing"]) if made["causal"] or "blocks" in made else "-"
 
 
 def published() -> pd.DataFrame:

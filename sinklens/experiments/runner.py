@@ -57,8 +57,9 @@ class Runner:
     """
 
     def __init__(self, dlm: HookedDLM, task: Task, plan: Plan, metrics: Sequence[str]) -> None:
-        self.dlm, self.task, self.plan, self.metrics = dlm, task, plan, list(metrics)
+        self.dlm, self.task, self.metrics = dlm, task, list(metrics)
         self.job = Job(dlm, task, plan, metrics)
+        self.plan = self.job.start.plan
         self.order = sorted(range(len(self.job.examples)), key=self.job.start.limits.__getitem__)
         self.identity = identity_of(dlm, task, self.job.start.plan)
         self.identity |= {"likelihood_samples": LIKELIHOOD_SAMPLES, "form": FORM}

@@ -29,7 +29,7 @@ class Canvas:
             it that hold a token already among them; None where there are no blocks.
         levels: Of a model that sees block by block, the number of each position's block [batch, pos]: none sees one
             with a higher number. None for other models.
-        edited: Positions whose queries edits may touch [batch, pos]; all when None (`Plan.edits`).
+        edited: Positions whose queries edits may touch [batch, pos]; all when None (`Plan.editing`).
     """
 
     tokens: Int[Tensor, "batch pos"]

@@ -124,8 +124,9 @@ class Edit(Value, ABC):
         return []
 
     def of_new(self, model: Any) -> bool:
-        """Whether it knows how to act where only new queries are computed (`Plan.edits`): on their scores and weights,
-        by nobody's attention but theirs.
+        """Whether it knows how to act where only new queries are computed (`Plan.editing`).
+
+        That is on their scores and weights, and by nobody's attention but theirs.
         """
         return False
 

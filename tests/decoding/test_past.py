@@ -140,7 +140,7 @@ def test_local_is_an_edit_of_the_blocks_own_queries(edit: Any) -> None:
     edit = edit("block")
     alone = replace(edit, queries="block")
     options: Any = {"seed": [1, 2, 3, 4], "progress": False, "probes": [ReceivedAttention(queries="block")]}
-    local = denoise(dlm, PROMPTS, Plan(new_tokens=17, edits="local"), interventions=[edit], **options)
+    local = denoise(dlm, PROMPTS, Plan(new_tokens=17, editing="local"), interventions=[edit], **options)
     scratch = denoise(dlm, PROMPTS, Plan(new_tokens=17), interventions=[alone], **options)
     assert torch.equal(local.tokens, scratch.tokens)
     close(local.confidence, scratch.confidence)
@@ -171,7 +171,7 @@ def test_local_edits_of_a_baseline_leave_what_was_read_as_it_was_read() -> None:
         size = len(dlm.encode(prompt))
         options: Any = {"progress": False, "seed": 3}
         edits = [MaskSinks(SameStep(top_k=1))]
-        local = denoise(dlm, prompt, Plan(new_tokens=12, edits="local"), interventions=edits, **options)
+        local = denoise(dlm, prompt, Plan(new_tokens=12, editing="local"), interventions=edits, **options)
         by_hand = denoise(dlm, prompt, Plan(new_tokens=12), interventions=[OwnTopKey(size - 1)], **options)
         assert torch.equal(local.tokens, by_hand.tokens)
         close(local.confidence, by_hand.confidence)
@@ -184,9 +184,9 @@ def test_a_row_depends_on_no_other_row_also_where_edits_are_local(dlm: HookedDLM
         ZeroSinks(RandomKeys(SameStep(top_k=1)), where=Scope(layers=1)),
     ]
     options: Any = {"interventions": edits, "progress": False}
-    together = denoise(dlm, PROMPTS, Plan(new_tokens=13, edits="local"), seed=[1, 2, 3, 4], **options)
+    together = denoise(dlm, PROMPTS, Plan(new_tokens=13, editing="local"), seed=[1, 2, 3, 4], **options)
     for row, prompt in enumerate(PROMPTS):
-        alone = denoise(dlm, prompt, Plan(new_tokens=13, edits="local"), seed=row + 1, **options)
+        alone = denoise(dlm, prompt, Plan(new_tokens=13, editing="local"), seed=row + 1, **options)
         size = alone.tokens.shape[1]
         assert together.tokens[row, -size:].tolist() == alone.tokens[0].tolist()
         close(together.confidence[row, -size:], alone.confidence[0])
@@ -195,7 +195,7 @@ def test_a_row_depends_on_no_other_row_also_where_edits_are_local(dlm: HookedDLM
 def test_the_two_meanings_differ(dlm: HookedDLM) -> None:
     edits, options = [MaskSinks(SameStep(top_k=1))], {"progress": False}
     local, scratch = (
-        denoise(dlm, PROMPTS, Plan(new_tokens=12, edits=edits_), interventions=edits, **options).confidence  # type: ignore[arg-type]
+        denoise(dlm, PROMPTS, Plan(new_tokens=12, editing=edits_), interventions=edits, **options).confidence  # type: ignore[arg-type]
         for edits_ in ("local", "scratch")
     )
     assert float((local - scratch).abs().nan_to_num().max()) > 1e-3  # rounding is below 1e-6
@@ -207,7 +207,7 @@ def test_the_two_meanings_agree_in_the_last_layer(dlm: HookedDLM, where: Scope) 
     edits = [MaskSinks(SameStep(top_k=1), where=where)]
     options: Any = {"progress": False, "interventions": edits}
     local, scratch = (
-        denoise(dlm, PROMPTS, Plan(new_tokens=12, edits=edits_), **options)  # type: ignore[arg-type]
+        denoise(dlm, PROMPTS, Plan(new_tokens=12, editing=edits_), **options)  # type: ignore[arg-type]
         for edits_ in ("local", "scratch")
     )
     assert torch.equal(local.tokens, scratch.tokens)
@@ -217,7 +217,7 @@ def test_the_two_meanings_agree_in_the_last_layer(dlm: HookedDLM, where: Scope) 
 def test_a_text_of_one_block_has_no_past() -> None:
     dlm = HookedDLM.from_pretrained("tiny-bdlm")
     edits: Any = {"interventions": [MaskSinks(SameStep(top_k=1))], "progress": False}
-    runs = [denoise(dlm, [[0, 7]], Plan(new_tokens=2, edits=meaning), **edits) for meaning in ("local", "scratch")]  # type: ignore[arg-type]
+    runs = [denoise(dlm, [[0, 7]], Plan(new_tokens=2, editing=meaning), **edits) for meaning in ("local", "scratch")]  # type: ignore[arg-type]
     close(runs[0].confidence, runs[1].confidence)
     assert runs[0].forwards == {"step": 2}
 
@@ -250,14 +250,14 @@ def test_whoever_takes_the_steps_gets_all_rows_of_logits(dlm: HookedDLM) -> None
         ({"cache": True}, {"probes": [ReceivedAttention()]}, "asks for positions that are settled"),
         ({"cache": True}, {"probes": [Confidence()]}, "asks for positions that are settled"),
         ({"cache": True}, {"interventions": [MaskSinks(SameStep(top_k=1))]}, "acts on every position from scratch"),
-        ({"edits": "local"}, {"interventions": [ZeroValue(SameStep(top_k=1))]}, "more than the scores and weights"),
-        ({"edits": "local"}, {"interventions": [MaskSinks(SameStep(top_k=1, loop="open"))]}, "more than the scores"),
+        ({"editing": "local"}, {"interventions": [ZeroValue(SameStep(top_k=1))]}, "more than the scores and weights"),
+        ({"editing": "local"}, {"interventions": [MaskSinks(SameStep(top_k=1, loop="open"))]}, "more than the scores"),
         (
-            {"edits": "local"},
+            {"editing": "local"},
             {"interventions": [MaskSinks(SameStep(SinkRule(queries="all")))]},
             "reads the attention of others",
         ),
-        ({"edits": "local", "new_tokens": 0}, {"interventions": [NullKey(0.0)]}, "gaps inside a text"),
+        ({"editing": "local", "new_tokens": 0}, {"interventions": [NullKey(0.0)]}, "gaps inside a text"),
     ],
 )
 def test_what_has_no_meaning_with_a_cache_is_an_error(
@@ -268,7 +268,7 @@ def test_what_has_no_meaning_with_a_cache_is_an_error(
         denoise(dlm, prompts, Plan(**{"new_tokens": 4, **plan}), progress=False, **parts)
 
 
-@pytest.mark.parametrize("plan", [{"cache": True}, {"edits": "local"}])
+@pytest.mark.parametrize("plan", [{"cache": True}, {"editing": "local"}])
 def test_what_sees_the_whole_canvas_has_no_past(plan: dict[str, Any]) -> None:
     with pytest.raises(PlanError, match="sees the whole canvas at every step"):
         denoise(HookedDLM.from_pretrained("tiny-dlm"), "molma", Plan(new_tokens=4, **plan), progress=False)
@@ -276,20 +276,20 @@ def test_what_sees_the_whole_canvas_has_no_past(plan: dict[str, Any]) -> None:
 
 def test_local_edits_without_a_cache_contradict_each_other() -> None:
     with pytest.raises(PlanError, match="leave cache=False out"):
-        Plan(cache=False, edits="local")
+        Plan(cache=False, editing="local")
 
 
 def test_a_likelihood_has_no_local_edits() -> None:
     dlm = HookedDLM.from_pretrained("tiny-arm")
     with pytest.raises(PlanError, match="a likelihood has none"):
-        ablate(dlm, Echo(2), {"top-1": MaskSinks(SameStep(top_k=1))}, Plan(edits="local"), metrics=["log_likelihood"])
+        ablate(dlm, Echo(2), {"top-1": MaskSinks(SameStep(top_k=1))}, Plan(editing="local"), metrics=["log_likelihood"])
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "kl"])
 def test_an_ablation_in_either_meaning_is_what_single_runs_are(dlm: HookedDLM, metric: str) -> None:
     """Arms share forwards there; each is what its own run says."""
     task, edit = Echo(3, seed=2), MaskSinks(SameStep(top_k=1))
-    plan = Plan(new_tokens=12, edits="local")
+    plan = Plan(new_tokens=12, editing="local")
     result = ablate(dlm, task, {"top-1": edit}, plan, metrics=[metric], progress=False)
     table = result.summary().set_index("kind").value
     values = []
