@@ -17,6 +17,8 @@ def part(name: str) -> ModuleType:
     spec = spec_from_file_location(f"docs_ext_{name}", DOCS / "_ext" / f"{name}.py")
     if spec is None or spec.loader is None:
         raise FileNotFoundError(name)
+    if str(DOCS / "_ext") not in sys.path:
+        sys.path.append(str(DOCS / "_ext"))  # they ask each other
     module = sys.modules[spec.name] = module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

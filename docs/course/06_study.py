@@ -316,4 +316,5 @@ for path in sl.report.report_of(study, folder):
 #
 # - [Write a probe](../howto/probe.md), [write an edit](../howto/edit.md), [read a record](../howto/records.md).
 # - [Statistics: paired, with controls, with a margin](../concepts/statistics.md).
-# - "Towards Best Practices of Activation Patching in Language Models", [arXiv 2309.16042](https://arxiv.org/abs/2309.16042).
+# - "Towards Best Practices of Activation Patching in Language Models: Metrics and Methods",
+#   [arXiv 2309.16042](https://arxiv.org/abs/2309.16042).
