@@ -15,7 +15,7 @@ from sinklens.values.kinds import reads
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-HALF = 32  # token texts that fit on the axis of a panel of half the width
+HALF = 18  # token texts that fit on the axis of a panel of half the width, at the least that the site gives
 
 
 @reads()

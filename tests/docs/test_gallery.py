@@ -13,10 +13,12 @@ import plotly.graph_objects as go
 import pytest
 from site_parts import part
 
-from sinklens import plots
+from sinklens import HookedDLM, Plan, denoise, plots
 from sinklens.caches.retrieval import Retrieval
 from sinklens.experiments.l2 import L2, Window
 from sinklens.experiments.l2_result import WHOLE, L2Result
+from sinklens.plots.side_by_side import HALF
+from sinklens.probes import ReceivedAttention
 
 GALLERY = part("gallery")
 NAMES = [shown.name for shown in GALLERY.GALLERY]
@@ -58,6 +60,20 @@ def test_in_a_browser_nothing_lies_over_anything_else(figures: dict[str, Any], t
     drawn = {name: figures[name] for name in PLOTLY} | _planted_norms()
     assert set(drawn) == set(NAMES) - {"text_timeline"}
     assert _seen(drawn, tmp_path, 1400, 700, 660) == []
+
+
+@pytest.mark.skipif(part("look").CHROMIUM is None, reason="needs chromium")
+def test_tokens_on_the_axes_of_two_panels_do_not_lie_over_each_other(tmp_path: Path) -> None:
+    """As many as there may be, and one more, which are not named; chapter 2 has 32 of them."""
+    drawn = {}
+    for name in ("tiny-dlm", "tiny-arm"):
+        dlm = HookedDLM.from_pretrained(name)
+        for size in (HALF, HALF + 1, 32):
+            ids = dlm.encode("molma telme talko xa nusmo tinto")
+            run = denoise(dlm, [ids], Plan(new_tokens=size - len(ids)), probes=[ReceivedAttention()], progress=False)
+            drawn[f"{name}-{size}"] = plots.side_by_side(run.record, run.record, plots.timeline, ("one", "two"))
+    assert [len(figure.layout.xaxis.ticktext or ()) for figure in drawn.values()] == [HALF, 0, 0] * 2
+    assert _seen(drawn, tmp_path, 700, 660) == []
 
 
 @pytest.mark.skipif(part("look").CHROMIUM is None, reason="needs chromium")

@@ -20,7 +20,8 @@ INSIDE = """<script>(() => {
   const root = document.querySelector('.sinklens-timeline').shadowRoot;
   const words = () => [...root.querySelectorAll('.text .w')].map(each => each.textContent);
   const slider = root.querySelector('input[type=range]');
-  const to = step => { slider.value = step; slider.dispatchEvent(new Event('input', {bubbles: true})); return words(); };
+  const turn = new Event('input', {bubbles: true});
+  const to = step => { slider.value = step; slider.dispatchEvent(turn); return words(); };
   const first = to(0), last = to(slider.max);
   let outside = 'open';
   try { parent.document.title; } catch (error) { outside = error.name; }
