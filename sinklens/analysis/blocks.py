@@ -33,16 +33,14 @@ def blocks_of(record: xr.Dataset) -> Blocks | None:
 
 def being_decided(record: xr.Dataset, masked: np.ndarray, given: np.ndarray) -> np.ndarray:
     """Which positions are of the block with the first mask, [prompt, step, key]; the response where a run had none."""
-    number = _numbers(record, masked.shape[-1], given)
-    return number == np.where(masked == 1, number, np.iinfo(number.dtype).max).min(-1, keepdims=True)
-
-
-def _numbers(record: xr.Dataset, keys: int, given: np.ndarray) -> np.ndarray:
-    """The number of the block of each position, [prompt, step or 1, key]; one block where the run had none."""
-    blocks, plan = blocks_of(record), made(record).get("plan") or {}
-    prompt = given.sum(-1)
+    blocks, length = blocks_of(record), (made(record).get("plan") or {}).get("block_length")
     if blocks is not None:
-        row = np.ones((len(given), keys), dtype=bool)
-        return blocks.levels(torch.from_numpy(row), torch.from_numpy(prompt[:, 0])).numpy()[:, None]
-    place, length = np.arange(keys) - prompt[..., None], plan.get("block_length")
-    return np.where(place < 0, -1, place // (length or keys))
+        row = np.ones((len(given), masked.shape[-1]), dtype=bool)
+        prompt = torch.from_numpy(given.sum(-1)[:, 0])
+        number = blocks.levels(torch.from_numpy(row), prompt).numpy()[:, None]
+    elif length is not None:
+        place = np.arange(masked.shape[-1]) - given.sum(-1)[..., None]
+        number = np.where(place < 0, -1, place // length)
+    else:
+        return np.broadcast_to(~given, masked.shape)
+    return number == np.where(masked == 1, number, np.iinfo(number.dtype).max).min(-1, keepdims=True)

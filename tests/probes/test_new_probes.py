@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -60,6 +61,11 @@ def held(canvas: Any, row: int, step: int) -> dict[str, list[int]]:
     """The positions of each set, from a record's own variables, by lists."""
     masked, given = canvas["masked"].to_numpy()[row, step], canvas["given"].to_numpy()[row]
     real = [j for j in range(len(masked)) if masked[j] >= 0]
+    length = json.loads(canvas.attrs["provenance"])["plan"]["block_length"]
+    begin, block = max((j for j in real if given[j] == 1), default=-1) + 1, []
+    if length is not None:
+        first = min(j for j in real if masked[j] == 1)
+        block = [j for j in real if j >= begin and (j - begin) // length == (first - begin) // length]
     return {
         "all": real,
         "masked": [j for j in real if masked[j] == 1],
@@ -67,6 +73,7 @@ def held(canvas: Any, row: int, step: int) -> dict[str, list[int]]:
         "prompt": [j for j in real if given[j] == 1],
         "response": [j for j in real if given[j] != 1],
         "last": real[-1:],
+        "block": block or [j for j in real if given[j] != 1],
     }
 
 
