@@ -9,7 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from sinklens.decoding.plan import Plan
-from sinklens.decoding.remasking import even_split
+from sinklens.decoding.remasking import even_split, rounded_split
 from sinklens.hooks import Canvas
 from sinklens.models.outline import Sketched
 
@@ -49,21 +49,47 @@ class Layout:
         whole = replace(canvas, block=canvas.valid & (self.levels == current), levels=self.levels)
         return whole.cut(valid[:, :width])
 
+    @staticmethod
+    def level_of(canvas: Canvas, row: int) -> int:
+        """The block of one row that is being decided, of what a step sees."""
+        if canvas.levels is None or canvas.block is None:
+            return 0
+        return int(canvas.levels[row, canvas.block[row]].max())
+
+
+def steps_of_a_block(plan: Plan, canvas: Canvas) -> list[int]:
+    """How many steps a whole block of each row takes: its share of the plan's steps, at most one per position."""
+    length, rows = plan.block_length or 1, (canvas.masked & canvas.valid).sum(-1).tolist()
+    if plan.steps is None:
+        return [length] * len(rows)
+    return [length if plan.steps >= total else -(-plan.steps * length // total) for total in rows]
+
 
 def counts(dlm: Sketched, plan: Plan, canvas: Canvas) -> list[list[int]] | None:
     """How many positions each step of each row commits, block after block; None for a model that sees otherwise.
 
-    An even split of each block's masks over its steps, the remainder first (LLaDA). A block takes its share of the
-    plan's steps, at most one per mask: the first has fewer masks where a prompt's last tokens share it.
+    An even split of each block's masks over its steps, the remainder first (LLaDA); as dllm rounds it ("dllm"); or an
+    even split of the block's length, until no mask is left ("sdar"). A block takes its share of the plan's steps, at
+    most one per mask: the first has fewer masks where a prompt's last tokens share it.
     """
     layout = Layout.of(dlm, plan, canvas)
     if layout is None:
         return None
-    length = plan.block_length or 1
     rows = []
-    for levels, masked in zip(layout.levels, canvas.masked & canvas.valid, strict=True):
+    steps = steps_of_a_block(plan, canvas)
+    for levels, masked, most in zip(layout.levels, canvas.masked & canvas.valid, steps, strict=True):
         masks = levels[masked].unique(return_counts=True)[1].tolist()
-        total = sum(masks)
-        most = length if plan.steps is None or plan.steps >= total else -(-plan.steps * length // total)
-        rows.append([count for each in masks for count in even_split(each, min(most, each))])
+        rows.append([count for each in masks for count in _split(plan, each, most)])
     return rows
+
+
+def _split(plan: Plan, masks: int, steps: int) -> list[int]:
+    """How many of a block's masks each step commits."""
+    if plan.sampler == "dllm":
+        return rounded_split(masks, steps)
+    if plan.sampler != "sdar":
+        return even_split(masks, min(steps, masks))
+    taken = []
+    for share in even_split(plan.block_length or 1, steps):
+        taken.append(min(share, masks - sum(taken)))
+    return [count for count in taken if count]

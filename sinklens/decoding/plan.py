@@ -8,14 +8,13 @@ from typing import Any, Literal
 
 from sinklens.decoding.plan_rules import (
     ANY_STEPS,
-    BY_CHANCE,
     EPS,
+    IN_BLOCKS,
     ONLY,
-    OWNERS,
-    REMASKS,
     Remasking,
     Sampler,
     check_residues,
+    checked,
     reach,
     reachable,
 )
@@ -154,10 +153,12 @@ class Plan(Value):
             check_residues(dlm)
         if dlm.in_blocks is not None:
             return plan._resolved_in_blocks(dlm, dlm.in_blocks)
+        if sampler in IN_BLOCKS[1:]:
+            raise PlanError(f"sampler={sampler!r} is of models that see block by block, and {dlm.name} sees everything")
         if self.new_tokens == 0:
             if self.block_length is not None:
                 raise PlanError(f"block_length={self.block_length} has no meaning for filling gaps (new_tokens=0)")
-            return plan._checked()
+            return checked(plan)
         block = self.block_length
         if block is None:
             usual = default.get("block_length", self.new_tokens)
@@ -172,7 +173,7 @@ class Plan(Value):
             raise PlanError(
                 f"steps={steps} is more than new_tokens={self.new_tokens}; a step commits at least one token"
             )
-        return replace(plan, steps=steps, block_length=block)._checked()
+        return checked(replace(plan, steps=steps, block_length=block))
 
     def for_causal(self) -> Plan:
         """The same plan without what only diffusion models can do: for running a baseline beside them.
@@ -187,56 +188,11 @@ class Plan(Value):
         """Steps that a run takes behind the planned ones: MDLM's noise removal."""
         return int(self.sampler == "ddpm_cache")
 
-    def _checked(self) -> Plan:
-        if self.sampler != "llada" and self.block_length not in (None, self.new_tokens):
-            raise PlanError(
-                f"block_length={self.block_length}: the sampler {self.sampler!r} has no blocks; use sampler='llada'"
-            )
-        if self.sampler == "dream" and self.remasking == "random":
-            raise PlanError("remasking='random' belongs to sampler='llada'; 'dream' has 'origin'")
-        if self.sampler == "llada" and self.remasking == "origin":
-            raise PlanError("remasking='origin' needs sampler='dream' (its timesteps)")
-        if self.sampler in BY_CHANCE and self.remasking != "origin":
-            raise PlanError(
-                f"remasking={self.remasking!r}: the sampler {self.sampler!r} reveals by chance, remasking='origin', "
-                "and knows nothing else"
-            )
-        if self.sampler in REMASKS and self.remasking != "low_confidence":
-            raise PlanError(
-                f"remasking={self.remasking!r}: the sampler {self.sampler!r} masks the least confident again by the "
-                "probability of the token that it draws, remasking='low_confidence', and knows nothing else; say "
-                "sampler='llada' or 'dream'"
-            )
-        if self.sampler in REMASKS and self.threshold is not None:
-            raise PlanError(
-                f"threshold={self.threshold}: with sampler={self.sampler!r} the step says how many positions are "
-                "masked; use 'llada' or 'dream'"
-            )
-        for name, of in OWNERS.items():
-            if getattr(self, name) is not None and self.sampler not in of:
-                raise PlanError(
-                    f"{name}={getattr(self, name)} needs sampler={' or '.join(map(repr, of))}; {self.sampler!r} does "
-                    "not use it"
-                )
-        if self.resample is not None and (self.temperature == 0 or self.cfg_scale):
-            raise PlanError(
-                f"resample={self.resample} needs a temperature and no guidance: temperature={self.temperature:g}, "
-                f"cfg_scale={self.cfg_scale:g}"
-            )
-        if self.sampler != "llada" and self.suppress_eos in ("confidence", "both"):
-            raise PlanError(
-                f"suppress_eos={self.suppress_eos!r} needs sampler='llada'; {self.sampler!r} knows only 'logits'"
-            )
-        if self.threshold is not None and self.remasking in ("random", "origin"):
-            raise PlanError(
-                f"threshold={self.threshold} compares confidences, and remasking={self.remasking!r} has none"
-            )
-        return self
-
     def _resolved_in_blocks(self, dlm: Sketched, blocks: Blocks) -> Plan:
-        if self.sampler != "llada":
+        if self.sampler not in IN_BLOCKS:
             raise PlanError(
-                f"sampler={self.sampler!r} decides anywhere on a canvas, and {dlm.name} sees block by block: 'llada'"
+                f"sampler={self.sampler!r} decides anywhere on a canvas, and {dlm.name} sees block by block: choose "
+                f"{', '.join(IN_BLOCKS)}"
             )
         if self.cfg_scale:
             raise PlanError(f"cfg_scale={self.cfg_scale:g}: guidance is not there for {dlm.name}, which sees in blocks")
@@ -249,7 +205,7 @@ class Plan(Value):
             raise PlanError(
                 f"steps={steps} is more than new_tokens={self.new_tokens}; a step commits at least one token"
             )
-        return replace(self, steps=steps, block_length=self.block_length or blocks.length)._checked()
+        return checked(replace(self, steps=steps, block_length=self.block_length or blocks.length))
 
     def _resolved_causal(self, dlm: Sketched) -> Plan:
         plain = self.for_causal()

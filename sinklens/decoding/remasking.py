@@ -21,6 +21,19 @@ def even_split(masks: int, steps: int) -> list[int]:
     return [masks // steps + (step < masks % steps) for step in range(steps)]
 
 
+def rounded_split(masks: int, steps: int) -> list[int]:
+    """How many tokens each step commits: what is left times 1 - s/t, rounded, half to even; steps of none are left out.
+
+    Source: ZHZisZZ/dllm core/samplers/utils.py, get_num_transfer_tokens with the linear schedule, in float32 as there.
+    """
+    counts, times = [], [torch.tensor(step / steps, dtype=torch.float32) for step in range(steps + 1)]
+    for step in range(steps, 0, -1):
+        left = masks - sum(counts)
+        share = 1 - (1 - (1 - times[step - 1])) / (1 - (1 - times[step]))
+        counts.append(min(int(torch.round(torch.tensor(left, dtype=torch.float64) * share)), left))
+    return [count for count in counts if count]
+
+
 def timestep_count(masks: int, step: int, steps: int, eps: float) -> int:
     """How many of `masks` tokens Dream commits at this step: int(masks (1 - s/t)), all at the last step.
 
@@ -64,6 +77,23 @@ def tempered(logits: Logits, temperature: float, top_p: float | None, top_k: int
     if top_k is not None:
         kth = logits.topk(min(top_k, logits.shape[-1]), -1).values[..., -1:]
         logits = logits.masked_fill(logits < kth, torch.finfo(logits.dtype).min)
+    return logits.softmax(-1)
+
+
+def filtered(logits: Logits, temperature: float, top_k: int | None, top_p: float | None) -> Logits:
+    """SDAR's sampling distribution [batch, pos, vocab]: tempered, cut to the top_k, then to the nucleus top_p of those.
+
+    Source: JetAstra/SDAR generate.py, sample_with_temperature_topk_topp; at temperature 0 the plain softmax, as LLaDA2.
+    """
+    if temperature == 0:
+        return logits.softmax(-1)
+    logits = logits / temperature
+    if top_k is not None:
+        kth = logits.topk(min(top_k, logits.shape[-1]), -1).values[..., -1:]
+        logits = logits.masked_fill(logits < kth, float("-inf"))
+    if top_p is not None and top_p < 1:
+        outside = nucleus(logits, top_p) == torch.finfo(logits.dtype).min
+        logits = logits.masked_fill(outside, float("-inf"))
     return logits.softmax(-1)
 
 

@@ -24,7 +24,7 @@ from sinklens.models.families.base import BLOCK_SIZE
 from sinklens.models.families.fields import size
 from sinklens.models.fitting import compare, misfit
 from sinklens.models.gguf import Gguf
-from sinklens.models.signs import refuse_unasked
+from sinklens.models.signs import by_name, refuse_unasked
 from sinklens.models.special_ids import SpecialIds, special_ids
 from sinklens.models.vocabularies import read_tokenizer
 
@@ -127,6 +127,8 @@ def describe(
     if not config:
         raise CheckpointError(f"{name!r} has no config.json; give the checkpoint's own folder or Hub id")
     chosen = family_of(config, family)
+    if family is None:
+        chosen = by_name(chosen, name, gguf.path if gguf else folder, config)
     configs = (config, {} if gguf else files.read_json(folder / "generation_config.json"))
     tokenizer = gguf.tokenizer() if gguf else read_tokenizer(folder, chosen)
     if family is None:

@@ -39,11 +39,13 @@ def refuse_unasked(
         CheckpointError: naming the signs and what decides.
     """
     if not family.causal:
+        if family.blocks is not None:
+            return
         signs = [*_of_names(name, folder, configs[0], IN_BLOCKS)]
         if signs:
             raise CheckpointError(
                 f"{name!r} has the layout of {family.name}, and {'; '.join(signs)}, as a model is called that was "
-                "trained to see block by block, which sinklens does not compute; "
+                "trained to see block by block, which sinklens does not compute in this layout; "
                 f"family={family.name!r} loads it all the same, seeing both ways"
             )
         return
@@ -57,6 +59,22 @@ def refuse_unasked(
             f"diffusion model may: say which it is, family={family.name!r} for the baseline, or that of the "
             f"diffusion model ({others}); or wrap the model that you have loaded yourself, HookedDLM.from_transformers"
         )
+
+
+def by_name(chosen: Family, name: str, folder: Path, config: Mapping[str, Any]) -> Family:
+    """The family of a checkpoint whose config.json says the same of two, of which its name tells: A2D's with "bd3lm".
+
+    Args:
+        chosen: What config.json says.
+        name: What it is loaded as.
+        folder: Where it lies.
+        config: Its config.json.
+    """
+    for family in FAMILIES:
+        alike = family.marked and set(family.model_types) & set(chosen.model_types)
+        if alike and any(_of_names(name, folder, config, frozenset({family.marked}))):
+            return family
+    return chosen
 
 
 def _of_configs(configs: Sequence[Mapping[str, Any]]) -> Iterator[str]:

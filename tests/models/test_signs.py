@@ -16,6 +16,7 @@ from sinklens import HookedDLM
 from sinklens.errors import CheckpointError
 from sinklens.models import loading
 from sinklens.models.loading import describe
+from sinklens.sinks import Blocks
 
 TWINS = Path(loading.__file__).parents[1] / "twins"
 Make = Callable[..., Path]
@@ -112,11 +113,24 @@ def test_the_bundled_baseline_is_one_wherever_it_lies(tmp_path: Path) -> None:
         assert describe(str(copy)).family.name == "Llama"
 
 
-def test_a_model_trained_block_by_block_is_not_seen_both_ways_unasked(fidelity: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("layout", "base"), [("a2d_qwen3", "Qwen3-0.6B"), ("a2d_qwen2", "Qwen2.5-Coder-0.5B")])
+def test_a_model_trained_block_by_block_is_one_by_its_name(
+    fidelity: Path, tmp_path: Path, layout: str, base: str
+) -> None:
     """Dllm's bd3lm checkpoints have the config.json of its mdlm checkpoints, and only their names tell."""
-    for called in ("Qwen3-0.6B-diffusion-bd3lm-v0.1", "Qwen3-0.6B-diffusion-mdlm-v0.1"):
-        shutil.copytree(fidelity / "a2d_qwen3" / "checkpoint", tmp_path / called)
-    with pytest.raises(CheckpointError, match=r"bd3lm-v0\.1', .*block by block.*family='A2D-Qwen3'"):
-        describe(str(tmp_path / "Qwen3-0.6B-diffusion-bd3lm-v0.1"))
-    asked = describe(str(tmp_path / "Qwen3-0.6B-diffusion-bd3lm-v0.1"), family="A2D-Qwen3")
-    assert asked.family == describe(str(tmp_path / "Qwen3-0.6B-diffusion-mdlm-v0.1")).family
+    blocks, both = (str(tmp_path / f"{base}-diffusion-{kind}-v0.1") for kind in ("bd3lm", "mdlm"))
+    for called in (blocks, both):
+        shutil.copytree(fidelity / layout / "checkpoint", called)
+    plain = describe(both).family
+    assert describe(blocks).family.name == f"{plain.name}-BD3LM"
+    assert describe(blocks).family.blocks == Blocks(32, "prompt")
+    assert plain.blocks is None
+    assert describe(blocks, family=plain.name).family == plain  # whoever says so gets it
+    assert describe(both, family=f"{plain.name}-BD3LM").family == describe(blocks).family
+
+
+def test_a_model_trained_block_by_block_in_another_layout_is_refused(fidelity: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "llama-bd3lm"
+    shutil.copytree(fidelity / "a2d_llama" / "checkpoint", folder)
+    with pytest.raises(CheckpointError, match=r"llama-bd3lm', .*block by block.*family='A2D-Llama'"):
+        describe(str(folder))

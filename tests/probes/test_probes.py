@@ -374,7 +374,10 @@ def test_mass_without_queries_is_not_a_number(models: Any) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"what": "verbs"}, r"what='verbs' is unknown; choose from 'all', 'masked', .*'last', 'block', 'bos', .*'white space'"),
+        (
+            {"what": "verbs"},
+            r"what='verbs' is unknown; choose from 'all', 'masked', .*'last', 'block', 'bos', .*'white space'",
+        ),
         ({}, "either a set of keys"),
         ({"what": "all", "tokens": [1]}, "not both"),
         ({"what": []}, "at least one"),

@@ -11,6 +11,7 @@ from sinklens.decoding.samplers.dplm import DPLM
 from sinklens.decoding.samplers.dream import Dream
 from sinklens.decoding.samplers.llada import LLaDA
 from sinklens.decoding.samplers.p2 import P2
+from sinklens.decoding.samplers.sdar import SDAR
 from sinklens.models.hooked_dlm import HookedDLM
 
 DIFFUSION: dict[str, type[Diffusion]] = {
@@ -20,6 +21,8 @@ DIFFUSION: dict[str, type[Diffusion]] = {
     "ddpm_cache": DDPMCache,
     "p2": P2,
     "dplm": DPLM,
+    "dllm": LLaDA,
+    "sdar": SDAR,
 }
 
 

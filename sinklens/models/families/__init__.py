@@ -1,6 +1,6 @@
 """What differs between model families: one frozen Family per file."""
 
-from sinklens.models.families.a2d import A2D_LLAMA, A2D_QWEN2, A2D_QWEN3
+from sinklens.models.families.a2d import A2D_LLAMA, A2D_QWEN2, A2D_QWEN2_BD3LM, A2D_QWEN3, A2D_QWEN3_BD3LM
 from sinklens.models.families.adapted import DIFFULLAMA, OPEN_DCODER, SMOLLM2_DIFFUSION
 from sinklens.models.families.base import Family, Model
 from sinklens.models.families.bert import BERT, ROBERTA
@@ -17,6 +17,7 @@ from sinklens.models.families.mdlm import MDLM
 from sinklens.models.families.mmada import MMADA
 from sinklens.models.families.modernbert import MODERNBERT
 from sinklens.models.families.moe import LLADA_MOE, QWEN3_MOE, RND1
+from sinklens.models.families.sdar import SDAR
 
 FAMILIES: tuple[Family, ...] = (
     LLADA,
@@ -40,6 +41,9 @@ FAMILIES: tuple[Family, ...] = (
     QWEN3_MOE,
     GPT2,
     DIFFCODER,
+    A2D_QWEN3_BD3LM,
+    A2D_QWEN2_BD3LM,
+    SDAR,
     BERT,
     ROBERTA,
     ESM2,

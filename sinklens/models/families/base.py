@@ -68,6 +68,7 @@ class Family:
         tokenizer: Which transformers tokenizer class reads the checkpoint when there is no tokenizer.json.
         plan: Default decoding plan, as keyword arguments of `Plan`.
         never: Tokens that the sampler "dplm" never chooses, by name; none if it is not a sampler of this family.
+        marked: A word in a checkpoint's name that tells this family from another one with the same config.json.
         models: Checkpoints known to be in this layout.
         source: Where the facts come from.
     """
@@ -94,6 +95,7 @@ class Family:
     tokenizer: str = "PreTrainedTokenizerFast"
     plan: Mapping[str, Any] = field(default_factory=dict)
     never: tuple[str, ...] = ()
+    marked: str = ""
     models: tuple[Model, ...] = ()
 
     @property
