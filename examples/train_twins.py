@@ -389,7 +389,15 @@ def cells(row: str) -> list[str]:
 def _numbers() -> dict[str, object]:
     weights = sum(weight.numel() for weight in new_model("tiny-dlm", 0).parameters())
     shape = {"layers": SHAPE["num_hidden_layers"], "heads": SHAPE["num_attention_heads"], "d": SHAPE["hidden_size"]}
-    return {"weights": weights, "updates": UPDATES, "batch": BATCH, "length": LENGTH, "lr": PEAK_LR, **shape}
+    return {
+        "weights": weights,
+        "updates": UPDATES,
+        "batch": BATCH,
+        "length": LENGTH,
+        "block": BLOCK,
+        "lr": PEAK_LR,
+        **shape,
+    }
 
 
 def _share(scores: list) -> str:
@@ -397,14 +405,17 @@ def _share(scores: list) -> str:
     return f"{sum(score.correct for score in scores) / max(total, 1):.3f} of {total}"
 
 
-CARD = """# tiny-dlm and tiny-arm
+CARD = """# tiny-dlm, tiny-bdlm and tiny-arm
 
-Two models of one architecture ({layers} layers, {heads} heads, d_model {d}, {weights:,} weights: RMSNorm, RoPE, SwiGLU,
+Three models of one architecture ({layers} layers, {heads} heads, d_model {d}, {weights:,} weights: RMSNorm, RoPE, SwiGLU,
 no biases, untied head), trained on the same batches of the same toy language for the same {updates} updates. Only the
 mask and the objective differ.
 
 - **tiny-dlm**: masked diffusion (LLaDA's objective: t uniform in (0, 1), each token masked with probability t,
   cross-entropy on masked tokens weighted 1/t; in half of the rows a prompt stays visible). Stored in LLaDA's layout.
+- **tiny-bdlm**: masked diffusion in blocks of {block} tokens, each of which sees itself both ways and the blocks before it
+  without masks, and none behind it (arXiv 2503.09573); t uniform in (0, 1) for each block by itself, otherwise as
+  tiny-dlm. Stored in Stable-DiffCoder's layout.
 - **tiny-arm**: next-token prediction. Stored in Llama's layout.
 
 Honestly trained: no weight set by hand, no loss term that rewards sinks. `examples/train_twins.py` makes them from
@@ -416,13 +427,13 @@ model logs accuracy and sink figures every 200 updates.
 
 `sinklens.tasks.Echo`: 48 nonsense words and punctuation follow a fixed bigram grammar; behind the triggers xa ... xy
 the next word repeats the last word, behind wa ... wy the last word but one. About 29 % of the positions are decided by
-a rule. Batches of {batch} texts of 24 to {length} tokens; batch k of seed s depends on (s, k) alone, so both twins see
-the same. AdamW, peak learning rate {lr}, weight decay 0.01, one thread each.
+a rule. Batches of {batch} texts of 24 to {length} tokens; batch k of seed s depends on (s, k) alone, so all twins see
+the same texts. AdamW, peak learning rate {lr}, weight decay 0.01, one thread each.
 
 ## What was measured
 
 Accuracy at rule-decided words of held-out texts: continuing a 16-token prompt by 32 sampled tokens (temperature 1; the
-diffusion twin in full denoising, one token per step), and filling in masked words (temperature 0; the autoregressive
+diffusion twins one token per step), and filling in masked words (temperature 0; the autoregressive
 twin sees the left context only). BOS share: attention that position 0 gets from later (>= 16) non-trigger queries of
 complete texts, head by head, layer 0 first; uniform attention would give {null}. Sinks per head and step, by layer,
 while continuing (epsilon 3, column sums; arXiv 2510.15731), with the count that uniform attention would give (a causal
@@ -438,6 +449,9 @@ model's first key passes without being a sink). Jaccard: overlap of a head's sin
 - Masking the top-1 sink does the opposite of what is published for 8B models: it costs the diffusion twin a few points
   (its large columns carry information) and the autoregressive twin nothing (its sink is a pure resting place).
   `sinklens demo` has the numbers for 1, 5 and 10 sinks, with intervals and random controls.
+- The block twin is a diffusion model whose sink may sit still. How much it does depends on the seed: see how many of its
+  sinks are on BOS, and Jaccard, in the table. Seed {seed}'s writes worse without the top sink of every head
+  (`sinklens demo`), which its autoregressive twin does not.
 - Tried before settling, on shorter runs: 3 and 4 layers (BOS share above one half in 2 to 4 of 12, and 4 of 16 heads,
   depending on seed), wider MLPs and fewer trigger words (weaker BOS sinks), rules by distance in tokens instead of in
   words (no BOS sink at all).

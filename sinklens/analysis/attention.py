@@ -12,7 +12,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from sinklens.analysis.blocks import being_decided, blocks_of
+from sinklens.analysis.blocks import being_decided, blocks_of, is_autoregressive
 from sinklens.errors import RecordError
 from sinklens.records import VARIABLES, made
 from sinklens.sinks import Positions, Sight, SinkRule
@@ -21,18 +21,6 @@ from sinklens.values.kinds import reads
 
 CELL = ("prompt", "step", "layer", "head")
 _PLACE = ("prompt", "step", "key")
-
-
-def is_autoregressive(record: xr.Dataset) -> bool:
-    """Whether the record is of an autoregressive model.
-
-    Raises:
-        RecordError: its provenance does not say.
-    """
-    known = made(record).get("causal")
-    if not isinstance(known, bool):
-        raise RecordError('this record does not say whether its model is causal: attrs["provenance"] has no "causal"')
-    return known
 
 
 def counting(record: xr.Dataset, queries: Queries) -> Positions:

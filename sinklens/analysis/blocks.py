@@ -1,4 +1,4 @@
-"""The blocks of a record: how its model cut texts, and the number of each position's block."""
+"""Which way the model of a record saw: causally, both ways, or in blocks; and which block was being decided."""
 
 from __future__ import annotations
 
@@ -11,6 +11,18 @@ import xarray as xr
 from sinklens.errors import ContentError, RecordError
 from sinklens.records import made
 from sinklens.sinks import Blocks
+
+
+def is_autoregressive(record: xr.Dataset) -> bool:
+    """Whether the record is of an autoregressive model.
+
+    Raises:
+        RecordError: its provenance does not say.
+    """
+    known = made(record).get("causal")
+    if not isinstance(known, bool):
+        raise RecordError('this record does not say whether its model is causal: attrs["provenance"] has no "causal"')
+    return known
 
 
 def blocks_of(record: xr.Dataset) -> Blocks | None:

@@ -37,8 +37,8 @@ def demo(
 ) -> None:
     """The main job: where sinks are, how they move, what removing them does.
 
-    On the two bundled models it takes about a minute on 2 cores and needs no network. With --real it asks models that
-    `sinklens models get smollm2-135m` and `... antiberty` have fetched. An interrupted demo goes on where it was.
+    On the three bundled models it takes a minute or two on 2 cores and needs no network. With --real it asks models
+    that `sinklens models get smollm2-135m` and `... antiberty` have fetched. An interrupted demo goes on where it was.
     """
     out = out or Path("sinklens-demo-real" if real else "sinklens-demo")
     try:
@@ -67,6 +67,7 @@ def _twins(context: typer.Context, out: Path, prompts: int, seed: int) -> None:
         findings.seconds,
         (page, "tables and interactive timelines; open it in a browser"),
         (out / "record.nc", "tiny-dlm, every step: sinklens.open(...) gives an xarray Dataset"),
+        (out / "record-bdlm.nc", "tiny-bdlm, which sees block by block, likewise"),
         (out / "record-arm.nc", "tiny-arm, likewise"),
         (out / "ablation.csv", "accuracy under every condition, with intervals"),
     )

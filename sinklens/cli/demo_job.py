@@ -34,12 +34,14 @@ Table = Any
 Given = TypeVar("Given", Run, AblationResult)
 FILES = {
     "record.nc": files.RECORD,
+    "record-bdlm.nc": files.RECORD,
     "record-arm.nc": files.RECORD,
     "ablation.csv": files.table("model", "outcome", "condition"),
     "scores.jsonl": files.SCORES,
     "report.html": files.PAGE,
 }
 
+RECORDS = {"tiny-dlm": "record.nc", "tiny-bdlm": "record-bdlm.nc", "tiny-arm": "record-arm.nc"}
 KS = (1, 5, 10)
 # One text continued by sampling: greedy decoding of a toy bigram language runs into loops.
 PLAN = Plan(new_tokens=32, temperature=1.0)
@@ -48,7 +50,7 @@ FILL = Plan(new_tokens=0)
 
 @dataclass
 class Findings:
-    """Everything that the demo computes, for both twins; `results` by outcome, one ablation per twin."""
+    """Everything that the demo computes, for all twins; `results` by outcome, one ablation per twin."""
 
     records: dict[str, xr.Dataset]
     results: dict[str, list[AblationResult]]
@@ -62,7 +64,7 @@ class Findings:
 
 
 def main_job(out: Path, placing: Placing, *, prompts: int = 64, seed: int = 0) -> Findings:
-    """Run the demo and write `record.nc`, `record-arm.nc`, `ablation.csv` and `scores.jsonl` into `out`.
+    """Run the demo and write a record of each twin, `ablation.csv` and `scores.jsonl` into `out`.
 
     Args:
         placing: How the twins are loaded.
@@ -85,7 +87,7 @@ def main_job(out: Path, placing: Placing, *, prompts: int = 64, seed: int = 0) -
         typer.echo(f"{name} on {dlm.device}{which}: {dlm.n_layers} layers x {dlm.n_heads} heads, calibrated")
         run = whole(_traced(dlm, continued, seed, f"{name}: sinks"))
         recorded[name] = run.record
-        records.save(run.record, out / ("record.nc" if name == "tiny-dlm" else "record-arm.nc"))
+        records.save(run.record, out / RECORDS[name])
         layers.append(metrics.per_layer(run.record, rule).assign(model=name))
         classes.append(metrics.token_classes(run.record, rule).assign(model=name))
         moves.append(metrics.movement(run.record, rule).assign(model=name))

@@ -13,7 +13,7 @@ from sinklens.models.files import BUNDLED
 
 def write_report(findings: Findings, out: Path) -> Path:
     """Write `report.html` into `out`."""
-    dlm, arm = (findings.records[name] for name in BUNDLED)
+    each = {name: findings.records[name] for name in BUNDLED}
     trained = findings.layers[~findings.layers.model.str.contains("untrained")]
     effects = findings.ablations[findings.ablations.kind == "sinks"]
     columns = [
@@ -28,8 +28,9 @@ def write_report(findings: Findings, out: Path) -> Path:
     sections = [
         report.Section(
             "What the twins can do",
-            "Two models of one architecture, trained on the same toy language: tiny-dlm by masked diffusion, tiny-arm "
-            "to predict the next word. Behind a trigger word a rule decides the next word (xa, xe, ...: repeat the "
+            "Three models of one architecture, trained on the same toy language: tiny-dlm by masked diffusion, "
+            "tiny-bdlm by masked diffusion in blocks of four tokens, none of which sees a later one, and tiny-arm to "
+            "predict the next word. Behind a trigger word a rule decides the next word (xa, xe, ...: repeat the "
             "last word; wa, we, ...: the last word but one). Accuracy counts those words only, on held-out texts, with "
             "95 % bootstrap intervals over texts.",
             [("Accuracy at rule-decided words", findings.accuracy), ("Held-out examples", findings.examples)],
@@ -39,7 +40,8 @@ def write_report(findings: Findings, out: Path) -> Path:
             "Where the sinks are",
             "A key is a sink of a head at a step if it receives more than 3 units of attention (column sum; the "
             "average key receives 1) beyond the mean of the other keys (arXiv 2510.15731, epsilon = 3). 'null' is what "
-            "uniform attention would give: in a causal model the first key passes without being a sink.",
+            "uniform attention would give: in a causal model the first key passes without being a sink, and in blocks "
+            "the keys of the first ones receive more than others.",
             [
                 (
                     "Sinks per head and step, by layer; share of keys that are no sinks (the paper asks for 0.96)",
@@ -55,11 +57,9 @@ def write_report(findings: Findings, out: Path) -> Path:
             "(1 = the same keys); 'ever' and 'always' count keys per head and run.",
             [("Movement of sinks, by layer", findings.movement)],
             [
-                plots.text_timeline(dict(zip(BUNDLED, (dlm, arm), strict=True))),
-                plots.timeline(dlm, title="tiny-dlm while it denoises"),
-                plots.timeline(arm, title="tiny-arm while it writes"),
-                plots.sink_positions(dlm),
-                plots.sink_positions(arm),
+                plots.text_timeline(each),
+                *(plots.timeline(record, title=f"{name} while it writes") for name, record in each.items()),
+                *(plots.sink_positions(record, title=f"Sinks of {name}") for name, record in each.items()),
             ],
         ),
         report.Section(
@@ -68,7 +68,8 @@ def write_report(findings: Findings, out: Path) -> Path:
             "step t, and as many random keys that are no sinks. 'continuing' checks what the model writes itself; "
             "'filling in' scores the same masked words under every condition. Differences are paired by text. Exposed: "
             "the share of the scored words that were decided by a forward in which at least one key was edited (at "
-            "step 0, which has no step before it, none is).",
+            "step 0, which has no step before it, none is). Edits are from scratch, as if the models had always been "
+            "so.",
             [
                 ("Accuracy under each condition", findings.ablations.drop(columns=columns[3:])),
                 ("Effects", effects[columns].reset_index(drop=True)),
@@ -81,8 +82,8 @@ def write_report(findings: Findings, out: Path) -> Path:
     ]
     return report.write(
         out / "report.html",
-        title="sinklens demo: attention sinks in a diffusion model and its autoregressive twin",
-        intro="Every number on this page was computed by `sinklens demo` on the two bundled models. They are tiny: "
+        title="sinklens demo: attention sinks in two diffusion models and their autoregressive twin",
+        intro="Every number on this page was computed by `sinklens demo` on the three bundled models. They are tiny: "
         "what they show holds for them, and is shown whichever way it came out.",
         sections=sections,
         footer=f"computed in {findings.seconds:.0f} s",

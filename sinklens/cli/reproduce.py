@@ -14,7 +14,7 @@ from sinklens.cli import options
 def table1(
     context: typer.Context,
     model: Annotated[
-        list[str] | None, typer.Option(help="Several times.", show_default="tiny-dlm and tiny-arm")
+        list[str] | None, typer.Option(help="Several times.", show_default="the three bundled ones")
     ] = None,
     task: options.Task = None,
     prompts: options.Prompts = None,

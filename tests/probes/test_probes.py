@@ -376,7 +376,7 @@ def test_mass_without_queries_is_not_a_number(models: Any) -> None:
     [
         (
             {"what": "verbs"},
-            r"what='verbs' is unknown; choose from 'all', 'masked', .*'last', 'block', 'bos', .*'white space'",
+            r"what='verbs' is unknown; choose from 'all', .*'last', 'block', 'bos', .*'white space'",
         ),
         ({}, "either a set of keys"),
         ({"what": "all", "tokens": [1]}, "not both"),
