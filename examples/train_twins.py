@@ -408,8 +408,8 @@ def _share(scores: list) -> str:
 CARD = """# tiny-dlm, tiny-bdlm and tiny-arm
 
 Three models of one architecture ({layers} layers, {heads} heads, d_model {d}, {weights:,} weights: RMSNorm, RoPE,
-SwiGLU, no biases, untied head), trained on the same batches of the same toy language for the same {updates} updates. Only the
-mask and the objective differ.
+SwiGLU, no biases, untied head), trained on the same batches of the same toy language for the same {updates} updates.
+Only the mask and the objective differ.
 
 - **tiny-dlm**: masked diffusion (LLaDA's objective: t uniform in (0, 1), each token masked with probability t,
   cross-entropy on masked tokens weighted 1/t; in half of the rows a prompt stays visible). Stored in LLaDA's layout.

@@ -89,6 +89,38 @@ def store(dlm: HookedDLM, past: Past, canvas: Canvas, forwards: Counter[str], *,
     return settled if canvas.levels is not None else settled + 1
 
 
+def read_once_more(
+    dlm: HookedDLM,
+    canvas: Canvas,
+    interventions: Sequence[Edit],
+    memories: Sequence[Memory],
+    probes: Sequence[Probe],
+    seen: Sequence[dict[Any, Any] | None],
+    fired: dict[str, int],
+    past: Past | None,
+    keep: int,
+) -> None:
+    """A store event: the forward of what is finished, under the probes and edits that subscribe to it.
+
+    A past keeps the first `keep` columns of what it computes.
+    """
+    named = labels_of([*interventions, *probes])
+    before = [memory.edited for memory in memories]
+    for memory in memories:
+        memory.stores(True)
+    try:
+        hooks = [edit.at_step(dlm, canvas, memory) for edit, memory in zip(interventions, memories, strict=True)]
+        pairs = zip(probes, seen, strict=True)
+        hooks += [[] if shown is None else probe.hooks(dlm, canvas, shown) for probe, shown in pairs]
+        keep = keep if past is None else max(past.length, keep)
+        _hooked(dlm, canvas, list(zip(named, hooks, strict=True)), fired, last=True, past=past, keep=keep)
+    finally:
+        for memory, edited in zip(memories, before, strict=True):
+            memory.close()
+            memory.stores(False)
+            memory.edited = edited  # whether a step is edited is not said of what lies between steps
+
+
 def watch(dlm: HookedDLM, canvas: Canvas, interventions: Sequence[Edit], memories: Sequence[Memory]) -> None:
     """What edits that look back see of a canvas that has no step before it: a forward of itself without any edit.
 

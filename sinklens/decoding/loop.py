@@ -20,6 +20,7 @@ from sinklens.decoding.prompts import Start, forced_tokens, prepare
 from sinklens.decoding.samplers import sampler_for
 from sinklens.decoding.samplers.base import Choice
 from sinklens.decoding.step import Moment, Step
+from sinklens.decoding.stores import Stores, wanted
 from sinklens.errors import PlanError, ScopeError
 from sinklens.hooks import Canvas, Edit, Probe, usual_queries
 from sinklens.interrupts import surely
@@ -188,6 +189,10 @@ def _loop(
         memory.decides_again()
     fired, named = {}, labels_of([*interventions, *probes])
     forwards = sampler.forwards
+    stores = None
+    if wanted(dlm, probes, interventions, plan.editing) and sampler.layout is not None:
+        stores = Stores(dlm, sampler.layout, probes, interventions, memories, past, forwards, fired)
+    stored = () if stores is None else _no_grad(partial(stores.of, canvas, canvas.masked.any(-1)))
     limit = torch.tensor(limits, device=canvas.tokens.device)
     done = torch.zeros(len(limits), dtype=torch.bool, device=canvas.tokens.device)
     last = None if follow is None else follow.last
@@ -208,32 +213,38 @@ def _loop(
         return logits, sampler.choose(logits, canvas, chosen, active)
 
     while True:
-        active = canvas.masked.any(-1) & ~done
-        active &= (step < limit) if plan.threshold is None else torch.ones_like(active)
-        if last is not None:
-            active &= step <= last
+        active = canvas.masked.any(-1) & ~done & ((step < limit) if plan.threshold is None else True)
+        active = active if last is None else active & (step <= last)
         if not bool(active.any()):
             return
         now = sampler.seen(replace(canvas, step=step, active=active))
-        if plan.editing == "local":
-            now = replace(now, edited=now.positions(usual_queries(dlm)))
+        now = now if plan.editing == "scratch" else replace(now, edited=now.positions(usual_queries(dlm)))
         seen = tuple({} if probe.where.at(step, total) else None for probe in probes)
         logits, (predicted, confidence, commit, again) = _no_grad(partial(look, now, canvas, active, seen))
         token = predicted if forced is None else forced
         if follow is not None:
             commit, token, again = follow.at(step)
             commit = commit & active[:, None]
-        tokens = torch.where(commit, token, canvas.tokens)
-        still = canvas.masked & ~(commit & (tokens != dlm.ids.mask) if plan.allow_mask else commit)
-        if again is not None:
-            tokens, still = tokens.masked_fill(again, sampler.mask), still | again
         step += 1
-        canvas = replace(canvas, tokens=tokens, masked=still, step=step)
-        what = (now, tokens, commit, predicted, confidence, logits, active, seen, memories, fired, again)
+        canvas = _written(canvas, token, commit, again, sampler.mask, step, plan)
+        what = (now, canvas.tokens, commit, predicted, confidence, logits, active, seen, memories, fired, again)
+        stored += () if stores is None else _no_grad(partial(stores.of, canvas, active))
         first = now.tokens.shape[1] + dlm.is_causal - logits.shape[1]
-        yield Step(step - 1, *what, after=canvas, draws=sampler.draws, forwards=forwards, first=first)
+        yield Step(step - 1, *what, after=canvas, draws=sampler.draws, forwards=forwards, first=first, stored=stored)
+        stored = ()
         if plan.new_tokens and forced is None and follow is None and since is None:
             done |= sampler.ended(now, canvas, commit)
+
+
+def _written(
+    canvas: Canvas, token: Tensor, commit: Tensor, again: Tensor | None, mask: int, step: int, plan: Plan
+) -> Canvas:
+    """The canvas after a step: what it commits stands there, and what it masks again does not."""
+    tokens = torch.where(commit, token, canvas.tokens)
+    still = canvas.masked & ~(commit & (tokens != mask) if plan.allow_mask else commit)
+    if again is not None:
+        tokens, still = tokens.masked_fill(again, mask), still | again
+    return replace(canvas, tokens=tokens, masked=still, step=step)
 
 
 def _no_grad(body: Callable[[], R]) -> R:

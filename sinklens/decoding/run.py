@@ -247,6 +247,8 @@ class _Keeper:
         trajectory = replace(self.done.trajectory)
         trajectory.add(step)
         self.recorder.add(step.canvas, step.active, step.seen)
+        for event in step.stored:
+            self.recorder.store(event.canvas, event.number, step.index, event.seen)
         counts = [memory.counts() for memory in step.memories]
         self.done = _Done(trajectory, step.memories, counts, dict(step.fired), dict(step.forwards), self.done.steps + 1)
 

@@ -34,6 +34,23 @@ class Moment:
         return Moment(replace(now, **parts, seeds=now.seeds * times, active=active), self.states * times)
 
 
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """One store event: blocks that are finished now.
+
+    Attributes:
+        canvas: What the forward saw: all that is finished. Its `block` are the positions that were not before, and its
+            `active` rows those that have any.
+        number: The number of each row's last finished block, counted where the model counts from; -1 for rows without
+            a new one [batch].
+        seen: What each probe's hooks saw; None for a probe of steps.
+    """
+
+    canvas: Canvas
+    number: Int[Tensor, " batch"]
+    seen: tuple[dict[Any, Any] | None, ...]
+
+
 @dataclass(frozen=True)
 class Step:
     """One denoising step, after its forward.
@@ -57,6 +74,8 @@ class Step:
         after: The whole canvas after the step, with the index of the next one.
         forwards: How many forwards there were up to now, of the whole batch: "step"; "store", which read what is
             finished into a cache; "clean", "guidance" and "resample", where those are asked for.
+        stored: Store events that it brought, and before the first step those of the prompt's blocks; none if nobody
+            subscribes to them (`Scope.event`).
         first: The position that the first row of logits is about: 0, unless a run keeps a cache, or asks for one row.
         draws: The run's random numbers, which stand behind those of the step while it is looked at.
     """
@@ -76,6 +95,7 @@ class Step:
     after: Canvas = field(kw_only=True)
     forwards: Counter[str] = field(kw_only=True)
     first: int = field(kw_only=True)
+    stored: tuple[Stored, ...] = field(default=(), kw_only=True)
     draws: Draws = field(kw_only=True)
 
     @property

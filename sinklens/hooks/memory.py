@@ -19,6 +19,7 @@ class Memory:
         start: The canvas that the run begins with; None if not known. A baseline shows later canvases only in part.
         notes: What the edit itself wants to find again at a later step or hook.
         again: Whether committed positions may be masked and decided again in this run (samplers that remask).
+        storing: Whether the forward under way stores a finished block (`Scope.event`), and is no step.
         parts: Memories of the edits that a composed edit is made of, in its order.
         names: What the edit counts; 0 until it has happened.
         edited: Rows in which the edit changed something in the last forward, parts included [batch]; None before the
@@ -36,6 +37,7 @@ class Memory:
     ) -> None:
         self.steps, self.start, self.parts, self.names = steps, start, parts, names
         self.again = False
+        self.storing = False
         self.notes: dict[Any, Any] = {}
         self.edited: Tensor | None = None
         self.forwards: Tensor | None = None
@@ -47,6 +49,12 @@ class Memory:
         self.again = True
         for part in self.parts:
             part.decides_again()
+
+    def stores(self, storing: bool) -> None:
+        """Note, for parts too, whether the forwards that come are store events."""
+        self.storing = storing
+        for part in self.parts:
+            part.stores(storing)
 
     def count(self, name: str, amount: Tensor) -> None:
         """Add an amount per row [batch]."""

@@ -146,8 +146,8 @@ class Edit(Value, ABC):
         return ((self, memory),)
 
     def acts(self, step: int, memory: Memory) -> bool:
-        """Whether a step is in scope."""
-        return self.where.at(step, memory.steps)
+        """Whether a step is in scope; while a finished block is stored, whether that is."""
+        return self.where.event == "store" if memory.storing else self.where.at(step, memory.steps)
 
     def at_step(self, model: Any, canvas: Canvas, memory: Memory) -> list[Hook]:
         """What the loop attaches at a step: `hooks` in scope, `watch` one step before it, or nothing."""

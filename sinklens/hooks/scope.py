@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Bool
@@ -24,6 +25,8 @@ class Scope(Value):
         layers: Which layers; all when None. An int, a range, a list or a slice; negative counts from the end.
         heads: Which query heads, likewise.
         steps: Which denoising steps, likewise.
+        event: "step", every denoising step; or "store", of a model that sees block by block: the forward that reads a
+            finished block once more, which is what later blocks see of it (`Plan.cache`, `Plan.editing`).
 
     Raises:
         ScopeError: a selection that is no whole number, range, slice or list of whole numbers.
@@ -32,13 +35,20 @@ class Scope(Value):
     layers: Selection = None
     heads: Selection = None
     steps: Selection = None
+    event: Literal["step", "store"] = "step"
     kind_error = ScopeError
+
+    def __post_init__(self) -> None:
+        if self.event == "store" and self.steps is not None:
+            raise ScopeError(f"steps={self.steps!r}: store events are no steps; leave one of them out")
 
     def __hash__(self) -> int:  # slices have no hash before Python 3.12
         return hash(self.digest)
 
     def at(self, step: int, steps: int | None = None) -> bool:
         """Whether a step is in scope. `steps` resolves negative indices and open ends."""
+        if self.event == "store":
+            return False
         if self.steps is None:
             return True
         if isinstance(self.steps, slice):
@@ -70,6 +80,8 @@ class Scope(Value):
                 f"steps={self.steps!r} counts from the end; the prompts of this run take {fewest} to {steps} steps: "
                 "in another batch it would mean another step. Count from the start, or run prompts that take as many"
             )
+        if self.event == "store":
+            return
         if steps is not None and not any(self.at(step, steps) for step in range(steps)):
             raise ScopeError(f"steps={self.steps!r} holds at none of the {steps} steps, so nothing would ever happen")
 
@@ -92,6 +104,10 @@ class Scope(Value):
             picked = [set(chosen(getattr(scope, name), size, name[:-1])) for scope in (self, other)]
             if not picked[0] & picked[1]:
                 return False
+        if self.event != other.event:
+            return False
+        if self.event == "store":
+            return True
         often = steps if steps is not None else ENDLESS
         return any(self.at(step, steps) and other.at(step, steps) for step in range(often))
 

@@ -51,8 +51,8 @@ class Measurement(Probe):
 
     @derived
     def name(self) -> str:
-        """The record variable."""
-        return self.variable or self.own
+        """The record variable; of store events another than of steps."""
+        return self.variable or (f"stored_{self.own}" if self.where.event == "store" else self.own)
 
     def attributes(self) -> dict[str, Any]:
         """Whose attention counted, or which positions were measured."""

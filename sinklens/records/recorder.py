@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import xarray as xr
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from sinklens.hooks import Canvas, Probe
@@ -26,6 +26,15 @@ class _Kept(NamedTuple):
     coords: Sequence[Mapping[str, Any] | None]
 
 
+class _Event(NamedTuple):
+    """One store event: the step that brought it, the block of each row, and what each probe saw."""
+
+    step: int
+    number: np.ndarray
+    values: list[Any]
+    coords: Sequence[Any]
+
+
 class Recorder:
     """Collects what a run measures, step by step, and turns it into a Dataset.
 
@@ -38,6 +47,7 @@ class Recorder:
     def __init__(self, probes: Sequence[Probe], starts: Sequence[int], length: int) -> None:
         self.probes, self.starts, self.length = list(probes), list(starts), length
         self._steps: list[_Kept] = []
+        self._stored: list[_Event] = []
 
     def add(self, canvas: Canvas, active: Bool[Tensor, " batch"], seen: Sequence[dict[Any, Any] | None]) -> None:
         """Keep one step: the canvas and every probe's values; rows that are done keep nothing.
@@ -56,6 +66,16 @@ class Recorder:
         tokens = self._from_start(canvas.tokens.masked_fill(~real, -1), -1)
         masked = self._from_start(canvas.masked.to(torch.int8).masked_fill(~real, -1), -1)
         self._steps.append(_Kept(tokens, masked, values, coords))
+
+    def store(
+        self, canvas: Canvas, number: Int[Tensor, " batch"], step: int, seen: Sequence[dict[Any, Any] | None]
+    ) -> None:
+        """Keep one store event (`decoding.step.Stored`), which the step brought."""
+        real = canvas.valid & canvas.rows[:, None]
+        pairs = list(zip(self.probes, seen, strict=True))
+        values = [None if shown is None else self._laid_out(probe, shown, real) for probe, shown in pairs]
+        coords = [None if shown is None else probe.coords(shown) for probe, shown in pairs]
+        self._stored.append(_Event(step, number.cpu().numpy(), values, coords))
 
     def dataset(
         self,
@@ -79,7 +99,11 @@ class Recorder:
         values["canvas"] = np.stack([step.tokens for step in kept], 1) if kept else none
         values["masked"] = np.stack([step.masked for step in kept], 1) if kept else none
         measured = []
+        events = [event for event in self._stored if steps is None or event.step < steps]
         for index, probe in enumerate(self.probes):
+            if probe.where.event == "store":
+                measured += _by_block(probe, index, events)
+                continue
             stacked = _stacked([step.values[index] for step in kept])
             coords = next((known for step in reversed(kept) if (known := step.coords[index]) is not None), {})
             if stacked is not None:
@@ -109,6 +133,22 @@ class Recorder:
             width = min(source.shape[-1] - start, self.length)
             out[row, ..., :width] = source[row, ..., start : start + width]
         return out
+
+
+def _by_block(probe: Probe, index: int, events: Sequence[_Event]) -> list[Measured]:
+    """What a probe saw of store events [prompt, block, ...]; nan where a row had none of that number."""
+    if not events:
+        return []
+    known, blocks = events[0].values[index], 1 + max(int(event.number.max()) for event in events)
+    if known is None:
+        return []
+    out = np.full((len(known), blocks, *known.shape[1:]), np.nan, known.dtype)
+    for event in events:
+        for row, number in enumerate(event.number):
+            if number >= 0:
+                out[row, number] = event.values[index][row]
+    about = (tuple(probe.dims), probe.unit, probe.definition, events[0].coords[index], probe.attributes())
+    return [Measured(probe.name, out, *about, along="block")]
 
 
 def _stacked(steps: Sequence[np.ndarray | None]) -> np.ndarray | None:

@@ -17,6 +17,7 @@ SCHEMA = 2  # 1 had no checksum
 DIMS = {
     "prompt": "prompts of the run, in order",
     "step": "denoising steps",
+    "block": "blocks of a model that sees block by block, as it counts them: their store events",
     "layer": "layers",
     "head": "query heads",
     "kv_head": "key heads",
@@ -85,12 +86,13 @@ class Measured:
 
     Attributes:
         name: The record variable.
-        values: float32 [prompt, step, *dims]; nan where nothing was measured.
+        values: float32 [prompt, step or block, *dims]; nan where nothing was measured.
         dims: After prompt and step.
         unit: The unit.
         definition: What the numbers mean.
         coords: Of dims that do not count from 0.
         attributes: What is said beside unit and definition, such as whose attention counted.
+        along: "step", or "block" for what was measured at store events.
     """
 
     name: str
@@ -100,6 +102,7 @@ class Measured:
     definition: str
     coords: Mapping[str, Any] = field(default_factory=dict)
     attributes: Mapping[str, Any] = field(default_factory=dict)
+    along: str = "step"
 
 
 def dataset(
@@ -120,9 +123,9 @@ def dataset(
     parts = [
         xr.DataArray(
             variable.values.astype(np.float32),
-            dims=("prompt", "step", *variable.dims),
+            dims=("prompt", variable.along, *variable.dims),
             coords={
-                **_counted(dict(zip(("prompt", "step", *variable.dims), variable.values.shape, strict=True))),
+                **_counted(dict(zip(("prompt", variable.along, *variable.dims), variable.values.shape, strict=True))),
                 **variable.coords,
             },
             name=variable.name,
