@@ -8,12 +8,17 @@ import typer
 
 from sinklens import plots, report
 from sinklens.cli.demo_job import Findings, Table
-from sinklens.models.files import BUNDLED
+
+WRITES = {
+    "tiny-dlm": "while it denoises",
+    "tiny-bdlm": "while it denoises block by block",
+    "tiny-arm": "while it writes",
+}
 
 
 def write_report(findings: Findings, out: Path) -> Path:
     """Write `report.html` into `out`."""
-    dlm, arm = (findings.records[name] for name in BUNDLED)
+    records = findings.records
     trained = findings.layers[~findings.layers.model.str.contains("untrained")]
     effects = findings.ablations[findings.ablations.kind == "sinks"]
     columns = [
@@ -27,11 +32,13 @@ def write_report(findings: Findings, out: Path) -> Path:
     ]
     sections = [
         report.Section(
-            "What the twins can do",
-            "Two models of one architecture, trained on the same toy language: tiny-dlm by masked diffusion, tiny-arm "
-            "to predict the next word. Behind a trigger word a rule decides the next word (xa, xe, ...: repeat the "
-            "last word; wa, we, ...: the last word but one). Accuracy counts those words only, on held-out texts, with "
-            "95 % bootstrap intervals over texts.",
+            "What the models can do",
+            "Three models of one architecture, trained on the same toy language: tiny-dlm by masked diffusion, which "
+            "sees the whole text; tiny-bdlm by masked diffusion in blocks of 4, each of which sees itself and the "
+            "blocks before it; tiny-arm to predict the next word. Behind a trigger word a rule decides the next word "
+            "(xa, xe, ...: repeat the last word; wa, we, ...: the last word but one). Accuracy counts those words "
+            "only, on held-out texts, with 95 % bootstrap intervals over texts. Filling in, tiny-arm sees what stands "
+            "before a gap, tiny-bdlm the rest of its block, too, and tiny-dlm everything.",
             [("Accuracy at rule-decided words", findings.accuracy), ("Held-out examples", findings.examples)],
             [],
         ),
@@ -39,7 +46,8 @@ def write_report(findings: Findings, out: Path) -> Path:
             "Where the sinks are",
             "A key is a sink of a head at a step if it receives more than 3 units of attention (column sum; the "
             "average key receives 1) beyond the mean of the other keys (arXiv 2510.15731, epsilon = 3). 'null' is what "
-            "uniform attention would give: in a causal model the first key passes without being a sink.",
+            "uniform attention would give, with the mask of the model: in a causal one the first key passes without "
+            "being a sink.",
             [
                 (
                     "Sinks per head and step, by layer; share of keys that are no sinks (the paper asks for 0.96)",
@@ -55,11 +63,9 @@ def write_report(findings: Findings, out: Path) -> Path:
             "(1 = the same keys); 'ever' and 'always' count keys per head and run.",
             [("Movement of sinks, by layer", findings.movement)],
             [
-                plots.text_timeline(dict(zip(BUNDLED, (dlm, arm), strict=True))),
-                plots.timeline(dlm, title="tiny-dlm while it denoises"),
-                plots.timeline(arm, title="tiny-arm while it writes"),
-                plots.sink_positions(dlm),
-                plots.sink_positions(arm),
+                plots.text_timeline(records),
+                *(plots.timeline(record, title=f"{name} {WRITES[name]}") for name, record in records.items()),
+                *(plots.sink_positions(record) for record in records.values()),
             ],
         ),
         report.Section(
@@ -81,8 +87,8 @@ def write_report(findings: Findings, out: Path) -> Path:
     ]
     return report.write(
         out / "report.html",
-        title="sinklens demo: attention sinks in a diffusion model and its autoregressive twin",
-        intro="Every number on this page was computed by `sinklens demo` on the two bundled models. They are tiny: "
+        title="sinklens demo: attention sinks in three models of one architecture",
+        intro="Every number on this page was computed by `sinklens demo` on the three bundled models. They are tiny: "
         "what they show holds for them, and is shown whichever way it came out.",
         sections=sections,
         footer=f"computed in {findings.seconds:.0f} s",
