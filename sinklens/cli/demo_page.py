@@ -21,6 +21,7 @@ def write_report(findings: Findings, out: Path) -> Path:
     records = findings.records
     trained = findings.layers[~findings.layers.model.str.contains("untrained")]
     effects = findings.ablations[findings.ablations.kind == "sinks"]
+    common = findings.classes[findings.classes.share_of_keys > 0].reset_index(drop=True)
     columns = [
         "model",
         "outcome",
@@ -53,7 +54,7 @@ def write_report(findings: Findings, out: Path) -> Path:
                     "Sinks per head and step, by layer; share of keys that are no sinks (the paper asks for 0.96)",
                     findings.layers,
                 ),
-                ("Token classes of sinks, beside how common each class is", findings.classes),
+                ("Token classes of sinks, beside how common each class is", common),
             ],
             [plots.layer_counts(trained), plots.token_classes(findings.classes)],
         ),
@@ -65,7 +66,10 @@ def write_report(findings: Findings, out: Path) -> Path:
             [
                 plots.text_timeline(records),
                 *(plots.timeline(record, title=f"{name} {WRITES[name]}") for name, record in records.items()),
-                *(plots.sink_positions(record) for record in records.values()),
+                *(
+                    plots.sink_positions(record, title=f"Where the sinks of {name} are")
+                    for name, record in records.items()
+                ),
             ],
         ),
         report.Section(
