@@ -87,8 +87,8 @@ def delta_loss(
     """
     if dlm.in_blocks is not None:
         raise PlanError(
-            f"{dlm.name} sees block by block, and a text that is masked everywhere is none that it reads; its loss is a "
-            "sum over blocks, which is not there yet"
+            f"{dlm.name} sees block by block, and a text that is masked everywhere is none that it reads; its loss is "
+            "a sum over blocks, which is not there yet"
         )
     if not least <= most < 1:
         raise PlanError(f"least={least} and most={most} must be shares of masked tokens, 0 < least <= most < 1")

@@ -40,8 +40,8 @@ def batch_of(dlm: Any, rows: Sequence[Sequence[int]], rng: np.random.Generator) 
 
     For an autoregressive model as they are. Otherwise each row masked at a random share, every token by itself, as
     masked diffusion is trained (half of the rows behind a beginning of random length that stays visible, as a prompt
-    does), or at smaller shares for encoders. Of a model that sees block by block each row ends with one of its blocks by
-    chance, which alone is masked, as in its decoding. Special tokens stay, and each row has one mask at least.
+    does), or at smaller shares for encoders. Of a model that sees block by block each row ends with one of its blocks
+    by chance, which alone is masked, as in its decoding. Special tokens stay, and each row has one mask at least.
 
     Raises:
         GateError: a row without a token that could count.
