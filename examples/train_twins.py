@@ -417,7 +417,8 @@ Only the mask of attention and the objective differ.
   Stored in LLaDA's layout.
 - **tiny-bdlm**: the same, block by block (the objective of BD3-LM, arXiv 2503.09573): blocks of {block} positions,
   counted from the start of a text, each masked with a t of its own. A block sees itself, masked, and the blocks
-  before it, clean; all blocks of a text are learned in one forward over both copies. Stored in Stable-DiffCoder's layout.
+  before it, clean; all blocks of a text are learned in one forward over both copies. Stored in Stable-DiffCoder's
+  layout.
 - **tiny-arm**: next-token prediction. Stored in Llama's layout.
 
 Honestly trained: no weight set by hand, no loss term that rewards sinks. `examples/train_twins.py` makes them from
