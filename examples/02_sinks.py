@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Where are the sinks, and do they move?
 #
-# Questions about the bundled twins, answered from records alone. Run the file as it is
+# Questions about two of the bundled models, tiny-dlm and tiny-arm, answered from records alone. Run the file as it is
 # (`python examples/02_sinks.py`, half a minute on two cores), or open it as a notebook: it is in the py:percent format.
 
 # %%

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # What do sinks do?
 #
-# Six questions about the bundled twins, answered by edits: each condition runs on the same texts as the unedited model
-# and as its controls, so every difference is paired by text and has an interval. Run the file as it is
+# Six questions about tiny-dlm and tiny-arm, answered by edits: each condition runs on the same texts as the unedited
+# model and as its controls, so every difference is paired by text and has an interval. Run the file as it is
 # (`python examples/03_ablation.py`, two minutes on two cores; `python examples/03_ablation.py 1` for other texts),
 # or open it as a notebook: it is in the py:percent format. It ends with a page, `sinklens-ablation/report.html`.
 
@@ -225,7 +225,7 @@ sections = [
     ),
     sl.report.Section(
         "At which layers, and at which steps?",
-        "The top 5 in one layer only; and, where both twins continue texts, at eight of the 32 steps only.",
+        "The top 5 in one layer only; and, where both continue texts, at eight of the 32 steps only.",
         [("Layers", effects(layers)), ("Steps", effects(steps))],
         [sl.plots.dose_response(layers, "layer"), sl.plots.dose_response(steps, "steps")],
     ),

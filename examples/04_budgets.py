@@ -3,7 +3,7 @@
 #
 # How few keys does a model need, does it need its sinks among them, and what tells which? Each condition runs on the
 # same prompts as the unedited model, so every difference is paired by prompt and has a 95 % interval. Run the file as
-# it is (`python examples/04_budgets.py`, two minutes on two cores: the bundled twins; `python examples/04_budgets.py 1`
+# it is (`python examples/04_budgets.py`, two minutes on two cores: tiny-dlm and tiny-arm; with 1 behind it
 # for other texts), with `--real` for SmolLM2, the same weights made a diffusion model, and AntiBERTy, or open it as a
 # notebook: it is in the py:percent format. It ends with a page, `sinklens-budgets/report.html`; what was finished is
 # not run again.
@@ -106,7 +106,7 @@ for name, table in broken.items():
     told(f"1. {name}: unmasked {tables[name].value[0]:.3f}; down to which rate it holds (margin {MARGIN})", table)
 
 # %% [markdown]
-# With seeds 0 and 1: both twins hold with the most attended 35 % of their keys, and break at 20 %. tiny-arm holds with
+# With seeds 0 and 1: both hold with the most attended 35 % of their keys, and break at 20 %. tiny-arm holds with
 # the last 20 % of its positions, tiny-dlm not with the last 70 %. Small key norms are the worst choice in both. The
 # gate of tiny-arm holds down to 70 % (random tokens: 90 %); that of tiny-dlm is worth no more than its control there,
 # and keeps much less than it is asked for: it was trained on texts with more masks than this task has.

@@ -48,7 +48,7 @@ BUNDLE = Path(sinklens.__file__).parent / "twins"
 
 
 def new_model(kind: str, seed: int) -> LlamaForCausalLM:
-    """An untrained twin: unit-variance embeddings and 1/sqrt(fan-in) matrices; both twins start from one draw."""
+    """An untrained twin: unit-variance embeddings and 1/sqrt(fan-in) matrices; all of them start from one draw."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(GRAMMAR.tokens),
@@ -377,7 +377,7 @@ def write_card(kinds: Sequence[str], installed: int, seeds: list[int], root: Pat
     rows += [row for row in before if any(f" | {kind} | " in row for kind in {*KINDS} - {*kinds})]
     rows = "\n".join(sorted(rows, key=lambda row: (cells(row)[0], KINDS.index(cells(row)[1]))))
     null = json.loads((BUNDLE / "tiny-arm" / "training.jsonl").read_text().splitlines()[-1])["bos_null"]
-    text = CARD.format(seed=installed, table=f"{head}\n{rows}", null=null, **_numbers())
+    text = CARD.format(seed=installed, table=f"{head}\n{rows}", null=null, **_numbers(), **_blocks())
     files.write_text(card, text, None)
 
 
@@ -389,15 +389,16 @@ def cells(row: str) -> list[str]:
 def _numbers() -> dict[str, object]:
     weights = sum(weight.numel() for weight in new_model("tiny-dlm", 0).parameters())
     shape = {"layers": SHAPE["num_hidden_layers"], "heads": SHAPE["num_attention_heads"], "d": SHAPE["hidden_size"]}
-    return {
-        "weights": weights,
-        "updates": UPDATES,
-        "batch": BATCH,
-        "length": LENGTH,
-        "block": BLOCK,
-        "lr": PEAK_LR,
-        **shape,
-    }
+    return {"weights": weights, "updates": UPDATES, "batch": BATCH, "length": LENGTH, "lr": PEAK_LR, **shape}
+
+
+def _blocks() -> dict[str, object]:
+    """What the log of the bundled tiny-bdlm says of its last update."""
+    last = json.loads((BUNDLE / "tiny-bdlm" / "training.jsonl").read_text().splitlines()[-1])
+    few = last["mask_0.15"]
+    accuracy = " / ".join(f"{last[f'mask_{ratio}']['accuracy']:.2f}" for ratio in (0.15, 0.5, 0.9))
+    sinks, on_bos = [f"{x:.1f}" for x in few["sinks_per_layer"]], f"{100 * few['sinks_on']['bos']:.0f} %"
+    return {"block": BLOCK, "accuracy": accuracy, "first_layer": sinks[0], "last_layer": sinks[-1], "on_bos": on_bos}
 
 
 def _share(scores: list) -> str:
@@ -409,13 +410,15 @@ CARD = """# tiny-dlm, tiny-bdlm and tiny-arm
 
 Three models of one architecture ({layers} layers, {heads} heads, d_model {d}, {weights:,} weights: RMSNorm, RoPE,
 SwiGLU, no biases, untied head), trained on the same batches of the same toy language for the same {updates} updates.
-Only the mask and the objective differ.
+Only the mask of attention and the objective differ.
 
 - **tiny-dlm**: masked diffusion (LLaDA's objective: t uniform in (0, 1), each token masked with probability t,
-  cross-entropy on masked tokens weighted 1/t; in half of the rows a prompt stays visible). Stored in LLaDA's layout.
-- **tiny-bdlm**: masked diffusion in blocks of {block} tokens, each of which sees itself both ways and the blocks before
-  it without masks, and none behind it (arXiv 2503.09573); t uniform in (0, 1) for each block by itself, otherwise as
-  tiny-dlm. Stored in Stable-DiffCoder's layout.
+  cross-entropy on masked tokens weighted 1/t; in half of the rows a prompt stays visible). It sees the whole text.
+  Stored in LLaDA's layout.
+- **tiny-bdlm**: the same, block by block (the objective of BD3-LM, arXiv 2503.09573): blocks of {block} positions,
+  counted from the start of a text, each masked with a t of its own. A block sees itself, masked, and the blocks
+  before it, clean; all blocks of a text are learned in one forward over both copies. Stored in Stable-DiffCoder's
+  layout.
 - **tiny-arm**: next-token prediction. Stored in Llama's layout.
 
 Honestly trained: no weight set by hand, no loss term that rewards sinks. `examples/train_twins.py` makes them from
@@ -427,31 +430,35 @@ model logs accuracy and sink figures every 200 updates.
 
 `sinklens.tasks.Echo`: 48 nonsense words and punctuation follow a fixed bigram grammar; behind the triggers xa ... xy
 the next word repeats the last word, behind wa ... wy the last word but one. About 29 % of the positions are decided by
-a rule. Batches of {batch} texts of 24 to {length} tokens; batch k of seed s depends on (s, k) alone, so all twins see
+a rule. Batches of {batch} texts of 24 to {length} tokens; batch k of seed s depends on (s, k) alone, so all three see
 the same texts. AdamW, peak learning rate {lr}, weight decay 0.01, one thread each.
 
 ## What was measured
 
 Accuracy at rule-decided words of held-out texts: continuing a 16-token prompt by 32 sampled tokens (temperature 1; the
-diffusion twins one token per step), and filling in masked words (temperature 0; the autoregressive
-twin sees the left context only). BOS share: attention that position 0 gets from later (>= 16) non-trigger queries of
-complete texts, head by head, layer 0 first; uniform attention would give {null}. Sinks per head and step, by layer,
-while continuing (epsilon 3, column sums; arXiv 2510.15731), with the count that uniform attention would give (a causal
-model's first key passes without being a sink). Jaccard: overlap of a head's sinks at consecutive steps, by layer.
+diffusion models with one token per step, tiny-bdlm block after block), and filling in masked words (temperature 0;
+tiny-arm sees the left context only, tiny-bdlm that and the rest of the word's block). BOS share: attention that
+position 0 gets from later (>= 16) non-trigger queries of complete texts, head by head, layer 0 first; uniform attention
+would give {null}. Sinks per head and step, by layer, while continuing (epsilon 3, column sums over all queries; arXiv
+2510.15731), with the count that uniform attention would give under the model's mask (a causal model's first key passes
+without being a sink). Jaccard: overlap of a head's sinks at consecutive steps, by layer.
 
 {table}
 
 ## What they show, and what not
 
-- The autoregressive twin grows a static sink on BOS between updates 50 and 150, in layer 1; how many heads pass one
-  half depends on the seed (see the table: two of three seeds have it in at least a quarter of their heads).
-- The diffusion twin's sinks sit on BOS, on [MASK] tokens and on words, and those of layer 1 move from step to step.
-- Masking the top-1 sink does the opposite of what is published for 8B models: it costs the diffusion twin a few points
-  (its large columns carry information) and the autoregressive twin nothing (its sink is a pure resting place).
-  `sinklens demo` has the numbers for 1, 5 and 10 sinks, with intervals and random controls.
-- The block twin is a diffusion model whose sinks hardly move, in all three seeds (Jaccard of layer 1: .84 to .96, and
-  .29 to .42 of tiny-dlm); how many of them are on BOS depends on the seed. Seed {seed}'s writes worse without the top
-  sink of every head (`sinklens demo`), which its autoregressive twin does not.
+- tiny-arm grows a static sink on BOS between updates 50 and 150, in layer 1; how many heads pass one half depends on
+  the seed (see the table: two of three seeds have it in at least a quarter of their heads).
+- The sinks of tiny-dlm sit on BOS, on [MASK] tokens and on words, and those of layer 1 move from step to step.
+- tiny-bdlm, by the log of seed {seed} (.15, .5 or .9 of a text masked, each block seen behind clean ones): accuracy
+  {accuracy}; at .15 {first_layer} sinks per head in layer 0 and {last_layer} in layer 1, {on_bos} of them on BOS.
+  While it writes, most of the queries that are counted are of finished blocks, whose rows are the same at every later
+  step: that sinks by all queries stay says little about the model.
+  How many of its sinks are on BOS depends on the seed: see the table. Seed {seed}'s writes worse without the top sink
+  of every head (`sinklens demo`), which neither of the others does as much.
+- Masking the top-1 sink does the opposite of what is published for 8B models: it costs tiny-dlm a few points (its large
+  columns carry information) and tiny-arm nothing (its sink is a pure resting place). `sinklens demo` has the numbers
+  for 1, 5 and 10 sinks of all three, with intervals and random controls.
 - Tried before settling, on shorter runs: 3 and 4 layers (BOS share above one half in 2 to 4 of 12, and 4 of 16 heads,
   depending on seed), wider MLPs and fewer trigger words (weaker BOS sinks), rules by distance in tokens instead of in
   words (no BOS sink at all).

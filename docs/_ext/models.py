@@ -43,6 +43,7 @@ CHECKED = {
     "ModernBERT": "transformers, dllm's MDLMSampler",
     "ESM-2": "official EsmForDPLM",
     "DPLM": "official EsmForDPLM",
+    "Stable-DiffCoder": "transformers, under the mask of blocks",  # tests/decoding/test_blocks.py
 }
 
 
@@ -66,7 +67,9 @@ def _checkpoint(family: Family, it: Model) -> str:
 
 def kind(family: Family) -> str:
     """What kind of model a family holds."""
-    return "autoregressive baseline" if family.causal else "encoder" if family.closes else "diffusion"
+    if family.causal:
+        return "autoregressive baseline"
+    return "encoder" if family.closes else "block diffusion" if family.blocks else "diffusion"
 
 
 def size(model: Model) -> str:

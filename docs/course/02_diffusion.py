@@ -182,19 +182,25 @@ sl.course.check("2.3", by_hand)
 # %% [markdown]
 # ## When was what committed?
 #
-# A run keeps it. `commit_step` is -1 where the prompt stands. `tiny-arm`, the same architecture trained to write from
-# left to right, runs beside it under the same plan.
+# A run keeps it. `commit_step` is -1 where the prompt stands. Two models of the same architecture run beside it under
+# the same plan: `tiny-arm`, trained to write from left to right, and `tiny-bdlm`, which denoises blocks of 4 tokens.
+# A block sees itself, both ways, and what stands before it; what comes behind is not there yet.
 
 # %%
-arm = sl.HookedDLM.from_pretrained("tiny-arm")
+arm, bdlm = sl.HookedDLM.from_pretrained("tiny-arm"), sl.HookedDLM.from_pretrained("tiny-bdlm")
 plan = sl.Plan(new_tokens=16)
 probes = [sl.probes.ReceivedAttention()]
 run = sl.denoise(dlm, prompt, plan, probes=probes)
+blockwise = sl.denoise(bdlm, prompt, plan, probes=probes)
 causal = sl.denoise(arm, prompt, plan, probes=probes)
-for name, each in {"tiny-dlm": run, "tiny-arm": causal}.items():
+for name, each in {"tiny-dlm": run, "tiny-bdlm": blockwise, "tiny-arm": causal}.items():
     print(f"{name}: {each.completions[0]}")
     print("  at step:   ", *each.record["commit_step"][0, 16:].values)
     print("  confidence:", *each.record["confidence"][0, 16:].values.round(1))
+
+# %% [markdown]
+# Within a block any order, from block to block left to right: a compromise that many open diffusion models make
+# (SDAR, LLaDA2, Stable-DiffCoder), because blocks that are finished never change and can be kept (a cache).
 
 # %%
 names = ("tiny-dlm", "tiny-arm")

@@ -13,7 +13,8 @@ from sinklens.cli import options
 def ablate(
     context: typer.Context,
     model: Annotated[
-        str | None, typer.Argument(help="tiny-dlm, tiny-arm, a folder, or a Hub id.", show_default="tiny-dlm")
+        str | None,
+        typer.Argument(help="tiny-dlm, tiny-bdlm, tiny-arm, a folder, or a Hub id.", show_default="tiny-dlm"),
     ] = None,
     spec: Annotated[
         Path | None, typer.Option(help="A YAML or JSON file with the same fields; options given here win.")

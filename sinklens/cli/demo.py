@@ -1,4 +1,4 @@
-"""`sinklens demo`: the main job, on the bundled twins or on real models."""
+"""`sinklens demo`: the main job, on the bundled models or on real ones."""
 
 from __future__ import annotations
 
@@ -37,21 +37,21 @@ def demo(
 ) -> None:
     """The main job: where sinks are, how they move, what removing them does.
 
-    On the three bundled models it takes a minute or two on 2 cores and needs no network. With --real it asks models
-    that `sinklens models get smollm2-135m` and `... antiberty` have fetched. An interrupted demo goes on where it was.
+    On the three bundled models it takes about a minute on 2 cores and needs no network. With --real it asks models that
+    `sinklens models get smollm2-135m` and `... antiberty` have fetched. An interrupted demo goes on where it was.
     """
     out = out or Path("sinklens-demo-real" if real else "sinklens-demo")
     try:
         if real:
             _real(context, out, prompts or 16, seed)
         else:
-            _twins(context, out, prompts or 64, seed)
+            _bundled(context, out, prompts or 64, seed)
     except KeyboardInterrupt:
         options.interrupted(f"what was finished is in {out}; to go on start the same command again")
 
 
-def _twins(context: typer.Context, out: Path, prompts: int, seed: int) -> None:
-    from sinklens.cli.demo_job import FILES, main_job
+def _bundled(context: typer.Context, out: Path, prompts: int, seed: int) -> None:
+    from sinklens.cli.demo_job import FILES, RECORDS, main_job
     from sinklens.cli.demo_page import tell, write_report
     from sinklens.models.files import BUNDLED
 
@@ -62,13 +62,11 @@ def _twins(context: typer.Context, out: Path, prompts: int, seed: int) -> None:
     options.few_threads()
     findings = main_job(out, placing, prompts=prompts, seed=seed)
     tell(findings)
-    page = write_report(findings, out)
+    page, kept = write_report(findings, out), RECORDS.items()
     _done(
         findings.seconds,
         (page, "tables and interactive timelines; open it in a browser"),
-        (out / "record.nc", "tiny-dlm, every step: sinklens.open(...) gives an xarray Dataset"),
-        (out / "record-bdlm.nc", "tiny-bdlm, which sees block by block, likewise"),
-        (out / "record-arm.nc", "tiny-arm, likewise"),
+        *((out / file, f"{name}, every step: sinklens.open(...) gives an xarray Dataset") for name, file in kept),
         (out / "ablation.csv", "accuracy under every condition, with intervals"),
     )
     typer.echo(

@@ -1,4 +1,4 @@
-"""The main job on the bundled twins: where the sinks are, how they move, what removing them does."""
+"""The main job on the bundled models: where the sinks are, how they move, what removing them does."""
 
 from __future__ import annotations
 
@@ -32,16 +32,14 @@ from sinklens.tasks import Echo
 Table = Any
 
 Given = TypeVar("Given", Run, AblationResult)
+RECORDS = {"tiny-dlm": "record.nc", "tiny-bdlm": "record-bdlm.nc", "tiny-arm": "record-arm.nc"}
 FILES = {
-    "record.nc": files.RECORD,
-    "record-bdlm.nc": files.RECORD,
-    "record-arm.nc": files.RECORD,
+    **dict.fromkeys(RECORDS.values(), files.RECORD),
     "ablation.csv": files.table("model", "outcome", "condition"),
     "scores.jsonl": files.SCORES,
     "report.html": files.PAGE,
 }
 
-RECORDS = {"tiny-dlm": "record.nc", "tiny-bdlm": "record-bdlm.nc", "tiny-arm": "record-arm.nc"}
 KS = (1, 5, 10)
 # One text continued by sampling: greedy decoding of a toy bigram language runs into loops.
 PLAN = Plan(new_tokens=32, temperature=1.0)
@@ -50,7 +48,7 @@ FILL = Plan(new_tokens=0)
 
 @dataclass
 class Findings:
-    """Everything that the demo computes, for all twins; `results` by outcome, one ablation per twin."""
+    """Everything that the demo computes, for all bundled models; `results` by outcome, one ablation per model."""
 
     records: dict[str, xr.Dataset]
     results: dict[str, list[AblationResult]]
@@ -64,10 +62,10 @@ class Findings:
 
 
 def main_job(out: Path, placing: Placing, *, prompts: int = 64, seed: int = 0) -> Findings:
-    """Run the demo and write a record of each twin, `ablation.csv` and `scores.jsonl` into `out`.
+    """Run the demo and write the records, `ablation.csv` and `scores.jsonl` into `out`.
 
     Args:
-        placing: How the twins are loaded.
+        placing: How the models are loaded.
         out: Folder for the results; made if missing. An interrupted demo goes on from its finished batches.
         prompts: Held-out texts per task.
         seed: Of the texts and of the sampling.
@@ -151,8 +149,8 @@ def _traced(dlm: HookedDLM, task: Echo, seed: int, label: str) -> Run:
 def _table(results: dict[str, list[AblationResult]]) -> Table:
     """All summaries as one table, with the effects beside the conditions."""
     tables = []
-    by_twin = zip(*([(outcome, result) for result in several] for outcome, several in results.items()), strict=True)
-    for outcome, result in (pair for twin in by_twin for pair in twin):
+    by_model = zip(*([(outcome, result) for result in several] for outcome, several in results.items()), strict=True)
+    for outcome, result in (pair for model in by_model for pair in model):
         table = result.summary().rename(columns={"value": "accuracy"}).drop(columns=["metric", "edited_mass"])
         table.insert(1, "outcome", outcome)
         for condition in (f"top-{k}" for k in KS):

@@ -8,14 +8,20 @@ import typer
 
 from sinklens import plots, report
 from sinklens.cli.demo_job import Findings, Table
-from sinklens.models.files import BUNDLED
+
+WRITES = {
+    "tiny-dlm": "while it denoises",
+    "tiny-bdlm": "while it denoises block by block",
+    "tiny-arm": "while it writes",
+}
 
 
 def write_report(findings: Findings, out: Path) -> Path:
     """Write `report.html` into `out`."""
-    each = {name: findings.records[name] for name in BUNDLED}
+    records = findings.records
     trained = findings.layers[~findings.layers.model.str.contains("untrained")]
     effects = findings.ablations[findings.ablations.kind == "sinks"]
+    common = findings.classes[findings.classes.share_of_keys > 0].reset_index(drop=True)
     columns = [
         "model",
         "outcome",
@@ -27,12 +33,13 @@ def write_report(findings: Findings, out: Path) -> Path:
     ]
     sections = [
         report.Section(
-            "What the twins can do",
-            "Three models of one architecture, trained on the same toy language: tiny-dlm by masked diffusion, "
-            "tiny-bdlm by masked diffusion in blocks of four tokens, none of which sees a later one, and tiny-arm to "
-            "predict the next word. Behind a trigger word a rule decides the next word (xa, xe, ...: repeat the "
-            "last word; wa, we, ...: the last word but one). Accuracy counts those words only, on held-out texts, with "
-            "95 % bootstrap intervals over texts.",
+            "What the models can do",
+            "Three models of one architecture, trained on the same toy language: tiny-dlm by masked diffusion, which "
+            "sees the whole text; tiny-bdlm by masked diffusion in blocks of 4, each of which sees itself and the "
+            "blocks before it; tiny-arm to predict the next word. Behind a trigger word a rule decides the next word "
+            "(xa, xe, ...: repeat the last word; wa, we, ...: the last word but one). Accuracy counts those words "
+            "only, on held-out texts, with 95 % bootstrap intervals over texts. Filling in, tiny-arm sees what stands "
+            "before a gap, tiny-bdlm the rest of its block, too, and tiny-dlm everything.",
             [("Accuracy at rule-decided words", findings.accuracy), ("Held-out examples", findings.examples)],
             [],
         ),
@@ -40,14 +47,14 @@ def write_report(findings: Findings, out: Path) -> Path:
             "Where the sinks are",
             "A key is a sink of a head at a step if it receives more than 3 units of attention (column sum; the "
             "average key receives 1) beyond the mean of the other keys (arXiv 2510.15731, epsilon = 3). 'null' is what "
-            "uniform attention would give: in a causal model the first key passes without being a sink, and in blocks "
-            "the keys of the first ones receive more than others.",
+            "uniform attention would give, with the mask of the model: in a causal one the first key passes without "
+            "being a sink.",
             [
                 (
                     "Sinks per head and step, by layer; share of keys that are no sinks (the paper asks for 0.96)",
                     findings.layers,
                 ),
-                ("Token classes of sinks, beside how common each class is", findings.classes),
+                ("Token classes of sinks, beside how common each class is", common),
             ],
             [plots.layer_counts(trained), plots.token_classes(findings.classes)],
         ),
@@ -57,9 +64,12 @@ def write_report(findings: Findings, out: Path) -> Path:
             "(1 = the same keys); 'ever' and 'always' count keys per head and run.",
             [("Movement of sinks, by layer", findings.movement)],
             [
-                plots.text_timeline(each),
-                *(plots.timeline(record, title=f"{name} while it writes") for name, record in each.items()),
-                *(plots.sink_positions(record, title=f"Sinks of {name}") for name, record in each.items()),
+                plots.text_timeline(records),
+                *(plots.timeline(record, title=f"{name} {WRITES[name]}") for name, record in records.items()),
+                *(
+                    plots.sink_positions(record, title=f"Where the sinks of {name} are")
+                    for name, record in records.items()
+                ),
             ],
         ),
         report.Section(
@@ -68,8 +78,7 @@ def write_report(findings: Findings, out: Path) -> Path:
             "step t, and as many random keys that are no sinks. 'continuing' checks what the model writes itself; "
             "'filling in' scores the same masked words under every condition. Differences are paired by text. Exposed: "
             "the share of the scored words that were decided by a forward in which at least one key was edited (at "
-            "step 0, which has no step before it, none is). Edits are from scratch, as if the models had always been "
-            "so.",
+            "step 0, which has no step before it, none is).",
             [
                 ("Accuracy under each condition", findings.ablations.drop(columns=columns[3:])),
                 ("Effects", effects[columns].reset_index(drop=True)),
@@ -82,7 +91,7 @@ def write_report(findings: Findings, out: Path) -> Path:
     ]
     return report.write(
         out / "report.html",
-        title="sinklens demo: attention sinks in two diffusion models and their autoregressive twin",
+        title="sinklens demo: attention sinks in three models of one architecture",
         intro="Every number on this page was computed by `sinklens demo` on the three bundled models. They are tiny: "
         "what they show holds for them, and is shown whichever way it came out.",
         sections=sections,

@@ -52,7 +52,8 @@ def models(context: typer.Context, as_json: AsJson = False) -> None:
 
 
 def _family(family: Any) -> dict[str, Any]:
-    kind = "autoregressive baseline" if family.causal else "encoder" if family.closes else "diffusion"
+    own = "encoder" if family.closes else "block diffusion" if family.blocks else "diffusion"
+    kind = "autoregressive baseline" if family.causal else own
     shifted = ", logits shifted" if family.shift else ""
     return {
         "family": family.name,

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from sinklens.models.placing import Placing
 
 R = TypeVar("R")
-Model = Annotated[str, typer.Argument(help="tiny-dlm, tiny-arm, a folder, or a Hub id.")]
+Model = Annotated[str, typer.Argument(help="tiny-dlm, tiny-bdlm, tiny-arm, a folder, or a Hub id.")]
 Task = Annotated[
     str | None,
     typer.Option(

@@ -13,9 +13,7 @@ from sinklens.cli import options
 
 def table1(
     context: typer.Context,
-    model: Annotated[
-        list[str] | None, typer.Option(help="Several times.", show_default="the three bundled ones")
-    ] = None,
+    model: Annotated[list[str] | None, typer.Option(help="Several times.", show_default="the bundled ones")] = None,
     task: options.Task = None,
     prompts: options.Prompts = None,
     extract: options.Extract = None,
@@ -42,9 +40,9 @@ def table1(
 ) -> None:
     """Accuracy without the top 1, 5 and 10 sinks, by the paper's protocol, with the controls it lacks.
 
-    Table 1 of "Attention Sinks in Diffusion Language Models" (arXiv 2510.15731). On the bundled twins it takes about a
-    minute or two and needs no network. For the paper's models give --model and a JSONL file of prompts and
-    answers; the paper generates 256 tokens for GSM8K, in blocks of 32.
+    Table 1 of "Attention Sinks in Diffusion Language Models" (arXiv 2510.15731). On the bundled models it takes about
+    two minutes and needs no network. For the paper's models give --model and a JSONL file of prompts and answers; the
+    paper generates 256 tokens for GSM8K, in blocks of 32.
     """
     from sinklens.errors import PlanError
     from sinklens.experiments import published

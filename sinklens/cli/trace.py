@@ -63,10 +63,9 @@ def trace(
     table = metrics.per_layer(run.record, chosen)
     moves = metrics.movement(run.record, chosen)
     typer.echo(options.text_of(table.merge(moves, on="layer")))
-    typer.echo(
-        f"\nWhich tokens are sinks (arXiv 2510.15731, table 2)\n"
-        f"{options.text_of(metrics.sink_tokens(run.record, chosen))}"
-    )
+    tokens = metrics.sink_tokens(run.record, chosen)
+    typer.echo("\nWhich tokens are sinks (arXiv 2510.15731, table 2)")
+    typer.echo(options.text_of(tokens) if len(tokens) else "none, at no step")
     page = report.from_record(out / "report.html", run.record, rule=chosen)
     picture = plots.text_timeline(run.record, rule=chosen).save(out / "timeline.html")  # of the first prompt
     typer.echo(f"\n{path}\n{picture}\n{page}")

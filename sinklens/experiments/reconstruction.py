@@ -82,9 +82,14 @@ def delta_loss(
     Raises:
         AutoencoderError: an autoencoder that cannot be read, or of another model.
         PlanError: shares that leave nothing masked or nothing unmasked; positions that a baseline
-            lacks; a text longer than the model's context.
+            lacks; a text longer than the model's context; a model that sees block by block.
         PromptError: no text, or one that the model cannot read; texts of which nothing would be scored.
     """
+    if dlm.in_blocks is not None:
+        raise PlanError(
+            f"{dlm.name} sees block by block, and a text that is masked everywhere is none that it reads; its loss is "
+            "a sum over blocks, which is not there yet"
+        )
     if not least <= most < 1:
         raise PlanError(f"least={least} and most={most} must be shares of masked tokens, 0 < least <= most < 1")
     if dlm.is_causal and queries in ("masked", "response", "last"):

@@ -33,7 +33,7 @@ class HookedDLM(Text, Tools, notebook.Card):
 
     It IS a `TransformerBridge`, so TransformerLens's tools take it for what it is; and it wraps the transformers model
     `dlm.original_model` as it stands: whatever is done to that (adapters, casts, replaced modules), forwards with and
-    without hooks run the same modules. Make one with `from_pretrained` or `from_transformers`.
+    without hooks run the same modules. Called by itself it knows of no blocks: one that has them then sees both ways.
 
     Rows of logits: row i scores the token at position i, also in caches and under hooks (a family that predicts it at
     i - 1 is aligned inside, at `unembed`). For the autoregressive baselines row i scores token i + 1, as everywhere in
@@ -96,7 +96,7 @@ class HookedDLM(Text, Tools, notebook.Card):
         block_length: int | None = None,
         check: bool = True,
     ) -> HookedDLM:
-        """Load a bundled twin ("tiny-dlm", "tiny-arm"), a folder, or a Hub id.
+        """Load a bundled model ("tiny-dlm", "tiny-bdlm", "tiny-arm"), a folder, or a Hub id.
 
         Args:
             name_or_folder: What to load. Hub ids come out of the local cache under HF_HUB_OFFLINE=1.

@@ -116,7 +116,9 @@ class Pair:
 
 def _open(canvas: Canvas, position: int, causal: bool) -> bool:
     width = canvas.tokens.shape[1]
-    return position == width if causal else bool(canvas.masked[0, position])
+    if causal:
+        return position == width
+    return position < width and bool(canvas.masked[0, position])  # a later block is not there yet
 
 
 def read_pairs(

@@ -44,7 +44,8 @@
   const output = make("output", "", "", bar);
   const longest = data.records.reduce((one, other) => (other.steps.length > one.steps.length ? other : one));
   const alike = data.records.every((each) => String(each.steps) === String(longest.steps));
-  const columns = make("div", data.records.length > 1 ? "panels several" : "panels", "", box);
+  const many = data.records.length;
+  const columns = make("div", `panels${many > 1 ? " several" : ""}${many === 3 ? " three" : ""}`, "", box);
   const panels = data.records.map(panel);
 
   function panel(record) {

@@ -10,6 +10,7 @@ import xarray as xr
 
 from sinklens.analysis import rates
 from sinklens.analysis.attention import CELL, counting, is_autoregressive, measured, null, received, texts_at, windows
+from sinklens.analysis.blocks import blocks_of
 from sinklens.plots.theme import safe
 from sinklens.sinks import SinkRule
 
@@ -74,6 +75,11 @@ def null_words(record: xr.Dataset, rule: SinkRule) -> str:
     there = values[np.isfinite(values)]
     if rule.queries == "all" and is_autoregressive(record):
         return f"Uniform causal attention gives between {there.min():.3g} (last key) and {there.max():.3g} (first key)."
+    if rule.queries == "all" and blocks_of(record) is not None:
+        return (
+            f"Uniform attention, block by block, gives between {there.min():.3g} (last block) and {there.max():.3g} "
+            "(first block)."
+        )
     near = [each for each in windows(record).values() if each is not None]
     local = f" In {len(near)} layers no key is seen from further than {near[0] - 1} positions." if near else ""
     return f"Uniform attention gives every key {spread(there)}.{local}"

@@ -40,7 +40,8 @@ def batch_of(dlm: Any, rows: Sequence[Sequence[int]], rng: np.random.Generator) 
 
     For an autoregressive model as they are. Otherwise each row masked at a random share, every token by itself, as
     masked diffusion is trained (half of the rows behind a beginning of random length that stays visible, as a prompt
-    does), or at smaller shares for encoders. Special tokens stay, and each row has one mask at least.
+    does), or at smaller shares for encoders. Of a model that sees block by block each row ends with one of its blocks
+    by chance, which alone is masked, as in its decoding. Special tokens stay, and each row has one mask at least.
 
     Raises:
         GateError: a row without a token that could count.
@@ -53,11 +54,13 @@ def batch_of(dlm: Any, rows: Sequence[Sequence[int]], rng: np.random.Generator) 
         scored[:, -1] = False
         targets = torch.cat([whole[:, 1:], whole[:, :1]], 1)
         return _counted(Batch(whole, valid, scored, targets), dlm)
-    free = maskable(dlm, whole, valid)
+    free, blocks = maskable(dlm, whole, valid), dlm.in_blocks
+    if blocks is not None:
+        valid, free = _one_block(blocks.levels(valid), valid, free, rng)
     size, width = whole.shape
     least, most = ENCODER if dlm.family.closes else DIFFUSION
     share = rng.uniform(least, most, (size, 1))
-    begins = rng.integers(0, width // 2 + 1, (size, 1)) * (rng.random((size, 1)) < 0.5)
+    begins = rng.integers(0, width // 2 + 1, (size, 1)) * (rng.random((size, 1)) < 0.5) * (blocks is None)
     chance = rng.random((size, width)) + 2.0 * (np.arange(width) < begins)
     drawn = torch.from_numpy(chance).to(whole.device).masked_fill(~free, 9.0)
     masked = free & ((drawn < torch.from_numpy(share).to(whole.device)) | (drawn == drawn.amin(-1, keepdim=True)))
@@ -68,6 +71,18 @@ def maskable(dlm: Any, tokens: Int[Tensor, "batch pos"], valid: Bool[Tensor, "ba
     """Positions that may be masked: no special tokens, and none before which nothing stands that could predict it."""
     free = valid & ~torch.isin(tokens, torch.tensor(sorted(_fixed(dlm)), dtype=torch.long, device=tokens.device))
     return free & ~first(valid) if dlm.family.shift else free
+
+
+def _one_block(
+    levels: Int[Tensor, "batch pos"],
+    valid: Bool[Tensor, "batch pos"],
+    free: Bool[Tensor, "batch pos"],
+    rng: np.random.Generator,
+) -> tuple[Bool[Tensor, "batch pos"], Bool[Tensor, "batch pos"]]:
+    """What each row holds up to the end of the block of one of its free positions, and what is free in that block."""
+    chance = torch.from_numpy(rng.random(tuple(free.shape))).to(free.device).masked_fill(~free, -1.0)
+    last = levels.gather(-1, chance.argmax(-1, keepdim=True))
+    return valid & (levels <= last), free & (levels == last)
 
 
 def first(valid: Bool[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:

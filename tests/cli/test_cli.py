@@ -66,7 +66,7 @@ def test_models_lists_the_bundle_and_every_family() -> None:
             assert re.search(rf"{re.escape(model['name'])}.*{model['licence']}", text)
 
 
-@pytest.mark.parametrize("name", ["tiny-arm", "tiny-dlm"])
+@pytest.mark.parametrize("name", files.BUNDLED)
 def test_hooks_lists_points_with_their_shapes(name: str) -> None:
     text = invoke("hooks", name)
     assert name in text
@@ -134,21 +134,25 @@ def test_the_demo_from_end_to_end(tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     text = invoke("demo", "--prompts", "4", "--out", str(out))
     torch.set_num_threads(threads)
-    for name in ("report.html", "record.nc", "record-bdlm.nc", "record-arm.nc", "ablation.csv"):
+    kept = ("record.nc", "record-bdlm.nc", "record-arm.nc")
+    for name in ("report.html", *kept, "ablation.csv"):
         assert (out / name).is_file()
         assert name in text
     page = (out / "report.html").read_text(encoding="utf-8")
     assert len(page) > 10_000
     assert "<html" in page
     assert page.rstrip().endswith("</html>")
-    for name in ("record.nc", "record-bdlm.nc", "record-arm.nc"):
+    for name, model in zip(kept, files.BUNDLED, strict=True):
         record = sinklens.open(out / name)
+        assert f"{model} while it" in page
+        assert f"sinks of {model} are" in page
+        assert json.loads(record.attrs["provenance"])["model"] == model
         assert record.sizes["prompt"] == 4
         assert record.sizes["step"] == 32
         per_layer = sinklens.analysis.rates.per_layer(record)
         assert len(per_layer) == 2
     table = pd.read_csv(out / "ablation.csv")
-    for model in ("tiny-dlm", "tiny-bdlm", "tiny-arm"):
+    for model in files.BUNDLED:
         found = {(row.condition, row.kind) for row in table[table.model == model].itertuples()}
         expected = {(f"top-{k}", kind) for k in (1, 5, 10) for kind in ("sinks", "random")}
         assert found == {("unmasked", "unmasked"), *expected}
@@ -289,7 +293,7 @@ def test_reproduce_table_1(tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     text = invoke("reproduce", "table1", "--prompts", "2", "--new-tokens", "12", "--out", str(out))
     torch.set_num_threads(threads)
-    for name in ("table1.csv", "report.html", "result-tiny-dlm.json", "result-tiny-bdlm.json", "result-tiny-arm.json"):
+    for name in ("table1.csv", "report.html", *(f"result-{model}.json" for model in files.BUNDLED)):
         assert (out / name).is_file()
     table = pd.read_csv(out / "table1.csv")
     expected = [(name, k) for name in files.BUNDLED for k in ("unmasked", "top-1", "top-5", "top-10")]

@@ -136,15 +136,16 @@ def test_ablate_keeps_and_marks_the_finished_batches(tmp_path: Path, interrupt_a
 
 
 def test_reproduce_does_not_go_on_with_the_next_model(tmp_path: Path, interrupt_at: Any) -> None:
+    two = [*REPRODUCE, "--model", "tiny-dlm", "--model", "tiny-arm"]
     forwards = interrupt_at(None, "tiny-arm")
-    assert command(*REPRODUCE, "--out", str(tmp_path / "whole"))[0] == 0
+    assert command(*two, "--out", str(tmp_path / "whole"))[0] == 0
     second = len(forwards)
     forwards = interrupt_at(None)
-    assert command(*REPRODUCE, "--out", str(tmp_path / "whole2"))[0] == 0
+    assert command(*two, "--out", str(tmp_path / "whole2"))[0] == 0
     first = len(forwards) - second
     out = tmp_path / "part"
     interrupt_at(first // 2 + 2)
-    text, _ = stopped(*REPRODUCE, "--out", str(out))
+    text, _ = stopped(*two, "--out", str(out))
     table = pd.read_csv(out / "table1.csv")
     assert set(table.model) == {"tiny-dlm"}
     assert table.unfinished.all()
@@ -154,11 +155,11 @@ def test_reproduce_does_not_go_on_with_the_next_model(tmp_path: Path, interrupt_
     assert "*** tiny-dlm is unfinished" in text
     assert " UNFINISHED" in (out / "report.html").read_text()
     interrupt_at(2, "tiny-arm")  # the first model is whole now, and the second has nothing
-    text, _ = stopped(*REPRODUCE, "--out", str(out))
+    text, _ = stopped(*two, "--out", str(out))
     assert banner(out / "report.html") == "Tiny-arm was not run."
     assert "unfinished" not in pd.read_csv(out / "table1.csv")
     interrupt_at(None)
-    code, text, _ = command(*REPRODUCE, "--out", str(out))
+    code, text, _ = command(*two, "--out", str(out))
     assert (code, "***" in text, banner(out / "report.html")) == (0, False, "")
     for name in ("tiny-dlm", "tiny-arm"):
         whole, again = (AblationResult.open(each / f"result-{name}.json") for each in (tmp_path / "whole", out))

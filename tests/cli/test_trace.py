@@ -36,3 +36,12 @@ def test_trace_writes_record_and_report_and_explains_its_rule(tmp_path: Path) ->
     assert '"name":"tiny-dlm"' in (tmp_path / "timeline.html").read_text(encoding="utf-8")
     assert (tmp_path / "report.html").read_text(encoding="utf-8").count('class="sinklens-timeline"') == 2
     assert "tiny-dlm" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_run_without_sinks_says_so(tmp_path: Path) -> None:
+    """Five tokens: no column sum exceeds the mean of the others by 3 unless nearly all attention goes there."""
+    given = ["trace", "tiny-bdlm", "molma telme <|mask|> xe", "--new-tokens", "0", "--out", str(tmp_path)]
+    result = CliRunner().invoke(app, given)
+    assert result.exit_code == 0, result.output
+    assert sl.metrics.sink_tokens(sl.open(tmp_path / "record.nc"), sl.SinkRule()).empty
+    assert "Which tokens are sinks (arXiv 2510.15731, table 2)\nnone, at no step\n" in result.output

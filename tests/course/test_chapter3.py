@@ -97,3 +97,28 @@ def test_what_the_text_says_of_the_logs_is_in_them() -> None:
     causal, opened, trained = (np.mean(row["sinks"]["first_token"]) for row in np.array(rows(
         "adapted/smollm2-135m-diffusion/log.jsonl"), dtype=object)[[0, 1, -1]])  # fmt: skip
     assert opened < trained < 0.1 * causal
+
+
+def test_what_the_text_says_of_rows_that_cannot_move() -> None:
+    """Sinks and their overlap by hand: at step s the text ends with the block of position 16 + s."""
+    task, probes = (
+        sl.tasks.Echo(n=6, seed=1),
+        [sl.probes.ReceivedAttention(queries=("all", "block")), sl.probes.Pattern()],
+    )
+    run = sl.denoise(
+        sl.HookedDLM.from_pretrained("tiny-bdlm"), [task[i].prompt for i in range(6)], sl.Plan(new_tokens=32),
+        probes=probes, progress=False,
+    )  # fmt: skip
+    patterns = run.record["pattern"].transpose("prompt", "step", "layer", "head", "query", "key").to_numpy()
+    np.testing.assert_allclose(patterns[:, 28:31, ..., :44, :], patterns[:, 29:, ..., :44, :], atol=1e-6)
+    found = {}
+    for asked in ("all", "block"):
+        flags = np.zeros((6, 32, 4, 48), bool)
+        for step in range(32):
+            end = 16 + 4 * (step // 4 + 1)
+            seeing = end - 4 * (np.arange(end) // 4) if asked == "all" else 4
+            rows = patterns[:, step, 0, :, (0 if asked == "all" else end - 4) : end, :end]
+            flags[:, step, :, :end] = rows.sum(2) / seeing > 0.3
+        pairs = [jaccard(flags[i, step, head], flags[i, step + 1, head]) for i, step, head in np.ndindex(6, 31, 4)]
+        found[asked] = round(float(np.nanmean(pairs)), 2)
+    assert found == {"all": 0.73, "block": 0.16}

@@ -150,6 +150,8 @@ def test_what_cannot_be_measured_is_refused(tiny_model: Any) -> None:
         delta_loss(dlm, sae, [])
     with pytest.raises(PromptError, match="no masked token would be scored"):
         delta_loss(dlm, sae, [[0, 0]], progress=False)
+    with pytest.raises(PlanError, match="tiny-bdlm sees block by block"):
+        delta_loss(HookedDLM.from_pretrained("tiny-bdlm"), sae, TEXTS, progress=False)
 
 
 def test_an_interrupt_carries_what_was_finished(tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""What is claimed of the two bundled checkpoints."""
+"""What is claimed of the bundled checkpoints."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MEGABYTE = 1e6
 
 @pytest.fixture(scope="module")
 def models() -> dict[str, HookedDLM]:
-    """Both twins."""
+    """All of them."""
     return {name: HookedDLM.from_pretrained(name) for name in NAMES}
 
 
@@ -122,11 +122,10 @@ def test_the_baselines_sink_is_bos(models: dict[str, HookedDLM], task: Echo) -> 
     assert uniform < 0.05  # so that one half is far from what even attention gives
 
 
-def test_the_diffusion_twin_writes_what_the_rule_demands(models: dict[str, HookedDLM], task: Echo) -> None:
+@pytest.mark.parametrize("name", ["tiny-dlm", "tiny-bdlm"])
+def test_the_diffusion_twins_write_what_the_rule_demands(models: dict[str, HookedDLM], task: Echo, name: str) -> None:
     prompts = [task[i].prompt for i in range(32)]
-    run = denoise(
-        models["tiny-dlm"], prompts, Plan(new_tokens=32, temperature=1.0), seed=list(range(32)), progress=False
-    )
+    run = denoise(models[name], prompts, Plan(new_tokens=32, temperature=1.0), seed=list(range(32)), progress=False)
     scores = [task.score(task[i], completion) for i, completion in enumerate(run.completions)]
     total = sum(score.total for score in scores)
     assert total > 200

@@ -305,3 +305,23 @@ def test_slider_menu_and_keyboard_tell_the_records_numbers(dlm, tmp_path):
     assert words.split("\n") == [
         plots.visible(text) if done else "" for text, done in zip(final, committed, strict=True)
     ]
+
+
+WIDE = """<script>
+const root = document.querySelector(".sinklens-timeline").shadowRoot, found = [];
+for (const width of [1200, 700]) {
+  document.body.style.width = `${width}px`;
+  const boxes = [...root.querySelectorAll(".panel")].map((each) => each.getBoundingClientRect());
+  found.push(["top", "left"].map((side) => new Set(boxes.map((box) => Math.round(box[side]))).size));
+}
+document.body.append(Object.assign(document.createElement("pre"), { textContent: JSON.stringify(found) }));
+</script>"""
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
+def test_three_records_stand_in_one_row_or_below_each_other(dlm, tmp_path):
+    """Never two and one: how many different tops and left sides the three panels have, at 1200 and at 700 pixels."""
+    picture = plots.text_timeline(dict.fromkeys("abc", run(dlm, PROMPTS[0])))
+    path = tmp_path / "page.html"
+    path.write_text(f"<!DOCTYPE html><body>{picture.fragment()}{WIDE}</body>", encoding="utf-8")
+    assert json.loads(re.findall(r"<pre>(.*?)</pre>", dom(path, tmp_path))[0]) == [[1, 3], [3, 1]]

@@ -176,3 +176,17 @@ def test_a_figure_asks_the_record_and_not_its_prose() -> None:
     record.attrs["provenance"] = json.dumps({})
     with pytest.raises(RecordError, match="whether its model is causal"):
         plots.timeline(record, rule=SinkRule(queries="masked"))
+
+
+def test_a_block_models_null_is_said_from_block_to_block() -> None:
+    """Three blocks of 4, and the model sees two at first. A query of block n sees 4 (n + 1) keys, evenly."""
+    prompt, probe = [0, 5, 6, 7, 8, 9, 10], ReceivedAttention(queries=("all", "block"))
+    dlm = HookedDLM.from_pretrained("tiny-bdlm")
+    record = denoise(dlm, prompt, Plan(new_tokens=5), probes=[probe], progress=False).record
+    first = 4 * (1 / 4 + 1 / 8 + 1 / 12)
+    said = f"Uniform attention, block by block, gives between {4 / 12:.3g} (last block) and {first:.3g} (first block)."
+    assert said in text_of(plots.timeline(record))
+    # of the 4 queries of one block alone: 4 / 8 in the one step of the second block, 4 / 12 in the 4 of the last
+    mean = (8 * 4 / 8 + 4 * 12 * 4 / 12) / (8 + 4 * 12)
+    evenly = f"Uniform attention gives every key {4 / 12:.3g} to {4 / 8:.3g} (mean {mean:.2f})."
+    assert evenly in text_of(plots.timeline(record, rule=SinkRule(0.4, queries="block")))

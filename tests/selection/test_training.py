@@ -213,6 +213,24 @@ def test_batches_are_masked_as_diffusion_is_trained(twin: Any) -> None:
     assert behind > batch.scored[:, 1:15].float().mean() + 0.05
 
 
+def test_a_row_of_a_block_model_ends_with_the_one_block_that_is_masked() -> None:
+    """30 tokens, blocks of 4: masks stand in one block, the last that is seen, and what comes before is as it was."""
+    bdlm = sl.HookedDLM.from_pretrained("tiny-bdlm")
+    rng = np.random.default_rng(3)
+    rows = EchoTexts().draw(bdlm)(rng, 400, 30)
+    batch = batch_of(bdlm, [*rows, rows[0][:10]], rng)
+    ends = batch.valid.sum(-1).tolist()
+    assert set(ends[:-1]) == {4, 8, 12, 16, 20, 24, 28, 30}
+    assert ends[-1] in (4, 8, 10)
+    for end, valid, scored, tokens, row in zip(ends, batch.valid, batch.scored, batch.tokens, rows, strict=False):
+        begin = (end - 1) // 4 * 4
+        assert valid.tolist() == [place < end for place in range(30)]
+        assert set(scored.nonzero()[:, 0].tolist()) <= set(range(begin, end))
+        assert tokens[:begin].tolist() == row[:begin]
+        assert torch.equal(tokens[:end] == bdlm.ids.mask, scored[:end])
+    assert 0.5 < float(batch.scored.sum(-1).float().mean() / 4) < 0.65  # t of .05 to 1, and one mask at least
+
+
 def test_an_autoregressive_row_is_scored_where_it_predicts() -> None:
     arm = sl.HookedDLM.from_pretrained("tiny-arm")
     batch = batch_of(arm, [[0, 30, 31, 32], [0, 40]], np.random.default_rng(0))
