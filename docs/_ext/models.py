@@ -43,7 +43,6 @@ CHECKED = {
     "ModernBERT": "transformers, dllm's MDLMSampler",
     "ESM-2": "official EsmForDPLM",
     "DPLM": "official EsmForDPLM",
-    "Stable-DiffCoder": "transformers, under the mask of blocks",  # tests/decoding/test_blocks.py
 }
 
 

@@ -32,7 +32,7 @@ def file_names(models: Sequence[str]) -> list[str]:
 
 def files_of(models: Sequence[str]) -> dict[str, files.Kind]:
     """The files that a table of these models writes."""
-    table = {"table1.csv": files.table("task", "model", "setting"), "report.html": files.PAGE}
+    table = {"table1.csv": files.table("task", "model", "editing", "setting"), "report.html": files.PAGE}
     return table | {f"result-{name}.json": files.RESULT for name in file_names(models)}
 
 

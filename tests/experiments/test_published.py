@@ -101,7 +101,8 @@ def test_the_edit_does_what_the_paper_says(name: str) -> None:
 
 def test_the_layout_is_the_papers_with_the_controls_beside(results: list[AblationResult]) -> None:
     table = reproduce.layout(results)
-    columns = ["task", "model", "setting", "accuracy", "low", "high", "exposed", "random keys", "same_mass keys"]
+    columns = ["task", "model", "editing", "setting", "accuracy", "low", "high", "exposed"]
+    columns += ["random keys", "same_mass keys"]
     columns += ["pairs", "minus_control", "minus_control_low", "minus_control_high", "p_holm"]
     assert list(table.columns) == columns
     expected = [(name, setting) for name in TWINS for setting in ("unmasked", "top-1", "top-2")]
