@@ -10,7 +10,8 @@ received      with the probe ReceivedAttention(queries="last") in all layers and
 recomputed    sl.denoise(Plan(cache=False)): every step computes every position
 
 And 8 blocks of 32 behind prompts of 32 and 128, one token per step, of a block model with random weights: cached and
-recomputed, both with ReceivedAttention(queries="block"). It is checked that all give the same tokens, and both the same received attention.
+recomputed, both with ReceivedAttention(queries="block"). It is checked that all give the same tokens, and both the same
+received attention.
 Time: medians of interleaved runs after a short warm-up. Targets: received at most 1.3 x generate; cached block decoding
 at least 3 x faster than recomputation.
 """

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformer_lens.factories.architecture_adapter_factory import ArchitectureAdapterFactory
 from transformer_lens.model_bridge.architecture_adapter import ArchitectureAdapter
 from transformer_lens.model_bridge.generalized_components import NormalizationBridge, UnembeddingBridge
+from transformer_lens.model_bridge.supported_architectures.glm4_moe import Glm4MoeArchitectureAdapter
 from transformer_lens.model_bridge.supported_architectures.gpt2 import GPT2ArchitectureAdapter
 from transformer_lens.model_bridge.supported_architectures.llama import LlamaArchitectureAdapter
 from transformer_lens.model_bridge.supported_architectures.qwen2 import Qwen2ArchitectureAdapter
@@ -158,6 +159,14 @@ class SinklensQwen3MoeAdapter(Adapter, Qwen3MoeArchitectureAdapter):
         layer["mlp"].submodules["gate"] = OpenRouter(name="gate")
 
 
+class SinklensGlm4MoeAdapter(Adapter, Glm4MoeArchitectureAdapter):
+    """GLM-4-MoE decoders (LLaDA2): experts in all but the first layers."""
+
+    def __init__(self, cfg: Any) -> None:
+        super().__init__(cfg)
+        open_attention(self.component_mapping)
+
+
 class SinklensGPT2Adapter(Adapter, GPT2ArchitectureAdapter):
     """GPT-2 decoders, bidirectional (DiffuGPT) or causal: one projection for queries, keys and values."""
 
@@ -183,6 +192,7 @@ DECODERS: dict[str, type[Adapter]] = {
     "Qwen2": SinklensQwen2Adapter,
     "Qwen3": SinklensQwen3Adapter,
     "Qwen3Moe": SinklensQwen3MoeAdapter,
+    "Glm4Moe": SinklensGlm4MoeAdapter,
     "GPT2": SinklensGPT2Adapter,
     "Starcoder2": SinklensStarcoder2Adapter,
 }

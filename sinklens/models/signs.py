@@ -39,6 +39,13 @@ def refuse_unasked(
         CheckpointError: naming the signs and what decides.
     """
     if not family.causal:
+        said = re.search(r"llada\W?_?2[._-]?[12]", f"{Path(name).name} {folder.resolve().name}".lower())
+        if family.name == "LLaDA2" and said:
+            raise CheckpointError(
+                f"{name!r} is called {said[0]!r}, and LLaDA2.1 and 2.2 replace tokens that are committed already, or "
+                "move them; sinklens decodes as LLaDA2.0 does, which never touches one again. family='LLaDA2' loads it "
+                "all the same, decoded so"
+            )
         if family.blocks is not None:
             return
         signs = [*_of_names(name, folder, configs[0], IN_BLOCKS)]

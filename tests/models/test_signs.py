@@ -134,3 +134,19 @@ def test_a_model_trained_block_by_block_in_another_layout_is_refused(fidelity: P
     shutil.copytree(fidelity / "a2d_llama" / "checkpoint", folder)
     with pytest.raises(CheckpointError, match=r"llama-bd3lm', .*block by block.*family='A2D-Llama'"):
         describe(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("called", "refused"), [("LLaDA2.0-mini", ""), ("LLaDA2.1-mini", "llada2.1"), ("llada2_2-x", "llada2_2")]
+)
+def test_llada2_that_touches_committed_tokens_is_told_by_its_name(
+    fidelity: Path, tmp_path: Path, called: str, refused: str
+) -> None:
+    folder = tmp_path / called
+    shutil.copytree(fidelity / "llada2" / "checkpoint", folder)
+    if not refused:
+        assert describe(str(folder)).family.name == "LLaDA2"
+        return
+    with pytest.raises(CheckpointError, match=rf"called '{refused}', .*replace tokens that are committed"):
+        describe(str(folder))
+    assert describe(str(folder), family="LLaDA2").family.blocks == Blocks(32)

@@ -13,6 +13,7 @@ from sinklens.models.families.esm import DPLM, ESM2
 from sinklens.models.families.gpt2 import GPT2
 from sinklens.models.families.illada import ILLADA
 from sinklens.models.families.llada import LLADA
+from sinklens.models.families.llada2 import LLADA2
 from sinklens.models.families.mdlm import MDLM
 from sinklens.models.families.mmada import MMADA
 from sinklens.models.families.modernbert import MODERNBERT
@@ -44,6 +45,7 @@ FAMILIES: tuple[Family, ...] = (
     A2D_QWEN3_BD3LM,
     A2D_QWEN2_BD3LM,
     SDAR,
+    LLADA2,
     BERT,
     ROBERTA,
     ESM2,
