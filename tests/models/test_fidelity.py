@@ -36,7 +36,8 @@ RECORDED = [
 # by up to 3.1e-5 for MMaDA (larger products; it also adds 1.0 to every allowed score of a padded batch). The plain
 # path runs the official operations in the official order and lands closer; on the pattern path softmax(q k) v is two
 # matrix products instead of one fused kernel (measured: 8.6e-6, MMaDA 2.2e-5). ModernBERT's logits here are of size 70,
-# and the recorded ones off by 1.5e-4 (ours by 1.2e-4). SDAR's and LLaDA2's are of size 11.5, and the recorded ones off by 1e-5.
+# and the recorded ones off by 1.5e-4 (ours by 1.2e-4). SDAR's and LLaDA2's are of size 11.5, and the recorded ones off
+# by 1e-5.
 PLAIN = dict.fromkeys(FOLDERS, 1e-5) | {"mmada": 2e-5, "modernbert": 2e-4}
 PATTERN = dict.fromkeys(FOLDERS, 1e-5) | {"mmada": 3e-5, "modernbert": 2e-4, "sdar": 2e-5, "llada2": 2e-5}
 
