@@ -33,7 +33,7 @@ CHECKED = {
     "A2D-Qwen2-BD3LM": "as A2D-Qwen2, and the sampler as A2D-Qwen3-BD3LM",
     "SDAR": "official SDARForCausalLM",
     "LLaDA2": "dllm's LLaDA2MoeModelLM, LLaDA2Sampler",
-    "Stable-DiffCoder": "not yet: mask and sampler as its code was read, not run",
+    "Stable-DiffCoder": "a public copy of StableDiffcoderForCausalLM",
     "CoDA": "official CoDALanguageModel",
     "open-dcoder": "Open-dLLM's Qwen2ForCausalLM",
     "DiffuLLaMA": "official DiscreteDiffusionModel",

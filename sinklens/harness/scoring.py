@@ -53,6 +53,11 @@ def check(dlm: HookedDLM, rows: Sequence[Answered], setting: Setting) -> None:
         PlanError: a continuation without tokens, what exceeds the context, guidance.
         ScopeError: edits that name steps, or that cannot act.
     """
+    if setting.edits and setting.plan.editing == "local":
+        raise PlanError(
+            "plan: editing='local' needs steps, and a likelihood has none: it reads an answer at once, every position "
+            "edited; leave it out, or choose a task that generates"
+        )
     if setting.plan.cfg_scale:
         raise PlanError(
             f"cfg_scale={setting.plan.cfg_scale:g}: likelihoods are computed without guidance; leave it out"

@@ -28,6 +28,7 @@ from sinklens.interventions import (
     ZeroSinks,
     ZeroValue,
 )
+from sinklens.models.families import FAMILIES
 from sinklens.models.hooked_dlm import HookedDLM
 from sinklens.probes import Confidence, MassOn, ReceivedAttention
 from sinklens.sinks import SinkRule
@@ -314,3 +315,26 @@ def test_an_ablation_in_either_meaning_is_what_single_runs_are(dlm: HookedDLM, m
             )
             values += (p.exp() * (p - q)).sum(-1).tolist()
     assert table["sinks"] == pytest.approx(np.mean(values), rel=1e-4)
+
+
+@pytest.mark.parametrize("family", [family.name for family in FAMILIES if family.causal])
+def test_every_baseline_writes_the_same_with_a_cache(tiny_model: Any, family: str) -> None:
+    """Also GPT-2, whose positions are embedded, and experts; prompts of several lengths, one of which ends early."""
+    dlm = tiny_model(family)
+    prompts = [[5, 17, 9, 33], [8, 12], [7, 40, 21, 3, 11, 30]]
+    runs = [
+        denoise(
+            dlm,
+            prompts,
+            Plan(new_tokens=9, temperature=temperature, cache=cache),
+            probes=[ReceivedAttention(queries="last")],
+            seed=[1, 2, 3],
+            progress=False,
+        )
+        for temperature in (0.0, 1.0)
+        for cache in (True, False)
+    ]
+    for kept, anew in (runs[:2], runs[2:]):
+        assert torch.equal(kept.tokens, anew.tokens)
+        close(kept.confidence, anew.confidence)
+        close(kept.record["received"], anew.record["received"])

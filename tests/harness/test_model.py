@@ -337,3 +337,9 @@ def test_chat_templates_reach_the_prompt(tmp_path: Path) -> None:
     assert lm.tokenizer_name != SinklensLM("tiny-arm").tokenizer_name or lm.tokenizer.get_vocab()
     with pytest.raises(PromptError, match="chat template cannot read"):
         SinklensLM("tiny-arm").apply_chat_template(messages)
+
+
+def test_local_edits_score_no_likelihoods() -> None:
+    lm = SinklensLM("tiny-arm", edit="mask:same/top1", plan="editing=local")
+    with pytest.raises(PlanError, match="needs steps, and a likelihood has none"):
+        scores(lm)

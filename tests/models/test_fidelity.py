@@ -19,6 +19,7 @@ DATA = Path(__file__).parents[1] / "data" / "fidelity"
 FOLDERS = (
     "llada", "dream", "mmada", "a2d_qwen3", "a2d_qwen2", "a2d_llama", "illada", "coda", "open_dcoder", "diffullama",
     "llada_moe", "rnd1", "dplm", "diffugpt", "modernbert", "mdlm", "a2d_bd3lm", "sdar", "llada2",
+    "stable_diffcoder",
 )  # fmt: skip
 SHIFTED = ("dream", "coda", "open_dcoder", "diffullama", "rnd1", "diffugpt")
 LOADED: dict[str, dict[str, Any]] = {  # how a folder is loaded whose config.json does not say what it is
@@ -128,6 +129,7 @@ LEFT_OUT: dict[str, dict[str, str]] = {
     "mdlm/trajectories.json": {},
     "dplm/trajectories.json": {},
     "a2d_bd3lm/trajectories.json": {},
+    "stable_diffcoder/trajectories.json": {},
     "llada2/trajectories.json": {
         "eos_goes_on": "dllm's code fills all blocks, also behind one with EOS; sinklens stops there",
     },
@@ -135,7 +137,12 @@ LEFT_OUT: dict[str, dict[str, str]] = {
         "dynamic_threshold0.3_steps2": "SDAR writes over a committed token where a step's share is more than is left",
     },
 }
-BLOCKS = ("a2d_bd3lm", "sdar", "llada2")  # models that see block by block: whole blocks are written, and cached
+BLOCKS = (
+    "a2d_bd3lm",
+    "sdar",
+    "llada2",
+    "stable_diffcoder",
+)  # models that see block by block: whole blocks are written, and cached
 # Of dllm's sampler: runs whose counts come out even, so that both samplers mean the same.
 SAME_AS_LLADA = (
     "greedy_steps16_block16",
@@ -199,7 +206,10 @@ def plan_of(file: str, record: dict[str, Any]) -> Plan:
 def plan_in_blocks(record: dict[str, Any]) -> Plan:
     """Likewise of block samplers. Theirs say how many steps a block takes, and SDAR's fills the last one to its end."""
     said = record["arguments"]
-    if "steps" in said:  # dllm's BD3LMSampler
+    if "steps" in said and "gen_length" in said:  # Stable-DiffCoder's
+        new, length, steps = said["gen_length"], said["block_length"], said["steps"]
+        more = {"remasking": said.get("remasking", "low_confidence"), "threshold": said["threshold"]}
+    elif "steps" in said:  # dllm's BD3LMSampler
         new, length, steps = said["max_new_tokens"], said["block_size"], said["steps"]
         more = {"remasking": said["remasking"]}
     else:
@@ -266,7 +276,9 @@ def test_canvases_are_the_official_ones(
         assert len(seen) == len(official) - 1 or used.resolved(dlm).sampler in ANY_STEPS
 
 
-@pytest.mark.parametrize(("file", "record"), [(f, r) for f, r in COMPARED if f.split("/")[0] in ("a2d_bd3lm", "sdar")])
+@pytest.mark.parametrize(
+    ("file", "record"), [(f, r) for f, r in COMPARED if f.split("/")[0] in ("a2d_bd3lm", "sdar", "stable_diffcoder")]
+)
 def test_a_cached_run_has_the_official_forwards(recorded: Any, file: str, record: dict[str, Any]) -> None:
     """As many, in the same order, of the same positions; but a block behind which nothing comes is not stored."""
     dlm, sizes = recorded(Path(file).parent.name), []
@@ -299,7 +311,7 @@ def test_the_records_left_out_are_those_named_here() -> None:
         names = {record["name"] for record in records(file)}
         assert set(reasons) == names - {record["name"] for f, record in COMPARED if f == file}
         assert set(reasons) <= names
-    assert len(COMPARED) == 203
+    assert len(COMPARED) == 214
 
 
 def test_random_numbers_of_this_build_are_those_of_the_recordings() -> None:

@@ -123,7 +123,7 @@ LLADA2 = Family(
     key_mapping=NAMES,
     fold=fold,
     blocks=Blocks(32),
-    plan={"sampler": "sdar", "remasking": "low_confidence", "threshold": 0.95},
+    plan={"sampler": "sdar", "remasking": "low_confidence"},
     models=(Model("inclusionAI/LLaDA2.0-mini", 16.26e9),),
     source="github ZHZisZZ/dllm; class LLaDA2MoeModelLM, LLaDA2Sampler",
 )
