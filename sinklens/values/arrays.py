@@ -9,7 +9,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-ORDER = ("prompt", "step", "layer", "head", "kv_head", "query", "key", "position")  # of a record's dims
+ORDER = ("prompt", "step", "block", "layer", "head", "kv_head", "query", "key", "position")  # of a record's dims
 
 
 def in_order(record: xr.Dataset) -> xr.Dataset:

@@ -101,7 +101,9 @@ def test_both_paths_agree_at_real_positions(model: Model, which: tuple[str, int]
     torch.testing.assert_close(by_pattern[mask], fused[mask], atol=5e-5, rtol=1e-5)  # logits, of size 20, two layers
     for layer in range(LAYERS):
         name = f"blocks.{layer}.attn.o.hook_in"
-        torch.testing.assert_close(on_pattern[name][mask], on_fused[name][mask], **CLOSE)
+        # Experts (of LLaDA2 times 2.5) enlarge what rounding leaves in the layer before: 1.5e-5; in float64 4e-15.
+        close = CLOSE if which[0] != "LLaDA2" else {"atol": 4e-5, "rtol": 1e-5}
+        torch.testing.assert_close(on_pattern[name][mask], on_fused[name][mask], **close)
 
 
 @pytest.mark.parametrize("path", ["fused", "pattern"])

@@ -152,13 +152,14 @@ def test_each_patch_is_what_a_forward_of_its_own_gives(made: Any, name: str, sit
 def test_the_end_is_that_of_a_whole_run_with_the_patch_in_it(made: Any, name: str) -> None:
     """With draws: the run goes on as if it had been patched in its own loop from the start."""
     dlm, clean, corrupt, plan = made(name)
+    seed = 6 if name == "tiny-bdlm" else 5  # with which some patch changes what is written
     plan = sl.Plan(new_tokens=plan.new_tokens, temperature=0.8)
     patches = sl.Patches("mixed", "both", outcome="end", layers=[1], positions=[1, 2, -6, -4], heads=[0, 2])
-    record = sl.patch(dlm, clean, corrupt, plan, patches, seed=5, batch_size=4, progress=False)
+    record = sl.patch(dlm, clean, corrupt, plan, patches, seed=seed, batch_size=4, progress=False)
 
     def decided(prompt: Any, edits: Any = ()) -> tuple[Tensor, Tensor]:
         rows = None
-        for step in sl.denoising_steps(dlm, prompt, plan, seed=5, interventions=edits):
+        for step in sl.denoising_steps(dlm, prompt, plan, seed=seed, interventions=edits):
             if rows is None:
                 rows = torch.zeros(step.tokens.shape[1], step.logits.shape[-1])
             here = step.committed[0].nonzero()[:, 0]
@@ -175,7 +176,7 @@ def test_the_end_is_that_of_a_whole_run_with_the_patch_in_it(made: Any, name: st
         return float(torch.stack([(rows[p, one[p]] - rows[p, two[p]]).double() for p in places]).mean())
 
     effect, moved = record["effect"].isel(prompt=0), 0
-    for number, step in enumerate(sl.denoising_steps(dlm, clean, plan, seed=5)):
+    for number, step in enumerate(sl.denoising_steps(dlm, clean, plan, seed=seed)):
         if number not in effect["step"]:
             continue
         _, cache = dlm.run_with_cache(step.canvas.tokens)
