@@ -24,7 +24,7 @@ DIFFCODER = Family(
     causal=False,
     translate=translate,
     blocks=Blocks(4),
-    mask_tokens=("<[MASK]>", "[MASK]"),
+    mask_tokens=("<[MASK_TOKEN]>", "<[MASK]>", "[MASK]"),
     plan={"sampler": "llada", "remasking": "low_confidence"},
     models=(
         Model("ByteDance-Seed/Stable-DiffCoder-8B-Base", 8e9),
