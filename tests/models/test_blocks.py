@@ -190,7 +190,7 @@ def recorded(dlm: HookedDLM) -> Any:
 # Every stock class, both directions, shifted and not: other families are these classes with other config.json files.
 MATRIX = [
     "LLaDA", "Dream", "CoDA", "LLaDA-MoE", "RND1", "Llama", "Qwen3", "BERT", "RoBERTa", "ModernBERT", "ESM-2", "GPT-2",
-    "DiffuGPT", "MDLM", "LLaDA2", "A2D-Qwen2-BD3LM",
+    "DiffuGPT", "MDLM", "LLaDA2",
 ]  # fmt: skip
 
 
